@@ -1,1 +1,122 @@
-//! gate
+//! The admission control behind pause and resume: may the worker consume more?
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::disposition::names;
+
+names! {
+    /// Why the gate is shut.
+    Reason {
+        /// Somebody said pause.
+        Operator = "operator",
+        /// The message pool is spent.
+        Messages = "messages",
+        /// The image pool is spent.
+        Images = "images",
+        /// The worker is draining.
+        Drain = "drain",
+    }
+}
+
+/// What the gate lets through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Passage {
+    /// Everything.
+    Open,
+    /// Messages while fewer than this are in flight.
+    Limited(usize),
+    /// Nothing.
+    Shut,
+}
+
+/// The gate. Cheap to clone; every clone is the same gate.
+#[derive(Debug, Clone, Default)]
+pub struct Gate(Arc<Mutex<State>>);
+
+#[derive(Debug, Default)]
+struct State {
+    reasons: BTreeSet<Reason>,
+    limit: Option<usize>,
+}
+
+impl Gate {
+    /// An open gate.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Shuts the gate for a reason; it opens when every reason is gone. Returns whether the reason is new.
+    pub fn shut(&self, reason: Reason) -> bool {
+        self.lock().reasons.insert(reason)
+    }
+
+    /// Takes a reason away. Returns whether it was there.
+    pub fn clear(&self, reason: Reason) -> bool {
+        self.lock().reasons.remove(&reason)
+    }
+
+    /// Sets a reason or takes it away. Returns whether that changed anything.
+    pub fn set(&self, reason: Reason, shut: bool) -> bool {
+        if shut { self.shut(reason) } else { self.clear(reason) }
+    }
+
+    /// Limits the messages in flight, or lifts the limit.
+    pub fn limit(&self, in_flight: Option<usize>) {
+        self.lock().limit = in_flight;
+    }
+
+    /// What the gate lets through now.
+    pub fn passage(&self) -> Passage {
+        let state = self.lock();
+        match state.limit {
+            _ if !state.reasons.is_empty() => Passage::Shut,
+            Some(limit) => Passage::Limited(limit),
+            None => Passage::Open,
+        }
+    }
+
+    /// Whether one more message may pass while `in_flight` are under way.
+    pub fn admits(&self, in_flight: usize) -> bool {
+        match self.passage() {
+            Passage::Open => true,
+            Passage::Limited(limit) => in_flight < limit,
+            Passage::Shut => false,
+        }
+    }
+
+    /// Why the gate is shut; empty when it is not.
+    pub fn reasons(&self) -> Vec<Reason> {
+        self.lock().reasons.iter().copied().collect()
+    }
+}
+
+/// Two thresholds, so that a pool at its limit does not pause and resume with every message: pausing discards what
+/// librdkafka has prefetched.
+#[derive(Debug, Clone, Copy)]
+pub struct Hysteresis {
+    high: f64,
+    low: f64,
+    shut: bool,
+}
+
+impl Hysteresis {
+    /// Shuts at `high`, opens at `low`; shares of a limit, `low` no larger than `high`.
+    pub fn new(high: f64, low: f64) -> Self {
+        Self { high, low: low.min(high), shut: false }
+    }
+
+    /// Whether to be shut at this fill.
+    pub fn update(&mut self, fill: f64) -> bool {
+        if fill >= self.high {
+            self.shut = true;
+        } else if fill <= self.low {
+            self.shut = false;
+        }
+        self.shut
+    }
+}

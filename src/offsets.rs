@@ -1,1 +1,256 @@
-//! offsets
+//! Tickets and the ledger: which offsets of each partition are resolved, and up to where they may be committed.
+//!
+//! Work finishes out of order and offsets are sparse. The watermark of a partition is the first offset that was
+//! seen and is not resolved; only what lies before it is ever committed.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// A partition of a topic.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct TopicPartition {
+    /// Topic.
+    pub topic: Arc<str>,
+    /// Partition.
+    pub partition: i32,
+}
+
+impl fmt::Display for TopicPartition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.topic, self.partition)
+    }
+}
+
+/// How a ticket ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// The broker has acknowledged everything the message led to: captions and dead letters.
+    Published,
+    /// The message asked for nothing (a tombstone); there is nothing to publish.
+    Skipped,
+}
+
+/// A ticket that was dropped without an outcome: a bug, named with its place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lost {
+    /// Partition of the message.
+    pub partition: TopicPartition,
+    /// Its offset, which will never be committed past.
+    pub offset: i64,
+}
+
+impl fmt::Display for Lost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "the message at {}/{} was dropped without a caption or a dead letter; its offset will not be \
+             committed, and the next worker reads it again. This is a bug in blipstream",
+            self.partition, self.offset
+        )
+    }
+}
+
+/// Where a partition stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Position {
+    /// The offset to commit: the first one seen and not resolved, or the one behind the newest resolved.
+    pub watermark: i64,
+    /// Offsets between the watermark and the newest consumed one, both included.
+    pub span: u64,
+    /// Messages seen and not resolved.
+    pub open: usize,
+}
+
+/// The ledger of all partitions this worker owns. Cheap to clone; every clone is the same ledger.
+#[derive(Debug, Clone, Default)]
+pub struct Ledger(Arc<Mutex<Books>>);
+
+#[derive(Debug, Default)]
+struct Books {
+    epoch: u64,
+    partitions: BTreeMap<TopicPartition, Partition>,
+    lost: VecDeque<Lost>,
+    /// Messages under way, those of earlier assignments included.
+    open: usize,
+}
+
+#[derive(Debug)]
+struct Partition {
+    epoch: u64,
+    /// Seen offsets from the watermark on, in order; `true` once resolved. The front one is never resolved.
+    seen: VecDeque<(i64, bool)>,
+    /// One behind the newest offset seen; the watermark when nothing is open.
+    next: Option<i64>,
+    /// Unresolved ones among `seen`.
+    open: usize,
+}
+
+impl Ledger {
+    /// An empty ledger.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Books> {
+        // The books are changed by code that cannot panic half-way.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Begins a new assignment of a partition; tickets of an earlier one no longer count.
+    pub fn assign(&self, partition: TopicPartition) {
+        let mut books = self.lock();
+        books.epoch += 1;
+        let epoch = books.epoch;
+        books.partitions.insert(partition, Partition { epoch, seen: VecDeque::new(), next: None, open: 0 });
+    }
+
+    /// Ends the assignment of a partition.
+    pub fn revoke(&self, partition: &TopicPartition) {
+        self.lock().partitions.remove(partition);
+    }
+
+    /// A ticket for a consumed message, or `None` where it must not be worked on: the partition is not ours, or the
+    /// offset was seen already (a seek delivers messages again).
+    pub fn open(&self, partition: &TopicPartition, offset: i64) -> Option<Ticket> {
+        let mut books = self.lock();
+        let entry = books.partitions.get_mut(partition)?;
+        if entry.next.is_some_and(|next| offset < next) {
+            return None;
+        }
+        entry.seen.push_back((offset, false));
+        entry.next = Some(offset + 1);
+        entry.open += 1;
+        let epoch = entry.epoch;
+        books.open += 1;
+        let message =
+            Shared { ledger: self.clone(), partition: partition.clone(), epoch, offset, parts: AtomicUsize::new(1) };
+        Some(Ticket { message: Arc::new(message), done: false })
+    }
+
+    /// Where a partition stands; `None` before its first message and after its revocation.
+    pub fn position(&self, partition: &TopicPartition) -> Option<Position> {
+        self.lock().partitions.get(partition).and_then(Partition::position)
+    }
+
+    /// Where every owned partition stands.
+    pub fn positions(&self) -> Vec<(TopicPartition, Position)> {
+        let books = self.lock();
+        books.partitions.iter().filter_map(|(tp, p)| Some((tp.clone(), p.position()?))).collect()
+    }
+
+    /// Partitions that are assigned.
+    pub fn assigned(&self) -> Vec<TopicPartition> {
+        self.lock().partitions.keys().cloned().collect()
+    }
+
+    /// Tickets under way, those of earlier assignments included.
+    pub fn open_tickets(&self) -> usize {
+        self.lock().open
+    }
+
+    /// Tickets under way in one partition.
+    pub fn open_in(&self, partition: &TopicPartition) -> usize {
+        self.position(partition).map_or(0, |position| position.open)
+    }
+
+    /// The next ticket that was dropped, if one was.
+    pub fn take_lost(&self) -> Option<Lost> {
+        self.lock().lost.pop_front()
+    }
+}
+
+impl Books {
+    /// The assignment a message belongs to, unless it has ended: then another worker has the message now, and
+    /// whatever became of it here does not count.
+    fn current(&mut self, message: &Shared) -> Option<&mut Partition> {
+        self.partitions.get_mut(&message.partition).filter(|p| p.epoch == message.epoch)
+    }
+
+    fn close(&mut self, message: &Shared) {
+        self.open -= 1;
+        if let Some(partition) = self.current(message) {
+            partition.resolve(message.offset);
+        }
+    }
+}
+
+impl Partition {
+    fn resolve(&mut self, offset: i64) {
+        if let Ok(at) = self.seen.binary_search_by_key(&offset, |(o, _)| *o) {
+            self.seen[at].1 = true;
+            self.open -= 1;
+        }
+        while self.seen.front().is_some_and(|(_, resolved)| *resolved) {
+            self.seen.pop_front();
+        }
+    }
+
+    fn position(&self) -> Option<Position> {
+        let next = self.next?;
+        let watermark = self.seen.front().map_or(next, |(offset, _)| *offset);
+        Some(Position { watermark, span: (next - watermark) as u64, open: self.open })
+    }
+}
+
+#[derive(Debug)]
+struct Shared {
+    ledger: Ledger,
+    partition: TopicPartition,
+    epoch: u64,
+    offset: i64,
+    /// Tickets of this message that are not resolved; the last one closes it.
+    parts: AtomicUsize,
+}
+
+/// The promise that a consumed message, or one row of it, ends as something the broker has acknowledged.
+///
+/// Resolve it exactly once. Dropping it is recorded as [`Lost`].
+#[derive(Debug)]
+#[must_use = "a ticket that is dropped is a lost message"]
+pub struct Ticket {
+    message: Arc<Shared>,
+    done: bool,
+}
+
+impl Ticket {
+    /// Keeps the promise. The message closes when every row's ticket is resolved.
+    pub fn resolve(mut self, _outcome: Outcome) {
+        self.done = true;
+        if self.message.parts.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.message.ledger.lock().close(&self.message);
+        }
+    }
+
+    /// One ticket for each of `rows` rows (at least one); the message closes when all of them are resolved.
+    pub fn split(mut self, rows: usize) -> Vec<Ticket> {
+        let rows = rows.max(1);
+        self.done = true;
+        self.message.parts.fetch_add(rows - 1, Ordering::AcqRel);
+        (0..rows).map(|_| Ticket { message: self.message.clone(), done: false }).collect()
+    }
+
+    /// Partition of the message.
+    pub fn partition(&self) -> &TopicPartition {
+        &self.message.partition
+    }
+
+    /// Offset of the message.
+    pub fn offset(&self) -> i64 {
+        self.message.offset
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        // The part stays open, so that no sibling can close the message and move the watermark past it.
+        if !self.done {
+            let mut books = self.message.ledger.lock();
+            let lost = Lost { partition: self.message.partition.clone(), offset: self.message.offset };
+            if books.current(&self.message).is_some() && !books.lost.contains(&lost) {
+                books.lost.push_back(lost);
+            }
+        }
+    }
+}

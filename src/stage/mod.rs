@@ -1,4 +1,7 @@
-//! The stages of the flow, one file each. No stage imports another: [`crate::pipeline`] wires them.
+//! The stages of the flow, one file each, and what flows between them.
+//!
+//! No stage imports another: [`crate::pipeline`] wires them. Each takes a receiver of its input and senders of its
+//! outputs, ends when its input is closed and empty, and drops its senders then: that is how the flow drains.
 
 pub mod batch;
 pub mod commit;
@@ -8,3 +11,59 @@ pub mod fetch;
 pub mod infer;
 pub mod parse;
 pub mod publish;
+
+use bytes::Bytes;
+
+use crate::caption::Pixels;
+use crate::disposition::Failure;
+use crate::message::{CaptionRecord, ImageInfo, Message, Row};
+use crate::tracked::Tracked;
+use std::sync::Arc;
+
+/// A row whose image was fetched.
+#[derive(Debug)]
+pub struct Fetched {
+    /// The row.
+    pub row: Row,
+    /// The encoded image.
+    pub body: Bytes,
+}
+
+/// A row that waits for a device.
+#[derive(Debug)]
+pub struct Ready {
+    /// The row.
+    pub row: Row,
+    /// Its pixels, at the model's size.
+    pub pixels: Pixels,
+    /// What is known of the picture.
+    pub image: ImageInfo,
+}
+
+/// The end of a row, or of a message that never became rows.
+#[derive(Debug)]
+pub enum Output {
+    /// A caption. Boxed, since it is much larger than the rest.
+    Caption(Box<CaptionRecord>, Arc<Message>),
+    /// One row failed.
+    FailedRow(Box<Row>, Failure),
+    /// The message as a whole failed, or one row of it that has no request.
+    FailedMessage {
+        /// The message.
+        message: Arc<Message>,
+        /// Row inside the message, if it is one row of several.
+        index: Option<usize>,
+        /// That row in the native form, where it has one.
+        native: Option<Bytes>,
+        /// Why.
+        failure: Failure,
+    },
+}
+
+/// What the publisher receives.
+pub type Finished = Tracked<Output>;
+
+/// A failed row, on its way to the dead letters.
+pub fn failed(row: Tracked<Row>, failure: Failure) -> Finished {
+    row.map(|row| Output::FailedRow(Box::new(row), failure))
+}

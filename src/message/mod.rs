@@ -1,0 +1,154 @@
+//! The wire contracts: what comes in, what goes out. `docs/messages.md` describes them for users.
+
+mod dead_letter;
+mod record;
+mod request;
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use serde::Serialize;
+
+pub use dead_letter::DeadLetter;
+pub use record::{CaptionRecord, ImageInfo, ModelRef, SCHEMA, Timing, redact_url};
+pub use request::{ImageRef, ParseError, Request, RequestParams, parse};
+
+/// Header that carries a row's identity through retry, dead letter and replay.
+pub const ORIGIN_HEADER: &str = "blipstream-origin";
+
+/// Headers in their order; Kafka allows repeated names and null values.
+pub type Headers = Vec<(String, Option<Bytes>)>;
+
+/// A message as it was consumed, owned.
+#[derive(Debug, Clone)]
+pub struct Message {
+    /// Topic it was read from.
+    pub topic: Arc<str>,
+    /// Partition of that topic.
+    pub partition: i32,
+    /// Offset in that partition.
+    pub offset: i64,
+    /// When it was produced, in milliseconds since the epoch, if the broker knows.
+    pub timestamp_ms: Option<i64>,
+    /// Its key.
+    pub key: Option<Bytes>,
+    /// Its value; `None` is a tombstone.
+    pub payload: Option<Bytes>,
+    /// Its headers.
+    pub headers: Headers,
+    /// When this worker received it.
+    pub received: Instant,
+}
+
+impl Message {
+    /// First value of a header, as text.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        let (_, value) = self.headers.iter().find(|(key, _)| key == name)?;
+        std::str::from_utf8(value.as_ref()?).ok()
+    }
+
+    /// The identity of the whole message: that of its first consumption, where a header carries one.
+    pub fn origin(&self) -> Origin {
+        let here = || Origin { topic: self.topic.clone(), partition: self.partition, offset: self.offset, index: None };
+        self.header(ORIGIN_HEADER).and_then(|text| text.parse().ok()).unwrap_or_else(here)
+    }
+
+    /// Bytes that count against the message pool: key, value and headers.
+    pub fn size(&self) -> usize {
+        let headers: usize = self.headers.iter().map(|(k, v)| k.len() + v.as_ref().map_or(0, Bytes::len)).sum();
+        self.key.as_ref().map_or(0, Bytes::len) + self.payload.as_ref().map_or(0, Bytes::len) + headers
+    }
+}
+
+/// Identity of an image: where its request was first consumed, and the row inside that message.
+///
+/// Written `topic/partition/offset` or, for one row of several, `topic/partition/offset/index`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+pub struct Origin {
+    /// Topic of the first consumption.
+    #[serde(serialize_with = "as_str")]
+    pub topic: Arc<str>,
+    /// Its partition.
+    pub partition: i32,
+    /// Its offset.
+    pub offset: i64,
+    /// Row inside the message; `None` for the message as a whole.
+    #[serde(skip)]
+    pub index: Option<usize>,
+}
+
+fn as_str<S: serde::Serializer>(text: &Arc<str>, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(text)
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}/{}", self.topic, self.partition, self.offset)?;
+        self.index.map_or(Ok(()), |index| write!(f, "/{index}"))
+    }
+}
+
+/// The text is not an origin.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("not an origin (topic/partition/offset, with /index for one row of several)")]
+pub struct NotAnOrigin;
+
+impl FromStr for Origin {
+    type Err = NotAnOrigin;
+
+    fn from_str(text: &str) -> Result<Self, NotAnOrigin> {
+        // Topic names have no slash, so the text splits from the left.
+        let mut parts = text.split('/');
+        let topic = parts.next().filter(|t| !t.is_empty()).ok_or(NotAnOrigin)?;
+        let partition: i32 = parts.next().and_then(|p| p.parse().ok()).filter(|p| *p >= 0).ok_or(NotAnOrigin)?;
+        let offset: i64 = parts.next().and_then(|o| o.parse().ok()).filter(|o| *o >= 0).ok_or(NotAnOrigin)?;
+        let index = parts.next().map(str::parse).transpose().map_err(|_| NotAnOrigin)?;
+        if parts.next().is_some() {
+            return Err(NotAnOrigin);
+        }
+        Ok(Self { topic: topic.into(), partition, offset, index })
+    }
+}
+
+/// One image of one message, on its way to a caption.
+#[derive(Debug, Clone)]
+pub struct Row {
+    /// The message it came in.
+    pub message: Arc<Message>,
+    /// What is asked.
+    pub request: Request,
+    /// Who it is.
+    pub origin: Origin,
+    /// Position inside the message, from 0.
+    pub index: usize,
+    /// Whether the message has only this row: then its dead letter keeps the value as it came.
+    pub only: bool,
+    /// Time spent so far.
+    pub timing: Timing,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn an_origin_survives_being_written_and_read(
+            topic in "[a-zA-Z0-9._-]{1,60}", partition in 0i32.., offset in 0i64.., index in proptest::option::of(0usize..10_000)
+        ) {
+            let origin = Origin { topic: topic.as_str().into(), partition, offset, index };
+            prop_assert_eq!(origin.to_string().parse::<Origin>(), Ok(origin));
+        }
+
+        #[test]
+        fn junk_is_no_origin_and_no_panic(text in ".{0,80}") {
+            if let Ok(origin) = text.parse::<Origin>() {
+                prop_assert!(origin.partition >= 0 && origin.offset >= 0);
+            }
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! The caption record, `blipstream.caption.v1`.
+
+use std::time::Duration;
+
+use serde::Serialize;
+use serde_json::{Map, Value};
+use url::Url;
+
+use super::Origin;
+
+/// Name and version of the record's form. A version only ever gains fields.
+pub const SCHEMA: &str = "blipstream.caption.v1";
+
+/// What is published for a captioned image.
+#[derive(Debug, Clone, Serialize)]
+pub struct CaptionRecord {
+    /// Always [`SCHEMA`].
+    pub schema: &'static str,
+    /// The request's id, or one derived from the origin.
+    pub id: String,
+    /// Row inside the message.
+    pub index: usize,
+    /// The caption.
+    pub text: String,
+    /// Sum of the log-probabilities of the generated tokens, natural logarithm.
+    pub logprob: f32,
+    /// Generated tokens.
+    pub tokens: usize,
+    /// `stop` (the model ended the caption) or `length`.
+    pub finish: &'static str,
+    /// Terms of the configured list that the caption contains.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub flags: Vec<String>,
+    /// Who wrote it.
+    pub model: ModelRef,
+    /// What it describes.
+    pub image: ImageInfo,
+    /// Where the time went, in milliseconds.
+    pub timing_ms: Timing,
+    /// Identity of the image.
+    pub origin: Origin,
+    /// Name of the worker.
+    pub worker: String,
+    /// Passed through from the request.
+    pub meta: Map<String, Value>,
+}
+
+/// The model a caption comes from.
+#[derive(Debug, Clone, Serialize)]
+pub struct ModelRef {
+    /// Hub id, or the name of the folder.
+    pub id: String,
+    /// Commit of the hub, if known.
+    pub revision: Option<String>,
+    /// `f32`, `bf16` or `f16`.
+    pub dtype: String,
+}
+
+/// What is known of the picture.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct ImageInfo {
+    /// Its address without user-info and query (unless `output.full_url`); `None` for inline data.
+    pub url: Option<String>,
+    /// SHA-256 of the encoded bytes, hex.
+    pub sha256: String,
+    /// Width in pixels, as encoded.
+    pub width: u32,
+    /// Height in pixels, as encoded.
+    pub height: u32,
+    /// Encoded length.
+    pub bytes: usize,
+    /// `jpeg`, `png`, `webp`, `gif`, `bmp` or `tiff`.
+    pub format: String,
+}
+
+/// Where the time went, in milliseconds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+pub struct Timing {
+    /// Fetching, all tries and waits between them.
+    pub fetch: f64,
+    /// Decoding and resizing.
+    pub decode: f64,
+    /// Waiting for a device.
+    pub queue: f64,
+    /// On the device, with its batch.
+    pub caption: f64,
+    /// From the receipt of the message to the finished caption.
+    pub total: f64,
+}
+
+impl Timing {
+    /// Milliseconds with one decimal: enough for people, short on the wire.
+    pub fn ms(duration: Duration) -> f64 {
+        (duration.as_secs_f64() * 10_000.0).round() / 10.0
+    }
+}
+
+/// An address fit for records, logs and dead letters: without user-info and query string, since both carry secrets.
+pub fn redact_url(url: &Url) -> String {
+    let mut url = url.clone();
+    // These fail only for addresses that cannot have user-info in the first place.
+    let _ = url.set_username("");
+    let _ = url.set_password(None);
+    url.set_query(None);
+    url.set_fragment(None);
+    url.into()
+}
