@@ -231,6 +231,12 @@ impl Ticket {
         (0..rows).map(|_| Ticket { message: self.message.clone(), done: false }).collect()
     }
 
+    /// Gives the promise up on purpose, at the drain deadline: the offset stays uncommitted, and the next worker reads
+    /// the message again.
+    pub fn abandon(mut self) {
+        self.done = true;
+    }
+
     /// Partition of the message.
     pub fn partition(&self) -> &TopicPartition {
         &self.message.partition

@@ -83,6 +83,11 @@ impl<T> Tracked<T> {
         self.tag.ticket.partition()
     }
 
+    /// Offset of the message.
+    pub fn offset(&self) -> i64 {
+        self.tag.ticket.offset()
+    }
+
     /// Ends the value's way.
     pub fn resolve(self, outcome: Outcome) -> T {
         self.tag.resolve(outcome);
@@ -90,7 +95,20 @@ impl<T> Tracked<T> {
     }
 }
 
+impl<T> Tracked<T> {
+    /// Gives the value up on purpose, at the drain deadline: its message is read again by the next worker.
+    pub fn abandon(self) -> T {
+        self.tag.abandon();
+        self.value
+    }
+}
+
 impl Tag {
+    /// Gives the ticket up on purpose; see [`Ticket::abandon`].
+    pub fn abandon(self) {
+        self.ticket.abandon();
+    }
+
     /// Resolves the ticket and gives the permits back.
     pub fn resolve(self, outcome: Outcome) {
         self.ticket.resolve(outcome);
