@@ -223,6 +223,12 @@ impl Ticket {
         }
     }
 
+    /// Gives up on the promise on purpose: at the deadline of a drain. The offset stays uncommitted, the message counts
+    /// as open, and the next worker reads it again. Unlike a drop, this is not reported as [`Lost`].
+    pub fn abandon(mut self) {
+        self.done = true;
+    }
+
     /// One ticket for each of `rows` rows (at least one); the message closes when all of them are resolved.
     pub fn split(mut self, rows: usize) -> Vec<Ticket> {
         let rows = rows.max(1);

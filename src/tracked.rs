@@ -83,6 +83,12 @@ impl<T> Tracked<T> {
         self.tag.ticket.partition()
     }
 
+    /// Gives up on the value at the deadline of a drain: its message is read again by the next worker.
+    pub fn abandon(self) -> T {
+        self.tag.abandon();
+        self.value
+    }
+
     /// Ends the value's way.
     pub fn resolve(self, outcome: Outcome) -> T {
         self.tag.resolve(outcome);
@@ -91,6 +97,11 @@ impl<T> Tracked<T> {
 }
 
 impl Tag {
+    /// Gives up on the ticket, see [`Ticket::abandon`], and gives the permits back.
+    pub fn abandon(self) {
+        self.ticket.abandon();
+    }
+
     /// Resolves the ticket and gives the permits back.
     pub fn resolve(self, outcome: Outcome) {
         self.ticket.resolve(outcome);
