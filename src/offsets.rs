@@ -223,18 +223,18 @@ impl Ticket {
         }
     }
 
+    /// Gives up on the promise on purpose: at the deadline of a drain. The offset stays uncommitted, the message counts
+    /// as open, and the next worker reads it again. Unlike a drop, this is not reported as [`Lost`].
+    pub fn abandon(mut self) {
+        self.done = true;
+    }
+
     /// One ticket for each of `rows` rows (at least one); the message closes when all of them are resolved.
     pub fn split(mut self, rows: usize) -> Vec<Ticket> {
         let rows = rows.max(1);
         self.done = true;
         self.message.parts.fetch_add(rows - 1, Ordering::AcqRel);
         (0..rows).map(|_| Ticket { message: self.message.clone(), done: false }).collect()
-    }
-
-    /// Gives the promise up on purpose, at the drain deadline: the offset stays uncommitted, and the next worker reads
-    /// the message again.
-    pub fn abandon(mut self) {
-        self.done = true;
     }
 
     /// Partition of the message.

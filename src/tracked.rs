@@ -88,6 +88,12 @@ impl<T> Tracked<T> {
         self.tag.ticket.offset()
     }
 
+    /// Gives up on the value at the deadline of a drain: its message is read again by the next worker.
+    pub fn abandon(self) -> T {
+        self.tag.abandon();
+        self.value
+    }
+
     /// Ends the value's way.
     pub fn resolve(self, outcome: Outcome) -> T {
         self.tag.resolve(outcome);
@@ -95,16 +101,8 @@ impl<T> Tracked<T> {
     }
 }
 
-impl<T> Tracked<T> {
-    /// Gives the value up on purpose, at the drain deadline: its message is read again by the next worker.
-    pub fn abandon(self) -> T {
-        self.tag.abandon();
-        self.value
-    }
-}
-
 impl Tag {
-    /// Gives the ticket up on purpose; see [`Ticket::abandon`].
+    /// Gives up on the ticket, see [`Ticket::abandon`], and gives the permits back.
     pub fn abandon(self) {
         self.ticket.abandon();
     }
