@@ -19,11 +19,12 @@ pub struct Normalize {
 }
 
 impl Default for Normalize {
-    /// BLIP's, which are CLIP's (`OPENAI_CLIP_MEAN` and `OPENAI_CLIP_STD` in transformers), after a scale of 1/255.
+    /// BLIP's, which are CLIP's (`OPENAI_CLIP_MEAN` and `OPENAI_CLIP_STD` in transformers, to the precision of f32),
+    /// after a scale of 1/255.
     fn default() -> Self {
         Self {
             mean: [0.481_454_66, 0.457_827_5, 0.408_210_73],
-            std: [0.268_629_54, 0.261_302_58, 0.275_777_11],
+            std: [0.268_629_54, 0.261_302_6, 0.275_777_1],
             scale: 1.0 / 255.0,
         }
     }

@@ -148,12 +148,7 @@ pub fn decode(bytes: &[u8], limits: &Limits) -> Result<Picture, DecodeError> {
     }
 }
 
-fn decode_with(
-    guessed: ImageFormat,
-    format: Format,
-    bytes: &[u8],
-    limits: &Limits,
-) -> Result<Picture, DecodeError> {
+fn decode_with(guessed: ImageFormat, format: Format, bytes: &[u8], limits: &Limits) -> Result<Picture, DecodeError> {
     let explain = |error| explain(error, format, limits);
     let mut decoder_limits = image::Limits::no_limits();
     decoder_limits.max_alloc = Some(limits.max_memory);
