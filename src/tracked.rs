@@ -96,3 +96,6 @@ impl Tag {
         self.ticket.resolve(outcome);
     }
 }
+
+#[cfg(test)]
+mod tests;
