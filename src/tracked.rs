@@ -112,3 +112,6 @@ impl Tag {
         self.ticket.resolve(outcome);
     }
 }
+
+#[cfg(test)]
+mod tests;
