@@ -2,6 +2,7 @@
 //!
 //! Seconds and bytes throughout; the prefix is `blipstream_`. `docs/metrics.md` explains them to operators.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use prometheus::core::Collector;
@@ -55,17 +56,19 @@ names! {
 }
 
 names! {
-    /// Class of an image host's answer.
+    /// How a host answered one request.
     ResponseClass {
         /// 2xx.
         Success = "2xx",
         /// 3xx.
         Redirect = "3xx",
         /// 4xx.
-        Client = "4xx",
+        ClientError = "4xx",
         /// 5xx.
-        Server = "5xx",
-        /// No answer: resolution, connection, TLS or time-out.
+        ServerError = "5xx",
+        /// Any other number.
+        Other = "other",
+        /// Not at all: resolution, connection, TLS or time-out.
         None = "none",
     }
 }
@@ -106,6 +109,7 @@ pub struct Metrics {
     failures: IntCounterVec,
     dead_lettered: IntCounterVec,
     retries: IntCounterVec,
+    publish_refusals: IntCounter,
     stage_duration: HistogramVec,
     model_phase: HistogramVec,
     end_to_end: Histogram,
@@ -198,6 +202,10 @@ impl Metrics {
             failures: r.counters("failures_total", &["stage", "code"], "Rows that failed, by stage and reason."),
             dead_lettered: r.counters("dead_lettered_total", &["code"], "Dead letters the broker has acknowledged."),
             retries: r.counters("retries_total", &["stage", "code"], "Tries after the first."),
+            publish_refusals: r.counter(
+                "publish_refusals_total",
+                "Records that the brokers refused and that are tried again; the flow waits meanwhile.",
+            ),
             stage_duration: r.histograms(
                 "stage_duration_seconds",
                 &["stage"],
@@ -288,19 +296,13 @@ impl Metrics {
         String::from_utf8(text).unwrap_or_default()
     }
 
-    /// A message was consumed.
-    pub fn consumed(&self, topic: &str) {
-        self.messages_consumed.with_label_values(&[topic]).inc();
-    }
-
-    /// A message without a value was skipped.
-    pub fn skipped(&self) {
-        self.messages_skipped.inc();
-    }
-
-    /// Messages consumed so far, over all topics.
-    pub fn consumed_so_far(&self) -> u64 {
-        sum(&self.messages_consumed)
+    /// What the consumer has counted since the start: messages of each topic, tombstones, rebalances.
+    pub fn consumer_totals(&self, messages: &BTreeMap<String, u64>, tombstones: u64, rebalances: u64) {
+        for (topic, total) in messages {
+            raise(&self.messages_consumed.with_label_values(&[topic]), *total);
+        }
+        raise(&self.messages_skipped, tombstones);
+        raise(&self.rebalances, rebalances);
     }
 
     /// Captions published so far, over all devices.
@@ -348,6 +350,11 @@ impl Metrics {
     /// Something is tried again.
     pub fn retried(&self, stage: Stage, code: Code) {
         self.retries.with_label_values(&[stage.as_str(), code.as_str()]).inc();
+    }
+
+    /// The brokers refused a record, which is tried again.
+    pub fn publish_refused(&self) {
+        self.publish_refusals.inc();
     }
 
     /// A row left a stage after this time in it.
@@ -422,11 +429,6 @@ impl Metrics {
         self.paused.set(count as i64);
     }
 
-    /// This worker's partitions changed.
-    pub fn rebalanced(&self) {
-        self.rebalances.inc();
-    }
-
     /// Consumption is held for a reason, or no longer.
     pub fn backpressure(&self, reason: &'static str, active: bool) {
         self.backpressure.with_label_values(&[reason]).set(i64::from(active));
@@ -459,6 +461,11 @@ pub struct Standing {
     pub committed: Option<i64>,
     /// Messages consumed and not resolved.
     pub incomplete: i64,
+}
+
+/// Raises a counter to a total that somebody else counts.
+fn raise(counter: &IntCounter, total: u64) {
+    counter.inc_by(total.saturating_sub(counter.get()));
 }
 
 fn sum(counters: &IntCounterVec) -> u64 {

@@ -1,1 +1,221 @@
-//! pipeline
+//! The flow: the only module that knows the order of the stages.
+//!
+//! [`Core`] is the middle of it, from rows to captions, and needs no Kafka: `blipstream caption` runs on it, so that its
+//! captions are the pipeline's. [`worker`] puts Kafka at both ends.
+
+mod control;
+mod status;
+pub mod worker;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use async_channel::{Receiver, Sender, bounded};
+use tokio::task::JoinHandle;
+
+use crate::caption::Engine;
+use crate::caption::preprocess::Preprocessor;
+use crate::disposition::{Code, Stage};
+use crate::message::Row;
+use crate::metrics::{Metrics, ResponseClass};
+use crate::settings::Settings;
+use crate::stage::batch::Queue;
+use crate::stage::infer::{Device, DeviceFailure, DeviceStats, Queued};
+use crate::stage::{Finished, Ready, decode, fetch, infer};
+use crate::tracked::Tracked;
+
+pub use control::{Budget, Control, Limits, Wiring};
+pub use status::{Component, DeviceStatus, PoolStatus, QueueStatus, Readiness, Status, Totals};
+
+/// Rows between two stages that are neither waiting in a stage nor in a device: enough to hide a hand-over, few enough
+/// that the budget, not the channel, decides what is in flight.
+const HANDOVER: usize = 32;
+
+/// An engine and how the flow uses it.
+pub struct Loaded {
+    /// The engine.
+    pub engine: Box<dyn Engine>,
+    /// Images it takes at once.
+    pub batch_size: usize,
+    /// Number of this copy, where a device has several.
+    pub replica: Option<usize>,
+}
+
+/// What the flow is made of.
+pub struct Parts {
+    /// The engines, at least one; all of the same model.
+    pub engines: Vec<Loaded>,
+    /// The model's preprocessing.
+    pub preprocessor: Preprocessor,
+    /// Terms that set `flags` on a record.
+    pub flag_terms: Vec<String>,
+    /// Name of this worker in records.
+    pub worker: String,
+}
+
+/// The running middle of the flow: rows in, captions and failures out.
+pub struct Core {
+    /// Where rows go in. Dropping it drains the core: every stage finishes what it has and drops its senders.
+    pub rows: Sender<Tracked<Row>>,
+    /// Where captions and failures come out; closes when everything that went in has come out.
+    pub finished: Receiver<Finished>,
+    /// For failures of stages before the core.
+    pub failures: Sender<Finished>,
+    /// Devices that broke; closes when all device threads have ended.
+    pub device_failures: Receiver<DeviceFailure>,
+    /// The fetch stage; ends when all rows are fetched, and says so if it panicked.
+    pub fetching: JoinHandle<()>,
+}
+
+impl Core {
+    /// Wires the stages, from the last one back, so that each holds only what lies downstream.
+    ///
+    /// # Errors
+    /// A thread or an HTTP client could not be made.
+    pub fn start(settings: &Settings, parts: Parts, control: &Control) -> anyhow::Result<Self> {
+        let model = parts.engines.first().map(|e| e.engine.model().clone());
+        let model = model.ok_or_else(|| anyhow::anyhow!("a flow needs at least one engine"))?;
+        let pixel_bytes = model.image_size * model.image_size * 3;
+        let metrics = control.metrics().clone();
+        let lanes = Lanes::new(settings);
+
+        // infer → publish
+        let (finished_in, finished) = bounded(settings.flow.max_images.max(HANDOVER));
+        let queue = Queue::new(settings.batch.queue, &lanes.weights);
+        let shared = Arc::new(infer::Shared {
+            queue: queue.clone(),
+            finished: finished_in.clone(),
+            metrics: metrics.clone(),
+            model: settings.model.clone(),
+            linger: settings.batch.linger,
+            worker: parts.worker,
+            flag_terms: parts.flag_terms,
+        });
+        let (failures_in, device_failures) = bounded(parts.engines.len());
+        let devices = start_devices(parts.engines, &shared, &queue, failures_in)?;
+
+        // decode → batch
+        let (fetched_in, fetched) = bounded(HANDOVER);
+        let outputs = decode::Outputs {
+            ready: Arc::new({
+                let queue = queue.clone();
+                move |ready: Tracked<Ready>| {
+                    let lane = lanes.of(&ready.value.row.message.topic);
+                    let queued = Queued { ready, since: Instant::now(), lane };
+                    queue.push(lane, queued).map_err(|refused| refused.ready)
+                }
+            }),
+            failed: finished_in.clone(),
+            observe: stage_timer(&metrics, Stage::Decode),
+        };
+        let config = decode::Config::new(parts.preprocessor, &settings.decode, &settings.output);
+        let decoders = decode::spawn(&config, &fetched, &outputs)?;
+        std::thread::Builder::new().name("decode end".into()).spawn({
+            let queue = queue.clone();
+            move || {
+                // A panic outside of a decoder loses its row, which the ledger reports.
+                decoders.into_iter().for_each(|thread| drop(thread.join()));
+                queue.close();
+            }
+        })?;
+
+        // fetch → decode
+        let (rows, rows_out) = bounded(HANDOVER);
+        let fetcher = fetch::Fetcher::new(&settings.fetch, control.budget().images.clone(), pixel_bytes)?
+            .with_observer(Arc::new(FetchMetrics(metrics.clone())));
+        let fetching = tokio::spawn(fetch::run(Arc::new(fetcher), rows_out.clone(), fetched_in, finished_in.clone()));
+
+        control.wired(Wiring {
+            model,
+            devices,
+            queues: vec![
+                (Stage::Fetch, Box::new(move || rows_out.len())),
+                (Stage::Decode, Box::new(move || fetched.len())),
+                (Stage::Batch, Box::new(move || queue.len())),
+                (Stage::Publish, Box::new({
+                    let finished = finished.downgrade();
+                    move || finished.upgrade().map_or(0, |f| f.len())
+                })),
+            ],
+        });
+        Ok(Self { rows, finished, failures: finished_in, device_failures, fetching })
+    }
+}
+
+/// Starts the devices, and beside each a thread that waits for its end, so that a failure is noticed when it happens.
+/// When the last device is gone, what waits for one is given up, or the stages before would wait for ever.
+fn start_devices(
+    engines: Vec<Loaded>,
+    shared: &Arc<infer::Shared>,
+    queue: &Queue<Queued>,
+    failures: Sender<DeviceFailure>,
+) -> anyhow::Result<Vec<Arc<DeviceStats>>> {
+    let left = Arc::new(AtomicUsize::new(engines.len()));
+    let mut all = Vec::with_capacity(engines.len());
+    for Loaded { engine, batch_size, replica } in engines {
+        let Device { stats, thread } = infer::spawn(engine, batch_size, replica, shared.clone())?;
+        all.push(stats.clone());
+        let (queue, failures, left) = (queue.clone(), failures.clone(), left.clone());
+        std::thread::Builder::new().name(format!("watch {}", stats.name)).spawn(move || {
+            let failure = match thread.join() {
+                Ok(Ok(())) => None,
+                Ok(Err(failure)) => Some(failure),
+                Err(_) => Some(DeviceFailure::panicked(&stats.name)),
+            };
+            if left.fetch_sub(1, Ordering::AcqRel) == 1 {
+                queue.abandon().into_iter().for_each(|queued| drop(queued.ready.abandon()));
+            }
+            if let Some(failure) = failure {
+                // Nobody listens only when the flow is gone already.
+                let _ = failures.send_blocking(failure);
+            }
+        })?;
+    }
+    Ok(all)
+}
+
+/// Observes the time that rows spend in a stage.
+fn stage_timer(metrics: &Arc<Metrics>, stage: Stage) -> Arc<dyn Fn(Duration) + Send + Sync> {
+    let metrics = metrics.clone();
+    Arc::new(move |took| metrics.stage(stage, took))
+}
+
+/// What the fetch stage reports, as metrics.
+struct FetchMetrics(Arc<Metrics>);
+
+impl fetch::Observer for FetchMetrics {
+    fn response(&self, class: ResponseClass) {
+        self.0.response(class);
+    }
+
+    fn bytes(&self, length: usize) {
+        self.0.fetched_bytes(length);
+    }
+
+    fn retry(&self, code: Code) {
+        self.0.retried(Stage::Fetch, code);
+    }
+
+    fn finished(&self, took: Duration) {
+        self.0.stage(Stage::Fetch, took);
+    }
+}
+
+/// Which lane a topic's rows wait in.
+#[derive(Debug, Clone)]
+struct Lanes {
+    topics: Vec<String>,
+    weights: Vec<u32>,
+}
+
+impl Lanes {
+    fn new(settings: &Settings) -> Self {
+        let inputs = &settings.kafka.inputs;
+        Self { topics: inputs.iter().map(|i| i.topic.clone()).collect(), weights: inputs.iter().map(|i| i.weight).collect() }
+    }
+
+    fn of(&self, topic: &str) -> usize {
+        self.topics.iter().position(|t| t == topic).unwrap_or(0)
+    }
+}

@@ -1,1 +1,139 @@
-//! command
+//! The subcommands, one file each.
+
+mod assets;
+mod caption;
+mod config;
+mod demo;
+mod input;
+mod models;
+mod telemetry;
+mod worker;
+
+use std::io;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+
+use crate::config::ConfigErrors;
+
+/// Streaming image captions: image references in from Kafka, BLIP captions out.
+#[derive(Debug, Parser)]
+#[command(name = "blipstream", version, about, long_about = LONG_ABOUT, after_help = EXIT_CODES)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const LONG_ABOUT: &str = "Streaming image captions: image references in from Kafka, BLIP captions out.
+
+A worker consumes requests, fetches and decodes the images, batches them across the devices of its machine, and \
+publishes a caption record for each, or a dead letter that says why there is none. Start with `blipstream demo`: it \
+needs nothing but this program.";
+
+const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 bad usage or configuration, 3 finished with more failures \
+than allowed.\nConfiguration: defaults < --config FILE < BLIPSTREAM_SECTION__KEY < --set section.key=value; \
+`blipstream config` shows what is in force and why.";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Show the whole thing at work: embedded broker, image server, worker and a small model
+    Demo(demo::DemoArgs),
+    /// Run a worker: consume requests, caption images, publish records
+    Worker(worker::WorkerArgs),
+    /// Caption local files, folders and URLs, without Kafka
+    Caption(caption::CaptionArgs),
+
+
+
+    /// Show the configuration in force and where each value comes from
+    Config(config::ConfigArgs),
+    /// Print a completion script for a shell
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+}
+
+/// How a command ended, when it did not fail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exit {
+    /// Everything was done.
+    Done,
+    /// It ran to its end, and something failed that it has named.
+    Failed,
+    /// More failures than allowed.
+    TooManyFailures,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        match exit {
+            Exit::Done => Self::SUCCESS,
+            Exit::Failed => Self::from(1),
+            Exit::TooManyFailures => Self::from(3),
+        }
+    }
+}
+
+/// Bad usage that clap cannot see; exit code 2.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Usage(pub String);
+
+/// The exit code of an error: 2 for usage and configuration, else 1.
+pub fn exit_of(error: &anyhow::Error) -> u8 {
+    if error.is::<Usage>() || error.is::<ConfigErrors>() { 2 } else { 1 }
+}
+
+/// Prints an error and its causes for a person.
+#[allow(clippy::print_stderr)] // the last word of the program, after logging has ended
+pub fn report(error: &anyhow::Error) {
+    eprint!("error: {error}");
+    let mut last = error.to_string();
+    for cause in error.chain().skip(1) {
+        // Some libraries repeat their cause in their own message.
+        let text = cause.to_string();
+        if !last.contains(&text) {
+            eprint!(": {text}");
+            last = text;
+        }
+    }
+    eprintln!();
+}
+
+/// Runs a command to its end.
+pub fn run(cli: Cli) -> anyhow::Result<Exit> {
+    match cli.command {
+        Command::Demo(args) => demo::run(args),
+        Command::Worker(args) => worker::run(args),
+        Command::Caption(args) => caption::run(args),
+        Command::Config(args) => match config::run(&args, &mut io::stdout().lock()) {
+            Err(config::ConfigCommandError::Config(errors)) => Err(errors.into()),
+            result => Ok(result.map(|()| Exit::Done)?),
+        },
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "blipstream", &mut io::stdout().lock());
+            Ok(Exit::Done)
+        }
+    }
+}
+
+/// The async runtime of a command.
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    Ok(tokio::runtime::Builder::new_multi_thread().enable_all().build()?)
+}
+
+/// Whether an error only says that the reader of our output has gone (`blipstream … | head`).
+fn broken_pipe(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::BrokenPipe
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

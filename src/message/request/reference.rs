@@ -151,6 +151,14 @@ fn share(source: &Bytes, part: &str) -> Bytes {
 }
 
 impl ImageRef {
+    /// Reads a reference as a request's `image` is read.
+    ///
+    /// # Errors
+    /// It is unreadable or of an unknown scheme.
+    pub fn parse(text: &str) -> Result<Self, ParseError> {
+        read(&Bytes::copy_from_slice(text.as_bytes()), text, "image")
+    }
+
     /// The reference as text that reads back as the same reference.
     pub(super) fn to_text(&self) -> Cow<'_, str> {
         match self {

@@ -27,8 +27,9 @@ use self::intake::Intake;
 use self::local::{Encoding, Files};
 use super::{Fetched, Finished, failed};
 use crate::budget::{Permit, Pool};
-use crate::disposition::{Code, Disposed, Disposition, names};
+use crate::disposition::{Code, Disposed, Disposition};
 use crate::message::{ImageRef, Row, Timing, redact_url};
+use crate::metrics::ResponseClass;
 use crate::retry::Backoff;
 use crate::settings;
 use crate::tracked::Tracked;
@@ -42,24 +43,6 @@ const MAX_REFERENCE_CHARS: usize = 300;
 
 /// The name under which files take their slots; no host is called so.
 const FILES: &str = "file:";
-
-names! {
-    /// How a host answered one request.
-    ResponseClass {
-        /// 2xx.
-        Success = "2xx",
-        /// 3xx.
-        Redirect = "3xx",
-        /// 4xx.
-        ClientError = "4xx",
-        /// 5xx.
-        ServerError = "5xx",
-        /// Any other number.
-        Other = "other",
-        /// Not at all.
-        None = "none",
-    }
-}
 
 /// Who watches the fetches; the default of each method does nothing.
 pub trait Observer: Send + Sync {

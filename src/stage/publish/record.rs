@@ -30,7 +30,7 @@ impl Rendered<'_> {
 pub(super) fn render<'a>(output: &Output, pointer: bool, kafka: &'a Kafka, worker: &str) -> Rendered<'a> {
     let limit = if pointer { 0 } else { kafka.max_message_size.as_u64() as usize };
     let (message, origin, row_value, failure) = match output {
-        Output::Caption(record, message) => return caption(record, message, kafka),
+        Output::Caption { record, message, .. } => return caption(record, message, kafka),
         Output::FailedRow(row, failure) => (&row.message, row.origin.clone(), native(row), failure),
         Output::FailedMessage { message, index, native, failure } => {
             let origin = message.origin();
@@ -58,7 +58,7 @@ fn caption<'a>(record: &CaptionRecord, message: &Message, kafka: &'a Kafka) -> R
 /// The code under which an output is dead-lettered; `None` for a caption.
 pub(super) fn code(output: &Output) -> Option<Code> {
     match output {
-        Output::Caption(..) => None,
+        Output::Caption { .. } => None,
         Output::FailedRow(_, failure) | Output::FailedMessage { failure, .. } => Some(failure.code),
     }
 }
@@ -66,14 +66,14 @@ pub(super) fn code(output: &Output) -> Option<Code> {
 /// Topic of an output, and the setting that names it.
 pub(super) fn destination<'a>(output: &Output, kafka: &'a Kafka) -> (&'a str, &'static str) {
     match output {
-        Output::Caption(..) => (&kafka.captions_topic, "kafka.captions_topic"),
+        Output::Caption { .. } => (&kafka.captions_topic, "kafka.captions_topic"),
         Output::FailedRow(..) | Output::FailedMessage { .. } => (&kafka.dead_letter_topic, "kafka.dead_letter_topic"),
     }
 }
 
 /// What a caption becomes when its record is too long for its topic. Anything else stays as it is.
 pub(super) fn too_large(output: Output, topic: &str, reason: &str) -> Output {
-    let Output::Caption(record, message) = output else { return output };
+    let Output::Caption { record, message, .. } = output else { return output };
     let text = format!("the caption record is too long for the topic {topic}: {reason}");
     let failure = Failure::with_message(Stage::Publish, Code::OutputTooLarge, text);
     Output::FailedMessage { index: record.origin.index, native: row_of(&message, record.index), message, failure }

@@ -1,0 +1,303 @@
+//! `blipstream caption`: the pipeline without Kafka, for files, folders and URLs.
+
+use std::collections::BTreeMap;
+use std::io::{self, IsTerminal, Write};
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::Context;
+use async_channel::Sender;
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::json;
+use tokio::runtime::Handle;
+
+use super::{Exit, Usage, broken_pipe, input, models, runtime, telemetry};
+use crate::config::ConfigOptions;
+use crate::disposition::{Failure, Stage};
+use crate::message::{CaptionRecord, Message, Origin, ParseError, Request, RequestParams, Row, Timing};
+use crate::metrics::Metrics;
+use crate::offsets::{Outcome, TopicPartition};
+use crate::pipeline::{Control, Core};
+use crate::settings::Settings;
+use crate::stage::{Finished, Output, failed};
+use crate::tracked::Tracked;
+
+/// Batch size where none is given: a folder is too short for a warm-up.
+const BATCH: usize = 8;
+/// The topic that stands for the command line in an image's origin.
+const ARGUMENTS: &str = "arguments";
+
+/// Arguments of `caption`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  blipstream caption photo.jpg
+  blipstream caption holiday/ --output jsonl > captions.jsonl
+  cat urls.txt | blipstream caption - --model Salesforce/blip-image-captioning-base
+  blipstream caption http://localhost:8000/a.png --allow-network 127.0.0.0/8
+
+A JSON line is a caption record whose `id` is the argument as given; for an image that failed it has `error` instead.
+Addresses that are not public are refused unless a network given by --allow-network contains them.")]
+pub struct CaptionArgs {
+    /// Files, folders and URLs; `-` reads a list from standard input
+    #[arg(required = true, value_name = "IMAGE")]
+    images: Vec<String>,
+    /// Form of the output
+    #[arg(long, value_enum, default_value_t = Form::Text)]
+    output: Form,
+    /// Folder, hub id, or `demo` for the small bundled model
+    #[arg(long, value_name = "DIR|HUB-ID")]
+    model: Option<String>,
+    /// `auto`, `cpu` or `cuda:N`; may be given several times
+    #[arg(long)]
+    device: Vec<String>,
+    /// `auto`, `f32`, `bf16` or `f16`
+    #[arg(long)]
+    dtype: Option<String>,
+    /// Images a device takes at once
+    #[arg(long, value_name = "N")]
+    max_batch_size: Option<usize>,
+    /// Text that the captions begin with
+    #[arg(long)]
+    prompt: Option<String>,
+    /// Most tokens of a caption
+    #[arg(long, value_name = "N")]
+    max_new_tokens: Option<usize>,
+    /// Least tokens of a caption
+    #[arg(long, value_name = "N")]
+    min_new_tokens: Option<usize>,
+    /// A network that may be reached although it is not public, e.g. 10.0.0.0/8; may be given several times
+    #[arg(long, value_name = "CIDR")]
+    allow_network: Vec<ipnet::IpNet>,
+    /// Exit with 3 when a larger share of the images fails
+    #[arg(long, value_name = "SHARE", default_value_t = 0.0)]
+    max_failure_rate: f64,
+    #[command(flatten)]
+    config: ConfigOptions,
+}
+
+/// Form of the output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Form {
+    /// The image's name, a tab, its caption
+    Text,
+    /// One JSON object a line
+    Jsonl,
+}
+
+/// Runs the command.
+pub fn run(args: CaptionArgs) -> anyhow::Result<Exit> {
+    let settings = args.settings()?;
+    telemetry::init(&telemetry::quiet(&settings.log))?;
+    let model = models::load(&settings.model, &settings.batch)?;
+    let parts = models::parts(&settings, model)?;
+    let runtime = runtime()?;
+    let control = Control::new(&settings.flow, Arc::new(Metrics::new()));
+    let core = {
+        let _inside = runtime.enter();
+        Core::start(&settings, parts, &control)?
+    };
+    let Core { rows, finished, failures, device_failures, fetching } = core;
+    control.ledger().assign(arguments());
+    let feeder = {
+        let feeder = Feeder { rows, failures, control: control.clone(), runtime: runtime.handle().clone() };
+        std::thread::Builder::new().name("arguments".into()).spawn(move || feeder.run(args.images))?
+    };
+    let mut printer = Printer::new(args.output);
+    while let Ok(next) = finished.recv_blocking() {
+        printer.take(next)?;
+    }
+    runtime.block_on(fetching).context("the fetch stage panicked")?;
+    let count = feeder.join().map_err(|_| anyhow::anyhow!("reading the arguments panicked"))??;
+    if let Ok(failure) = device_failures.try_recv() {
+        return Err(failure).context("not every image was captioned");
+    }
+    if let Some(lost) = control.ledger().take_lost() {
+        anyhow::bail!("{lost}");
+    }
+    printer.end(count)?;
+    let rate = printer.failed as f64 / count.max(1) as f64;
+    Ok(if rate > args.max_failure_rate { Exit::TooManyFailures } else { Exit::Done })
+}
+
+impl CaptionArgs {
+    fn settings(&self) -> anyhow::Result<Settings> {
+        let mut settings = self.config.load()?.settings;
+        if let Some(model) = &self.model {
+            settings.model.source.clone_from(model);
+        }
+        if !self.device.is_empty() {
+            settings.model.devices.clone_from(&self.device);
+        }
+        if let Some(dtype) = &self.dtype {
+            settings.model.dtype.clone_from(dtype);
+        }
+        if self.max_batch_size == Some(0) {
+            return Err(Usage("--max-batch-size must be at least 1".into()).into());
+        }
+        if !(0.0..=1.0).contains(&self.max_failure_rate) {
+            return Err(Usage("--max-failure-rate is a share between 0 and 1".into()).into());
+        }
+        settings.batch.max_size = self.max_batch_size.unwrap_or(match settings.batch.max_size {
+            0 => BATCH,
+            size => size,
+        });
+        settings.model.prompt = self.prompt.clone().or(settings.model.prompt);
+        settings.model.max_new_tokens = self.max_new_tokens.unwrap_or(settings.model.max_new_tokens);
+        settings.model.max_new_tokens_limit = settings.model.max_new_tokens_limit.max(settings.model.max_new_tokens);
+        settings.model.min_new_tokens = self.min_new_tokens.unwrap_or(settings.model.min_new_tokens);
+        settings.fetch.allow_networks.extend(&self.allow_network);
+        // The files are the user's own, named by the user.
+        settings.fetch.file_roots = vec!["/".into()];
+        Ok(settings)
+    }
+}
+
+fn arguments() -> TopicPartition {
+    TopicPartition { topic: ARGUMENTS.into(), partition: 0 }
+}
+
+/// Feeds the arguments into the flow as fast as its budget allows.
+struct Feeder {
+    rows: Sender<Tracked<Row>>,
+    failures: Sender<Finished>,
+    control: Control,
+    runtime: Handle,
+}
+
+impl Feeder {
+    /// Returns how many there were.
+    fn run(self, arguments: Vec<String>) -> anyhow::Result<usize> {
+        let mut count = 0;
+        for argument in input::images(arguments) {
+            let argument = argument.context("cannot read the list of images")?;
+            let permit = self.runtime.block_on(self.control.budget().messages.acquire(argument.len()));
+            let Some(ticket) = self.control.ledger().open(&self::arguments(), count) else {
+                anyhow::bail!("argument {count} was numbered twice");
+            };
+            count += 1;
+            let row = row(&argument, ticket.offset());
+            let sent = match row {
+                Ok(row) => self.rows.send_blocking(Tracked::new(row, ticket, permit)).map_err(|e| e.into_inner().abandon()).is_ok(),
+                Err((row, error)) => {
+                    let failure = Failure::new(Stage::Parse, &error);
+                    let row = Tracked::new(*row, ticket, permit);
+                    self.failures.send_blocking(failed(row, failure)).map_err(|e| e.into_inner().abandon()).is_ok()
+                }
+            };
+            if !sent {
+                break;
+            }
+        }
+        anyhow::ensure!(count > 0, "no images: the folders and lists given are empty");
+        Ok(count as usize)
+    }
+}
+
+/// The row of an argument; one that is no reference becomes a row that has failed already.
+fn row(argument: &str, offset: i64) -> Result<Row, (Box<Row>, ParseError)> {
+    let origin = Origin { topic: ARGUMENTS.into(), partition: 0, offset, index: None };
+    let message = Message {
+        topic: ARGUMENTS.into(),
+        partition: 0,
+        offset,
+        timestamp_ms: None,
+        key: None,
+        payload: None,
+        headers: Vec::new(),
+        received: Instant::now(),
+    };
+    let reference = input::reference(argument);
+    let (image, error) = match reference {
+        Ok(image) => (image, None),
+        Err(error) => (crate::message::ImageRef::File(argument.into()), Some(error)),
+    };
+    let request = Request {
+        id: Some(argument.to_owned()),
+        image,
+        prompt: None,
+        params: RequestParams::default(),
+        deadline: None,
+        meta: serde_json::Map::new(),
+    };
+    let row = Row { message: Arc::new(message), request, origin, index: 0, only: true, timing: Timing::default() };
+    match error {
+        None => Ok(row),
+        Some(error) => Err((Box::new(row), error)),
+    }
+}
+
+/// Prints results in the order of the arguments, each as soon as all before it are there.
+struct Printer {
+    form: Form,
+    /// Results that came before their turn. Their tickets and message permits are kept, which bounds their number.
+    early: BTreeMap<i64, Tracked<Result<Box<CaptionRecord>, (String, Failure)>>>,
+    next: i64,
+    failed: usize,
+    bar: ProgressBar,
+    begun: Instant,
+}
+
+impl Printer {
+    fn new(form: Form) -> Self {
+        // Where the captions themselves appear on the terminal, they are the progress.
+        let bar = if io::stdout().is_terminal() || !io::stderr().is_terminal() {
+            ProgressBar::hidden()
+        } else {
+            let style = ProgressStyle::with_template("{spinner} {pos} images, {per_sec}, {elapsed}");
+            ProgressBar::new_spinner().with_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()))
+        };
+        Self { form, early: BTreeMap::new(), next: 0, failed: 0, bar, begun: Instant::now() }
+    }
+
+    fn take(&mut self, finished: Finished) -> anyhow::Result<()> {
+        let mut result = finished.map(|output| match output {
+            Output::Caption { record, .. } => Ok(record),
+            Output::FailedRow(row, failure) => Err((row.request.id.unwrap_or_default(), failure)),
+            Output::FailedMessage { failure, .. } => Err((String::new(), failure)),
+        });
+        // The one whose turn it is may need this permit.
+        result.release_image();
+        let offset = result.offset();
+        self.early.insert(offset, result);
+        while let Some(result) = self.early.remove(&self.next) {
+            self.next += 1;
+            let result = result.resolve(Outcome::Published);
+            self.failed += usize::from(result.is_err());
+            match self.print(result) {
+                Err(error) if broken_pipe(&error) => std::process::exit(0),
+                printed => printed.context("cannot write the captions")?,
+            }
+            self.bar.inc(1);
+        }
+        Ok(())
+    }
+
+    #[allow(clippy::print_stderr)] // a failure is this command's output, for people
+    fn print(&self, result: Result<Box<CaptionRecord>, (String, Failure)>) -> io::Result<()> {
+        let mut out = io::stdout().lock();
+        match (self.form, result) {
+            (Form::Text, Ok(record)) => writeln!(out, "{}\t{}", record.id, record.text),
+            (Form::Jsonl, Ok(record)) => writeln!(out, "{}", serde_json::to_string(&record)?),
+            (Form::Text, Err((name, failure))) => {
+                self.bar.suspend(|| eprintln!("{name}: {}: {}", failure.code, failure.message));
+                Ok(())
+            }
+            (Form::Jsonl, Err((name, failure))) => {
+                let (code, stage) = (failure.code.as_str(), failure.stage.as_str());
+                let error = json!({"code": code, "stage": stage, "message": failure.message});
+                writeln!(out, "{}", json!({"id": name, "error": error}))
+            }
+        }
+    }
+
+    #[allow(clippy::print_stderr)] // the summary is for people, beside the output
+    fn end(&mut self, count: usize) -> anyhow::Result<()> {
+        self.bar.finish_and_clear();
+        io::stdout().flush()?;
+        if count > 1 && io::stderr().is_terminal() {
+            let seconds = self.begun.elapsed().as_secs_f64();
+            eprintln!("{count} images, {} failed, {seconds:.1} s, {:.1} images/s", self.failed, count as f64 / seconds);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,302 @@
+//! `blipstream demo`: the main job in one process, with nothing else installed.
+//!
+//! Everything is real but small: the broker is librdkafka's mock cluster (the Kafka protocol over loopback, nothing
+//! durable), the images come over HTTP from a server of this process, the worker is the one of `blipstream worker`.
+
+use std::collections::BTreeMap;
+use std::io::{self, Write};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use async_channel::{Receiver, Sender};
+use axum::extract::{Path, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use super::{Exit, Usage, assets, models, runtime, telemetry, worker::drain_on_signal};
+use crate::admin;
+use crate::config::ConfigOptions;
+use crate::disposition::Stage;
+use crate::kafka::{EmbeddedBroker, From, NewRecord, ReadLimits, read_records, write_records};
+use crate::message::Message;
+use crate::metrics::Metrics;
+use crate::pipeline::{Control, worker};
+use crate::settings::Settings;
+
+/// Partitions of the demo's topics.
+const PARTITIONS: i32 = 3;
+/// The demo gives up when nothing arrives for this long.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// A reference to nothing: what becomes of it is part of the show.
+const MISSING: &str = "no-such-picture.jpg";
+
+/// Arguments of `demo`.
+#[derive(Debug, clap::Args)]
+pub struct DemoArgs {
+    /// Submit the images this many times; from the second time on only a count is shown
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    rounds: usize,
+    /// Leave broker, image server and worker up, and print how to talk to them
+    #[arg(long)]
+    keep_running: bool,
+    /// Folder or hub id of another model to use
+    #[arg(long, value_name = "DIR|HUB-ID", default_value = assets::DEMO_MODEL)]
+    model: String,
+    #[command(flatten)]
+    config: ConfigOptions,
+}
+
+/// Runs the command.
+pub fn run(args: DemoArgs) -> anyhow::Result<Exit> {
+    let mut settings = args.config.load()?.settings;
+    if !(1..=1000).contains(&args.rounds) {
+        return Err(Usage("--rounds is between 1 and 1000".into()).into());
+    }
+    telemetry::init(&telemetry::quiet(&settings.log))?;
+    settings.model.source.clone_from(&args.model);
+    let runtime = runtime()?;
+    let exit = runtime.block_on(show(args, settings));
+    runtime.shutdown_background();
+    exit
+}
+
+async fn show(args: DemoArgs, mut settings: Settings) -> anyhow::Result<Exit> {
+    let mut out = io::stdout();
+    let broker = start_broker(&settings)?;
+    settings.kafka.bootstrap_servers = broker.bootstrap_servers()?;
+    let stop = CancellationToken::new();
+    let images = serve_images(stop.clone()).await?;
+    settings.fetch.allow_networks.push(ipnet::IpNet::from(images.ip()));
+    settings.admin.listen.set_port(0);
+    writeln!(out, "broker   {} (embedded: real protocol, nothing durable)", settings.kafka.bootstrap_servers)?;
+    writeln!(out, "images   http://{images}/ ({} pictures)", assets::images().len())?;
+
+    let model = {
+        let settings = settings.clone();
+        tokio::task::spawn_blocking(move || models::load(&settings.model, &settings.batch)).await??
+    };
+    let info = model.info.clone();
+    writeln!(out, "model    {} on {} in {}, {:.1} M parameters", info.id, info.device, info.dtype, info.parameters as f64 / 1e6)?;
+    let control = Control::new(&settings.flow, Arc::new(Metrics::new()));
+    drain_on_signal(&control)?;
+    let (address, _port) =
+        admin::serve(settings.admin.listen, settings.admin.token.clone(), control.clone(), stop.clone()).await?;
+    writeln!(out, "metrics  http://{address}/metrics, http://{address}/status\n")?;
+
+    let parts = models::parts(&settings, model)?;
+    let worker = {
+        let (settings, control) = (settings.clone(), control.clone());
+        tokio::spawn(async move { worker::run(&settings, parts, &control).await })
+    };
+    let begun = Instant::now();
+    let expected = submit(&settings, images, args.rounds).await?;
+    let answers = answers(&settings, &stop)?;
+    let seen = watch(&mut out, &answers, expected, &control).await?;
+    let took = begun.elapsed();
+    summary(&mut out, &control, seen, took)?;
+    if args.keep_running && seen.answers() == expected {
+        talk(&mut out, &settings, images, address)?;
+        control.draining().cancelled().await;
+        writeln!(out, "\ndraining…")?;
+    }
+    control.drain("the demo is over");
+    let end = worker.await.context("the worker panicked")??;
+    stop.cancel();
+    Ok(if seen.answers() == expected && end.clean() { Exit::Done } else { Exit::Failed })
+}
+
+fn start_broker(settings: &Settings) -> anyhow::Result<EmbeddedBroker> {
+    let kafka = &settings.kafka;
+    let inputs = kafka.inputs.iter().map(|input| input.topic.as_str());
+    let topics: Vec<_> = inputs.chain([kafka.captions_topic.as_str(), kafka.dead_letter_topic.as_str()]).collect();
+    let topics: Vec<_> = topics.into_iter().map(|topic| (topic, PARTITIONS)).collect();
+    Ok(EmbeddedBroker::start(1, &topics)?)
+}
+
+/// Serves the demo images on a free loopback port.
+async fn serve_images(stop: CancellationToken) -> anyhow::Result<SocketAddr> {
+    let images: BTreeMap<&'static str, &'static [u8]> = assets::images().into_iter().collect();
+    let app = axum::Router::new().route("/{name}", get(image)).with_state(Arc::new(images));
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.context("no loopback port for the image server")?;
+    let address = listener.local_addr()?;
+    tokio::spawn(async move { axum::serve(listener, app).with_graceful_shutdown(stop.cancelled_owned()).await });
+    Ok(address)
+}
+
+type Images = Arc<BTreeMap<&'static str, &'static [u8]>>;
+
+async fn image(State(images): State<Images>, Path(name): Path<String>) -> Response {
+    match images.get(name.as_str()) {
+        Some(bytes) => ([(header::CONTENT_TYPE, content_type(&name))], *bytes).into_response(),
+        None => StatusCode::NOT_FOUND.into_response(),
+    }
+}
+
+fn content_type(name: &str) -> &'static str {
+    match name.rsplit_once('.').map(|(_, extension)| extension) {
+        Some("png") => "image/png",
+        Some("webp") => "image/webp",
+        _ => "image/jpeg",
+    }
+}
+
+/// Submits every image `rounds` times, and a reference to nothing. Returns how many answers will come.
+async fn submit(settings: &Settings, images: SocketAddr, rounds: usize) -> anyhow::Result<usize> {
+    let names = assets::images().into_iter().map(|(name, _)| name);
+    let names: Vec<_> = names.cycle().take(assets::images().len() * rounds).chain([MISSING]).collect();
+    let expected = names.len();
+    let kafka = settings.kafka.clone();
+    let topic = kafka.inputs.first().context("kafka.inputs is empty")?.topic.clone();
+    let records: Vec<_> = names
+        .into_iter()
+        .map(|name| NewRecord {
+            key: Some(name.into()),
+            value: Some(json!({"id": name, "image": format!("http://{images}/{name}")}).to_string().into()),
+            headers: Vec::new(),
+        })
+        .collect();
+    tokio::task::spawn_blocking(move || write_records(&kafka, &topic, records, PATIENCE)).await??;
+    Ok(expected)
+}
+
+/// What came back for one request.
+enum Answer {
+    Caption(Value),
+    DeadLetter { name: String, code: String, message: String },
+}
+
+/// Reads captions and dead letters in the background, until `stop`.
+fn answers(settings: &Settings, stop: &CancellationToken) -> anyhow::Result<Receiver<Answer>> {
+    let (sender, receiver) = async_channel::bounded(64);
+    let kafka = &settings.kafka;
+    for (topic, read) in [(&kafka.captions_topic, caption as fn(&Message) -> Option<Answer>), (&kafka.dead_letter_topic, dead_letter)] {
+        let (kafka, topic, sender, stop) = (kafka.clone(), topic.clone(), sender.clone(), stop.clone());
+        std::thread::Builder::new().name(format!("read {topic}")).spawn(move || {
+            let limits = ReadLimits { from: From::Beginning, timeout: Duration::from_secs(24 * 3600), stop_at_end: false };
+            let result = read_records(&kafka, &topic, limits, |message| hand_on(&sender, &stop, read(&message)));
+            if let Err(error) = result {
+                tracing::error!(%error, topic, "cannot read the answers");
+            }
+        })?;
+    }
+    Ok(receiver)
+}
+
+fn hand_on(sender: &Sender<Answer>, stop: &CancellationToken, answer: Option<Answer>) -> bool {
+    answer.is_none_or(|answer| sender.send_blocking(answer).is_ok()) && !stop.is_cancelled()
+}
+
+fn caption(message: &Message) -> Option<Answer> {
+    Some(Answer::Caption(serde_json::from_slice(message.payload.as_ref()?).ok()?))
+}
+
+fn dead_letter(message: &Message) -> Option<Answer> {
+    let request: Value = serde_json::from_slice(message.payload.as_ref()?).ok()?;
+    let header = |name: &str| message.header(name).unwrap_or("?").to_owned();
+    Some(Answer::DeadLetter {
+        name: request["id"].as_str().unwrap_or("?").to_owned(),
+        code: header("blipstream-error-code"),
+        message: header("blipstream-error-message"),
+    })
+}
+
+/// What was seen.
+#[derive(Debug, Clone, Copy, Default)]
+struct Seen {
+    captions: usize,
+    dead_letters: usize,
+}
+
+impl Seen {
+    fn answers(self) -> usize {
+        self.captions + self.dead_letters
+    }
+}
+
+/// Prints the answers as they arrive.
+async fn watch(out: &mut impl Write, answers: &Receiver<Answer>, expected: usize, control: &Control) -> anyhow::Result<Seen> {
+    let shown = assets::images().len();
+    let names = assets::images().into_iter().map(|(name, _)| name.len()).chain([MISSING.len()]);
+    let width = names.max().unwrap_or(0);
+    let digits = expected.to_string().len();
+    let mut seen = Seen::default();
+    while seen.answers() < expected {
+        let next = tokio::select! {
+            biased; // an answer that is here is shown before the end
+            answer = tokio::time::timeout(PATIENCE, answers.recv()) => answer,
+            () = control.draining().cancelled() => break,
+        };
+        let answer = next.with_context(|| format!("nothing arrived for {} s", PATIENCE.as_secs()))??;
+        let count = seen.answers() + 1;
+        match answer {
+            Answer::Caption(record) => {
+                seen.captions += 1;
+                if seen.captions <= shown {
+                    let (id, text) = (record["id"].as_str().unwrap_or("?"), record["text"].as_str().unwrap_or("?"));
+                    writeln!(out, "[{count:digits$}/{expected}]  {id:width$}  {text}")?;
+                } else if count % 100 == 0 {
+                    writeln!(out, "[{count:digits$}/{expected}]")?;
+                }
+            }
+            Answer::DeadLetter { name, code, message } => {
+                seen.dead_letters += 1;
+                let note = if name == MISSING { " (on purpose)" } else { "" };
+                writeln!(out, "[{count:digits$}/{expected}]  {name:width$}  dead letter{note}: {code}: {message}")?;
+            }
+        }
+        out.flush()?;
+    }
+    Ok(seen)
+}
+
+fn summary(out: &mut impl Write, control: &Control, seen: Seen, took: Duration) -> io::Result<()> {
+    let metrics = control.metrics();
+    let (batches, images) = metrics.batches_so_far();
+    let seconds = took.as_secs_f64();
+    writeln!(out, "\n{} images in {seconds:.2} s: {:.1} images/s", seen.captions, seen.captions as f64 / seconds)?;
+    writeln!(out, "{batches} batches, {:.1} images each on average", images as f64 / batches.max(1) as f64)?;
+    writeln!(out, "{} dead letter(s)", seen.dead_letters)?;
+    writeln!(out, "mean time of a row in each stage:")?;
+    for stage in Stage::ALL {
+        let (count, total) = metrics.stage_so_far(*stage);
+        if count > 0 {
+            writeln!(out, "  {:8} {:9.2} ms", stage.as_str(), total.as_secs_f64() * 1000.0 / count as f64)?;
+        }
+    }
+    out.flush()
+}
+
+fn talk(out: &mut impl Write, settings: &Settings, images: SocketAddr, admin: SocketAddr) -> anyhow::Result<()> {
+    let kafka = &settings.kafka;
+    let (servers, captions, letters) = (&kafka.bootstrap_servers, &kafka.captions_topic, &kafka.dead_letter_topic);
+    let input = &kafka.inputs.first().context("kafka.inputs is empty")?.topic;
+    writeln!(
+        out,
+        "
+The worker stays up until Ctrl-C.
+
+  bootstrap servers  {servers}
+  topics             {input} in, {captions} out, {letters} for what failed
+  metrics            http://{admin}/metrics
+  status             http://{admin}/status
+  pause, resume      curl -X POST http://{admin}/admin/pause   (or resume, or drain)
+
+Send a request and read the captions with kcat:
+
+  echo '{{\"image\": \"http://{images}/{name}\"}}' | kcat -b {servers} -t {input} -P
+  kcat -b {servers} -t {captions} -C -o beginning -e
+
+or with this program:
+
+  blipstream submit --set kafka.bootstrap_servers={servers} --wait photo.jpg",
+        name = assets::images().first().map_or("", |(name, _)| name),
+    )?;
+    out.flush()?;
+    Ok(())
+}

@@ -1,0 +1,95 @@
+//! `blipstream worker`: the pipeline with Kafka at both ends, until it is told to stop.
+
+use std::sync::Arc;
+
+use anyhow::Context;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use super::{Exit, models, runtime, telemetry};
+use crate::admin;
+use crate::config::ConfigOptions;
+use crate::metrics::Metrics;
+use crate::pipeline::{Control, worker};
+use crate::settings::Settings;
+
+/// Arguments of `worker`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  blipstream worker --config blipstream.toml
+  BLIPSTREAM_KAFKA__BOOTSTRAP_SERVERS=broker:9092 blipstream worker --set model.source=demo
+
+SIGTERM or SIGINT drains: consumption stops, what is in flight is captioned, published and committed, and the group is \
+left, within flow.drain_timeout. A second signal stops at once; what was in flight is read again by the next worker.")]
+pub struct WorkerArgs {
+    #[command(flatten)]
+    config: ConfigOptions,
+}
+
+/// Runs the command.
+pub fn run(args: WorkerArgs) -> anyhow::Result<Exit> {
+    let loaded = args.config.load()?;
+    telemetry::init(&loaded.settings.log)?;
+    for warning in loaded.warnings() {
+        tracing::warn!("{warning}");
+    }
+    let runtime = runtime()?;
+    let exit = runtime.block_on(work(loaded.settings));
+    // Threads that outlive the drain deadline hold nothing that is committed; they end with the process.
+    runtime.shutdown_background();
+    exit
+}
+
+async fn work(settings: Settings) -> anyhow::Result<Exit> {
+    let control = Control::new(&settings.flow, Arc::new(Metrics::new()));
+    drain_on_signal(&control)?;
+    // The port answers while the model is loaded: /livez says alive, /readyz says not yet.
+    let stop = CancellationToken::new();
+    let (address, port) =
+        admin::serve(settings.admin.listen, settings.admin.token.clone(), control.clone(), stop.clone()).await?;
+    tracing::info!(%address, "admin port: /livez /readyz /metrics /status");
+    let loading = {
+        let settings = settings.clone();
+        tokio::task::spawn_blocking(move || {
+            models::load(&settings.model, &settings.batch).and_then(|model| models::parts(&settings, model))
+        })
+    };
+    let parts = tokio::select! {
+        biased; // a signal counts more than a model that is loaded in the same moment
+        () = control.draining().cancelled() => return Ok(Exit::Done),
+        parts = loading => parts.context("loading the model panicked")??,
+    };
+    let summary = worker::run(&settings, parts, &control).await?;
+    stop.cancel();
+    // A client that keeps its connection open must not keep the process.
+    let _ = tokio::time::timeout(std::time::Duration::from_secs(1), port).await;
+    tracing::info!(
+        captions = summary.totals.captions,
+        dead_letters = summary.totals.dead_letters,
+        unfinished = summary.unfinished,
+        "stopped"
+    );
+    Ok(if summary.clean() { Exit::Done } else { Exit::Failed })
+}
+
+/// The first SIGTERM or SIGINT drains, the second stops at once.
+pub fn drain_on_signal(control: &Control) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let control = control.clone();
+    tokio::spawn(async move {
+        for again in [false, true] {
+            let name = tokio::select! {
+                _ = terminate.recv() => "SIGTERM",
+                _ = interrupt.recv() => "SIGINT",
+            };
+            if again {
+                tracing::warn!(signal = name, "stopping at once; what was in flight is read again by the next worker");
+                std::process::exit(1);
+            }
+            tracing::info!(signal = name, "draining; a second signal stops at once");
+            control.drain(name);
+        }
+    });
+    Ok(())
+}

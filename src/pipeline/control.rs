@@ -1,0 +1,377 @@
+//! The handle on a running flow: what it is doing, and how to steer it.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+use tokio_util::sync::CancellationToken;
+
+use crate::budget::{Limit, Pool};
+use crate::caption::ModelInfo;
+use crate::disposition::Stage;
+use crate::gate::{Gate, Reason};
+use crate::metrics::{Metrics, PoolName, Standing, State};
+use crate::offsets::Ledger;
+use crate::settings::Flow;
+use crate::stage::consume::ConsumeView;
+use crate::stage::infer::DeviceStats;
+
+use super::status::{Component, DeviceStatus, PoolStatus, QueueStatus, Readiness, Status, Totals};
+
+/// Permits of everything that is in flight.
+#[derive(Debug, Clone)]
+pub struct Budget {
+    /// Consumed messages.
+    pub messages: Pool,
+    /// Bodies and pixels.
+    pub images: Pool,
+}
+
+impl Budget {
+    /// Pools of the configured sizes.
+    pub fn new(flow: &Flow) -> Self {
+        let messages = Limit { items: flow.max_messages, bytes: flow.max_message_bytes.as_u64() as usize };
+        let images = Limit { items: flow.max_images, bytes: flow.max_image_bytes.as_u64() as usize };
+        Self { messages: Pool::new(messages), images: Pool::new(images) }
+    }
+}
+
+/// Steers a flow and tells what it is doing. Cheap to clone.
+#[derive(Clone)]
+pub struct Control(Arc<Inner>);
+
+struct Inner {
+    gate: Gate,
+    budget: Budget,
+    ledger: Ledger,
+    metrics: Arc<Metrics>,
+    started: Instant,
+    drain: CancellationToken,
+    wiring: OnceLock<Wiring>,
+    consumer: OnceLock<ConsumeView>,
+    /// Last reading of the devices' busy time, for the ratio since then.
+    busy: Mutex<(Instant, Vec<Duration>)>,
+    why_draining: Mutex<Option<String>>,
+    /// Partitions that have series.
+    partitions: Mutex<BTreeSet<(String, i32)>>,
+}
+
+/// What the flow tells its handle once it is wired.
+pub struct Wiring {
+    /// The model.
+    pub model: ModelInfo,
+    /// The devices.
+    pub devices: Vec<Arc<DeviceStats>>,
+    /// Rows that wait for each stage.
+    pub queues: Vec<(Stage, Box<dyn Fn() -> usize + Send + Sync>)>,
+}
+
+impl fmt::Debug for Control {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Control").field("state", &self.state()).finish_non_exhaustive()
+    }
+}
+
+/// Limits that may be changed while the worker runs (`PUT /admin/limits`); what is absent stays as it is.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Limits {
+    /// Messages consumed and not resolved.
+    pub max_messages: Option<usize>,
+    /// Bytes of those.
+    pub max_message_bytes: Option<bytesize::ByteSize>,
+    /// Images from the head of the response to the published caption.
+    pub max_images: Option<usize>,
+    /// Bytes of those.
+    pub max_image_bytes: Option<bytesize::ByteSize>,
+    /// Consume only while fewer messages than this are in flight; 0 lifts the limit.
+    pub in_flight: Option<usize>,
+    /// Images a device takes at once, on every device.
+    pub batch_size: Option<usize>,
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Control {
+    /// A handle on a flow that is yet to be wired.
+    pub fn new(flow: &Flow, metrics: Arc<Metrics>) -> Self {
+        Self(Arc::new(Inner {
+            gate: Gate::new(),
+            budget: Budget::new(flow),
+            ledger: Ledger::new(),
+            metrics,
+            started: Instant::now(),
+            drain: CancellationToken::new(),
+            wiring: OnceLock::new(),
+            consumer: OnceLock::new(),
+            busy: Mutex::new((Instant::now(), Vec::new())),
+            why_draining: Mutex::default(),
+            partitions: Mutex::default(),
+        }))
+    }
+
+    /// Tells the handle what it steers. Only the first call counts.
+    pub fn wired(&self, wiring: Wiring) {
+        let _ = self.0.wiring.set(wiring);
+        self.0.metrics.set_state(self.state());
+    }
+
+    /// The gate in front of the consumer.
+    pub fn gate(&self) -> &Gate {
+        &self.0.gate
+    }
+
+    /// The permits.
+    pub fn budget(&self) -> &Budget {
+        &self.0.budget
+    }
+
+    /// The tickets.
+    pub fn ledger(&self) -> &Ledger {
+        &self.0.ledger
+    }
+
+    /// The metrics.
+    pub fn metrics(&self) -> &Arc<Metrics> {
+        &self.0.metrics
+    }
+
+    /// Cancelled when the flow is to drain.
+    pub fn draining(&self) -> &CancellationToken {
+        &self.0.drain
+    }
+
+    /// State of the worker.
+    pub fn state(&self) -> State {
+        if self.0.drain.is_cancelled() {
+            State::Draining
+        } else if self.0.gate.reasons().contains(&Reason::Operator) {
+            State::Paused
+        } else if self.0.wiring.get().is_none() {
+            State::Starting
+        } else {
+            State::Running
+        }
+    }
+
+    /// Stops consumption until [`Control::resume`]; what is in flight is finished.
+    pub fn pause(&self) {
+        if self.0.gate.shut(Reason::Operator) {
+            tracing::info!("paused by an operator");
+        }
+        self.0.metrics.set_state(self.state());
+    }
+
+    /// Lifts an operator's pause.
+    pub fn resume(&self) {
+        if self.0.gate.clear(Reason::Operator) {
+            tracing::info!("resumed by an operator");
+        }
+        self.0.metrics.set_state(self.state());
+    }
+
+    /// Begins the drain; the first reason is kept.
+    pub fn drain(&self, why: &str) {
+        locked(&self.0.why_draining).get_or_insert_with(|| why.to_owned());
+        self.0.drain.cancel();
+        self.0.metrics.set_state(State::Draining);
+    }
+
+    /// Why the flow drains.
+    pub fn why_draining(&self) -> Option<String> {
+        locked(&self.0.why_draining).clone()
+    }
+
+    /// Changes limits, and tells all of them as they are now.
+    ///
+    /// # Errors
+    /// A limit of 0, where that would stop the worker for ever; nothing is changed then.
+    pub fn set_limits(&self, limits: Limits) -> Result<Limits, String> {
+        for (name, zero) in [
+            ("max_messages", limits.max_messages == Some(0)),
+            ("max_message_bytes", limits.max_message_bytes.is_some_and(|b| b.as_u64() == 0)),
+            ("max_images", limits.max_images == Some(0)),
+            ("max_image_bytes", limits.max_image_bytes.is_some_and(|b| b.as_u64() == 0)),
+            ("batch_size", limits.batch_size == Some(0)),
+        ] {
+            if zero {
+                return Err(format!("{name} must be at least 1; to stop consumption, POST /admin/pause"));
+            }
+        }
+        let change = |pool: &Pool, items: Option<usize>, bytes: Option<bytesize::ByteSize>| {
+            let now = pool.limit();
+            let bytes = bytes.map_or(now.bytes, |b| b.as_u64() as usize);
+            pool.set_limit(Limit { items: items.unwrap_or(now.items), bytes });
+            pool.limit()
+        };
+        let budget = &self.0.budget;
+        let messages = change(&budget.messages, limits.max_messages, limits.max_message_bytes);
+        let images = change(&budget.images, limits.max_images, limits.max_image_bytes);
+        if let Some(in_flight) = limits.in_flight {
+            self.0.gate.limit((in_flight > 0).then_some(in_flight));
+        }
+        if let (Some(size), Some(wiring)) = (limits.batch_size, self.0.wiring.get()) {
+            wiring.devices.iter().for_each(|device| device.batch_size.store(size, Ordering::Relaxed));
+        }
+        let now = Limits {
+            max_messages: Some(messages.items),
+            max_message_bytes: Some(bytesize::ByteSize(messages.bytes as u64)),
+            max_images: Some(images.items),
+            max_image_bytes: Some(bytesize::ByteSize(images.bytes as u64)),
+            in_flight: match self.0.gate.passage() {
+                crate::gate::Passage::Limited(limit) => Some(limit),
+                _ => limits.in_flight,
+            },
+            batch_size: self
+                .0
+                .wiring
+                .get()
+                .and_then(|w| w.devices.first())
+                .map(|d| d.batch_size.load(Ordering::Relaxed)),
+        };
+        tracing::info!(limits = %serde_json::to_string(&now).unwrap_or_default(), "limits changed by an operator");
+        Ok(now)
+    }
+
+    /// Tells the handle of the consumer. Only the first call counts.
+    pub fn consuming(&self, consumer: ConsumeView) {
+        let _ = self.0.consumer.set(consumer);
+    }
+
+    /// Whether the process can go on: it is starting, or a device is left.
+    pub fn alive(&self) -> bool {
+        self.0
+            .wiring
+            .get()
+            .is_none_or(|w| w.devices.iter().any(|d| d.alive.load(Ordering::Acquire)) || self.0.drain.is_cancelled())
+    }
+
+    /// Whether the worker can do its job, part by part.
+    pub fn readiness(&self) -> Readiness {
+        let part =
+            |ready: bool, yes: String, no: &str| Component { ready, detail: if ready { yes } else { no.to_owned() } };
+        let wiring = self.0.wiring.get();
+        let devices = wiring.map_or(0, |w| w.devices.iter().filter(|d| d.alive.load(Ordering::Acquire)).count());
+        let id = wiring.map_or_else(String::new, |w| w.model.id.clone());
+        let no_model = if wiring.is_some() { "no device is left" } else { "the model is being loaded" };
+        let model = part(devices > 0, format!("{id} on {devices} device(s)"), no_model);
+        let consumer = self.0.consumer.get().map(ConsumeView::status).unwrap_or_default();
+        let brokers = consumer.brokers_up;
+        let no_broker = consumer.last_error.as_deref().unwrap_or("no broker has answered: check kafka.bootstrap_servers");
+        let broker = part(brokers > 0, format!("{brokers} connected"), no_broker);
+        let partitions = consumer.partitions.len();
+        let group = part(consumer.joined, format!("{partitions} partition(s)"), "the group has not settled yet");
+        Readiness { ready: model.ready && broker.ready && group.ready, model, broker, group }
+    }
+
+    /// The metrics as text, with the gauges as of now.
+    pub fn render_metrics(&self) -> String {
+        let Inner { metrics, budget, gate, .. } = &*self.0;
+        for (name, pool) in [(PoolName::Messages, &budget.messages), (PoolName::Images, &budget.images)] {
+            metrics.pool(name, pool.used().bytes, pool.limit().bytes);
+        }
+        let reasons = gate.reasons();
+        for reason in Reason::ALL {
+            metrics.backpressure(reason.as_str(), reasons.contains(reason));
+        }
+        if let Some(wiring) = self.0.wiring.get() {
+            for (stage, len) in &wiring.queues {
+                let items = len();
+                let bytes = if *stage == Stage::Batch { items * wiring.model.image_size.pow(2) * 3 } else { 0 };
+                metrics.queue(*stage, items, bytes);
+            }
+            self.busy_ratios(wiring);
+        }
+        self.partitions();
+        metrics.set_state(self.state());
+        metrics.render()
+    }
+
+    /// Brings the consumer's metrics up to date, and removes the series of partitions that are no longer ours.
+    fn partitions(&self) {
+        let Some(consumer) = self.0.consumer.get() else { return };
+        let (metrics, status) = (&self.0.metrics, consumer.status());
+        metrics.consumer_totals(&status.messages, status.tombstones, status.rebalances);
+        metrics.paused_partitions(status.partitions.iter().filter(|p| p.paused).count());
+        let mut known = locked(&self.0.partitions);
+        let ours: BTreeSet<_> = status.partitions.iter().map(|p| (p.topic.clone(), p.partition)).collect();
+        for (topic, partition) in known.difference(&ours) {
+            metrics.partition_gone(topic, *partition);
+        }
+        *known = ours;
+        for p in &status.partitions {
+            let lag = p.lag.map(|lag| lag as i64);
+            let standing = Standing { lag, committed: p.committed, incomplete: p.open as i64 };
+            metrics.partition(&p.topic, p.partition, standing);
+        }
+    }
+
+    fn busy_ratios(&self, wiring: &Wiring) {
+        let mut last = locked(&self.0.busy);
+        let now = Instant::now();
+        let elapsed = now.duration_since(last.0).as_secs_f64();
+        let busy: Vec<_> = wiring.devices.iter().map(|device| device.busy()).collect();
+        // Two scrapes in the same instant have no time between them to be busy in.
+        if elapsed > 0.01 {
+            for (index, device) in wiring.devices.iter().enumerate() {
+                let before = last.1.get(index).copied().unwrap_or_default();
+                let ratio = (busy[index].saturating_sub(before)).as_secs_f64() / elapsed;
+                self.0.metrics.device_busy(&device.name, ratio.min(1.0));
+            }
+            *last = (now, busy);
+        }
+    }
+
+    /// Everything `/status` tells.
+    pub fn status(&self) -> Status {
+        let Inner { budget, gate, ledger, .. } = &*self.0;
+        let wiring = self.0.wiring.get();
+        let pool = |name: PoolName, pool: &Pool| {
+            let (used, limit) = (pool.used(), pool.limit());
+            PoolStatus {
+                name: name.as_str(),
+                items: used.items,
+                items_limit: limit.items,
+                bytes: used.bytes,
+                bytes_limit: limit.bytes,
+            }
+        };
+        let device = |stats: &Arc<DeviceStats>| DeviceStatus {
+            name: stats.name.clone(),
+            alive: stats.alive.load(Ordering::Acquire),
+            batch_size: stats.batch_size.load(Ordering::Relaxed),
+            busy_s: stats.busy().as_secs_f64(),
+        };
+        Status {
+            state: self.state().as_str(),
+            draining_because: self.why_draining(),
+            version: env!("CARGO_PKG_VERSION"),
+            uptime_s: self.0.started.elapsed().as_secs_f64(),
+            held_by: gate.reasons().into_iter().map(Reason::as_str).collect(),
+            model: wiring.map(|w| w.model.clone()),
+            devices: wiring.map_or_else(Vec::new, |w| w.devices.iter().map(device).collect()),
+            messages_in_flight: ledger.open_tickets(),
+            pools: vec![pool(PoolName::Messages, &budget.messages), pool(PoolName::Images, &budget.images)],
+            queues: wiring.map_or_else(Vec::new, |w| {
+                w.queues.iter().map(|(stage, len)| QueueStatus { stage: stage.as_str(), items: len() }).collect()
+            }),
+            consumer: self.0.consumer.get().map(ConsumeView::status),
+            totals: self.totals(),
+        }
+    }
+
+    /// Counts since the start.
+    pub fn totals(&self) -> Totals {
+        let metrics = &self.0.metrics;
+        Totals {
+            consumed: self.0.consumer.get().map_or(0, |c| c.status().messages.values().sum()),
+            captions: metrics.captions_so_far(),
+            dead_letters: metrics.dead_letters_so_far(),
+        }
+    }
+}

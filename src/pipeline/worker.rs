@@ -1,0 +1,225 @@
+//! The whole flow: Kafka at both ends of the core, one owner for its end.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use async_channel::{Receiver, bounded};
+use jiff::Timestamp;
+use tokio::task::JoinHandle;
+use tokio::time::{MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
+
+use super::{Control, Core, HANDOVER, Parts, Totals, stage_timer};
+use crate::disposition::{Code, Stage};
+use crate::gate::Reason;
+use crate::kafka;
+use crate::metrics::Metrics;
+use crate::offsets::Lost;
+use crate::settings::Settings;
+use crate::stage::commit::Watermarks;
+use crate::stage::consume::{self, Consume};
+use crate::stage::infer::DeviceFailure;
+use crate::stage::parse::{Parse, Parsed};
+use crate::stage::{Output, publish};
+
+/// Time for the publisher to hand back what it has, after the drain deadline.
+const GIVE_UP: Duration = Duration::from_secs(6);
+/// How often dropped tickets are looked for.
+const PULSE: Duration = Duration::from_millis(200);
+
+/// How a worker ended.
+#[derive(Debug)]
+pub struct Summary {
+    /// Counts since the start.
+    pub totals: Totals,
+    /// Messages that were not resolved by the drain deadline; the next worker reads them again.
+    pub unfinished: usize,
+    /// Messages whose tickets were dropped: bugs.
+    pub lost: Vec<Lost>,
+}
+
+impl Summary {
+    /// Whether everything that was consumed was published and committed.
+    pub fn clean(&self) -> bool {
+        self.unfinished == 0 && self.lost.is_empty()
+    }
+}
+
+/// Why a worker stops by itself.
+#[derive(Debug, thiserror::Error)]
+enum Fault {
+    #[error("{0}")]
+    Consumer(kafka::Error),
+    #[error("the producer has failed for good; the message is in the log")]
+    Producer,
+    #[error("{0}; no device is left")]
+    Devices(DeviceFailure),
+    #[error("{0}")]
+    Lost(Lost),
+    #[error("the {0} stage panicked; the message is in the log")]
+    Panic(Stage),
+}
+
+/// Runs a worker until [`Control::drain`], or until something breaks that it cannot mend; drains in both cases.
+///
+/// Shutdown is ownership: consumption stops, each stage finishes what it has and drops its senders, what is published
+/// is committed, and the group is left.
+///
+/// # Errors
+/// The flow could not be started, or the worker stopped by itself; the message says why. What was in flight and could
+/// not be finished is not committed.
+pub async fn run(settings: &Settings, parts: Parts, control: &Control) -> anyhow::Result<Summary> {
+    let worker = parts.worker.clone();
+    let Core { rows, finished, failures, device_failures, fetching } = Core::start(settings, parts, control)?;
+    let metrics = control.metrics().clone();
+
+    // publish, the last stage
+    let (give_up, producer_failed) = (CancellationToken::new(), CancellationToken::new());
+    let publishing = tokio::spawn(publish::run(publish::Setup {
+        kafka: settings.kafka.clone(),
+        worker,
+        input: finished,
+        give_up: give_up.clone(),
+        failed: producer_failed.clone(),
+        observer: Arc::new(PublishMetrics(metrics.clone())),
+    }));
+
+    // parse → fetch
+    let (messages_in, messages) = bounded(HANDOVER);
+    let timer = stage_timer(&metrics, Stage::Parse);
+    let parse = Parse {
+        input: messages,
+        rows,
+        finished: failures,
+        max_rows: settings.flow.max_rows,
+        observe: move |parsed: Parsed| timer(parsed.took),
+    };
+    let parsing = tokio::spawn(parse.run());
+
+    // consume → parse
+    let setup = consume::Setup {
+        kafka: settings.kafka.clone(),
+        flow: settings.flow.clone(),
+        ledger: control.ledger().clone(),
+        messages: control.budget().messages.clone(),
+        images: control.budget().images.clone(),
+        gate: control.gate().clone(),
+        committer: Box::new(Watermarks::new(control.ledger().clone())),
+    };
+    let mut consumer = consume::start(setup, messages_in)?;
+    control.consuming(consumer.view());
+
+    let watched = Watched { control, consumer: &mut consumer, producer_failed, parsing, fetching, device_failures };
+    let fault = watched.until_the_end().await;
+    if let Some(fault) = &fault {
+        tracing::error!("{fault}; draining");
+        control.drain(&fault.to_string());
+    }
+
+    // Drain, front to back, against one deadline.
+    control.gate().shut(Reason::Drain);
+    consumer.stop();
+    let published = drain(publishing, &give_up, settings.flow.drain_timeout).await;
+    let unfinished = control.ledger().open_tickets();
+    if unfinished > 0 {
+        tracing::warn!(unfinished, "not finished by the drain deadline (flow.drain_timeout); the next worker reads them again");
+    }
+    let closed = consumer.close().await;
+    if let Some(fault) = fault {
+        return Err(fault.into());
+    }
+    closed.context("the last commit failed; what it would have covered is read again")?;
+    published?;
+    let lost: Vec<_> = std::iter::from_fn(|| control.ledger().take_lost()).collect();
+    lost.iter().for_each(|lost| tracing::error!("{lost}"));
+    Ok(Summary { totals: control.totals(), unfinished, lost })
+}
+
+/// Waits for the publisher, which ends when everything before it has ended and all is acknowledged; at the deadline it
+/// is told to give up what is left.
+async fn drain(
+    mut publishing: JoinHandle<Result<publish::Summary, kafka::Error>>,
+    give_up: &CancellationToken,
+    timeout: Duration,
+) -> anyhow::Result<()> {
+    let ended = match tokio::time::timeout(timeout, &mut publishing).await {
+        Ok(ended) => ended,
+        Err(_) => {
+            give_up.cancel();
+            // The stages before it may hang in a decoder or a device; what they hold is not committed.
+            match tokio::time::timeout(GIVE_UP, publishing).await {
+                Ok(ended) => ended,
+                Err(_) => return Ok(()),
+            }
+        }
+    };
+    ended.context("the publish stage panicked")??;
+    Ok(())
+}
+
+/// What the publish stage reports, as metrics.
+struct PublishMetrics(Arc<Metrics>);
+
+impl publish::Observer for PublishMetrics {
+    fn delivered(&self, output: &Output, code: Option<Code>, took: Duration) {
+        self.0.stage(Stage::Publish, took);
+        if let Some(code) = code {
+            self.0.dead_lettered(code);
+        }
+        if let Output::Caption { record, message, device } = output {
+            self.0.captioned(device, &record.model.id);
+            if let Some(produced) = message.timestamp_ms {
+                self.0.end_to_end(Timestamp::now().as_millisecond() - produced);
+            }
+        }
+        if let Output::FailedRow(_, failure) | Output::FailedMessage { failure, .. } = output {
+            self.0.failed(failure.stage, failure.code);
+        }
+    }
+
+    fn refused(&self, _: kafka::Class) {
+        self.0.publish_refused();
+    }
+
+    fn too_large(&self) {
+        self.0.failed(Stage::Publish, Code::OutputTooLarge);
+    }
+}
+
+/// The parts whose end is watched.
+struct Watched<'a> {
+    control: &'a Control,
+    consumer: &'a mut Consume,
+    producer_failed: CancellationToken,
+    parsing: JoinHandle<()>,
+    fetching: JoinHandle<()>,
+    device_failures: Receiver<DeviceFailure>,
+}
+
+impl Watched<'_> {
+    /// Waits until somebody asks for the drain (`None`), or something breaks that the worker cannot mend.
+    async fn until_the_end(mut self) -> Option<Fault> {
+        let mut pulse = interval(PULSE);
+        pulse.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                biased; // a fault counts more than an order to drain: it decides the exit code
+                _ = pulse.tick() => if let Some(lost) = self.control.ledger().take_lost() {
+                    return Some(Fault::Lost(lost));
+                },
+                error = self.consumer.failed() => return Some(Fault::Consumer(error)),
+                () = self.producer_failed.cancelled() => return Some(Fault::Producer),
+                _ = &mut self.parsing => return Some(Fault::Panic(Stage::Parse)),
+                _ = &mut self.fetching => return Some(Fault::Panic(Stage::Fetch)),
+                Ok(failure) = self.device_failures.recv() => {
+                    if !self.control.alive() {
+                        return Some(Fault::Devices(failure));
+                    }
+                    tracing::error!("{failure}; going on with the other devices");
+                }
+                () = self.control.draining().cancelled() => return None,
+            }
+        }
+    }
+}
