@@ -166,6 +166,8 @@ async fn listen(listener: TcpListener, shared: Arc<Shared>) {
     // Aborted together with this task.
     let mut connections = tokio::task::JoinSet::new();
     while let Ok((stream, _)) = listener.accept().await {
+        // Head and body are written apart; without this the body would wait for a delayed acknowledgement.
+        let _ = stream.set_nodelay(true);
         shared.seen.send_modify(|seen| seen.connections += 1);
         connections.spawn(serve(stream, shared.clone()));
     }
@@ -291,8 +293,10 @@ async fn write(to: &mut (impl AsyncWriteExt + Unpin), answer: Answer) -> std::io
 }
 
 fn head(status: u16, headers: &[(&str, String)], last: &str) -> String {
-    let headers: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
-    format!("HTTP/1.1 {status} Status\r\ncontent-type: image/png\r\n{headers}{last}\r\n\r\n")
+    let mut lines = vec![format!("HTTP/1.1 {status} Status"), "content-type: image/png".into()];
+    lines.extend(headers.iter().map(|(name, value)| format!("{name}: {value}")));
+    lines.push(format!("{last}\r\n\r\n"));
+    lines.join("\r\n")
 }
 
 fn chunk(piece: &[u8]) -> Vec<u8> {

@@ -279,4 +279,22 @@ mod tests {
             assert_eq!(parse_retry_after(value, now), wait.map(Duration::from_secs), "{value:?}");
         }
     }
+
+    #[tokio::test]
+    async fn a_peer_that_is_not_public_is_refused_however_it_was_reached() {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let target = url(&format!("http://{}/", listener.local_addr().unwrap()));
+        let http = Http::new(&settings::Fetch::default()).unwrap();
+        let mut clock = Clock { limits: http.limits, left: http.limits.total };
+        // Neither the URL nor a name is looked at here: the peer's address alone has to stop it.
+        let host = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let _ = stream.read(&mut [0; 1000]).await.unwrap();
+            stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\nx").await.unwrap();
+            stream
+        };
+        let (result, _stream) = tokio::join!(http.answer(&target, &mut clock, &super::super::Unwatched), host);
+        assert!(matches!(result, Err(FetchError::Blocked(_))), "{result:?}");
+    }
 }

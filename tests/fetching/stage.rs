@@ -1,7 +1,5 @@
 //! The fetch stage in the flow: rows with tickets in, fetched rows and failures out.
 
-mod support;
-
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,10 +13,10 @@ use blipstream::settings;
 use blipstream::stage::fetch::{self, Fetcher};
 use blipstream::stage::{Fetched, Finished, Output};
 use blipstream::tracked::Tracked;
-use support::images::{Answer, ImageServer, png};
 use tokio::task::JoinHandle;
 
-const PIXEL_BYTES: usize = 96 * 96 * 3;
+use super::PIXEL_BYTES;
+use super::support::images::{Answer, ImageServer, png};
 
 /// The stage with its channels, and the books that its rows are entered in.
 struct Rig {

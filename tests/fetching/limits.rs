@@ -1,0 +1,168 @@
+//! Time, concurrency and room: every wait ends and nothing takes more than its share.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use blipstream::budget::{Limit, Pool};
+use blipstream::disposition::{Code, Disposed, Disposition};
+use blipstream::message::ImageRef;
+use blipstream::stage::fetch::{Observer, ResponseClass};
+use bytes::Bytes;
+use futures::future::join_all;
+
+use super::support::images::{Answer, ImageServer, png};
+use super::{failure_of, fetcher, pool, settings};
+
+#[tokio::test]
+async fn every_wait_for_a_host_has_an_end() {
+    let ms = Duration::from_millis;
+    let impatient = settings::Fetch { attempts: 2, connect_timeout: ms(400), read_timeout: ms(40), ..settings() };
+    let short = settings::Fetch { attempts: 1, total_timeout: ms(150), ..settings() };
+    let drip = Answer::Drip { body: vec![1; 10_000], every: ms(10) };
+    for (answer, settings, named) in [
+        (Answer::Silence, &impatient, "fetch.read_timeout"),
+        (Answer::Stalled, &impatient, "fetch.read_timeout"),
+        (Answer::Silence, &short, "fetch.total_timeout"),
+        (drip, &short, "fetch.total_timeout"),
+    ] {
+        let server = ImageServer::start().await.with("/x", answer.clone());
+        let failed = failure_of(settings, server.url("/x")).await;
+        assert_eq!((failed.code(), failed.attempts), (Code::Timeout, settings.attempts), "{answer:?}: {failed}");
+        assert!(failed.to_string().contains(named), "{failed}");
+        assert!(matches!(failed.disposition(), Disposition::Transient { .. }));
+    }
+}
+
+#[tokio::test]
+async fn the_deadline_bounds_all_tries_and_waits() {
+    let server = ImageServer::start()
+        .await
+        .with("/silent", Answer::Silence)
+        .with("/busy", Answer::Status(503, vec![("retry-after", "3600".into())]));
+    let slow = settings::Fetch { max_backoff: Duration::from_secs(3600), ..settings() };
+    let pool = pool();
+    let fetcher = fetcher(&slow, &pool);
+    let soon = || Some(Instant::now() + Duration::from_millis(80));
+
+    let silent = fetcher.fetch(&ImageRef::Http(server.url("/silent")), soon()).await.unwrap_err();
+    assert_eq!((silent.code(), silent.attempts), (Code::Deadline, 1), "{silent}");
+
+    let far = Some(Instant::now() + Duration::from_secs(60));
+    let busy = fetcher.fetch(&ImageRef::Http(server.url("/busy")), far).await.unwrap_err();
+    assert_eq!((busy.code(), busy.attempts), (Code::Deadline, 1), "no wait that ends behind the deadline is begun");
+    assert!(busy.to_string().contains("503"), "{busy}");
+
+    let before = server.seen().total();
+    let past = Instant::now().checked_sub(Duration::from_millis(1));
+    let late = fetcher.fetch(&ImageRef::Http(server.url("/silent")), past).await.unwrap_err();
+    assert_eq!((late.code(), late.attempts), (Code::Deadline, 0));
+    assert_eq!(server.seen().total(), before);
+
+    let _all = pool.acquire(pool.limit().bytes).await;
+    let starved = fetcher.fetch(&ImageRef::Base64(Bytes::from_static(b"AAAA")), soon()).await.unwrap_err();
+    assert_eq!(starved.code(), Code::Deadline, "the wait for a permit counts too");
+}
+
+#[tokio::test]
+async fn no_more_than_the_limits_are_fetched_at_once() {
+    for (concurrency, per_host, expected) in [(64, 3, 3), (4, 64, 4)] {
+        let held = Answer::Held(Box::new(Answer::Body(png(8, 8, 1))));
+        let server = ImageServer::start().await.with("/x", held);
+        let pool = pool();
+        let fetcher = fetcher(&settings::Fetch { concurrency, per_host, ..settings() }, &pool);
+        let image = ImageRef::Http(server.url("/x"));
+        let all = join_all((0..20).map(|_| fetcher.fetch(&image, None)));
+        let gate = async {
+            server.until(|seen| seen.active == expected).await;
+            // Time for a request too many to arrive; none is on its way if the limit holds.
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            server.open_gate();
+        };
+        let (results, ()) = tokio::join!(all, gate);
+        assert!(results.iter().all(Result::is_ok));
+        assert_eq!(server.seen().peak, expected);
+    }
+}
+
+#[tokio::test]
+async fn a_hanging_host_does_not_delay_the_rows_of_another() {
+    let image = png(8, 8, 1);
+    let server = ImageServer::start()
+        .await
+        .with("/hangs", Answer::Held(Box::new(Answer::Body(image.clone()))))
+        .with("/good", Answer::Body(image));
+    let pool = pool();
+    let fetcher = fetcher(&settings::Fetch { concurrency: 3, per_host: 2, ..settings() }, &pool);
+    let (slow, good) = (ImageRef::Http(server.url("/hangs")), ImageRef::Http(server.url_at("localhost", "/good")));
+    let hanging = join_all((0..20).map(|_| fetcher.fetch(&slow, None)));
+    let others = async {
+        server.until(|seen| seen.active == 2).await;
+        let results = join_all((0..10).map(|_| fetcher.fetch(&good, None))).await;
+        assert!(results.iter().all(Result::is_ok));
+        assert_eq!(server.seen().requests("/hangs"), 2, "the hanging host has its two slots and no more");
+        server.open_gate();
+    };
+    let (results, ()) = tokio::join!(hanging, others);
+    assert!(results.iter().all(Result::is_ok));
+}
+
+/// Looks at the pool whenever something happens.
+struct PoolWatch(Pool, AtomicUsize);
+
+impl PoolWatch {
+    fn look(&self) {
+        let (used, limit) = (self.0.used(), self.0.limit());
+        assert!(used.items <= limit.items && used.bytes <= limit.bytes, "{used:?} of {limit:?}");
+        self.1.fetch_max(used.items, Ordering::Relaxed);
+    }
+}
+
+impl Observer for PoolWatch {
+    fn response(&self, _class: ResponseClass) {
+        self.look();
+    }
+    fn bytes(&self, _length: usize) {
+        self.look();
+    }
+}
+
+#[tokio::test]
+async fn bodies_wait_for_room_and_never_take_more_than_the_pool() {
+    let server = ImageServer::start()
+        .await
+        .with("/chunked", Answer::Chunked(vec![1; 100_000]))
+        .with("/sized", Answer::Body(vec![2; 100_000]))
+        .with("/short", Answer::Lying { declared: 100_000, body: vec![3; 50_000] });
+    // Room for two bodies of unknown length.
+    let pool = Pool::new(Limit { items: 8, bytes: 600 * 1024 });
+    let watch = Arc::new(PoolWatch(pool.clone(), AtomicUsize::new(0)));
+    let fetcher = fetcher(&settings(), &pool).with_observer(watch.clone());
+    let paths = ["/chunked", "/sized", "/short"];
+    let images: Vec<_> = (0..60).map(|n| ImageRef::Http(server.url(paths[n % 3]))).collect();
+    let results = join_all(images.iter().map(async |image| fetcher.fetch(image, None).await.is_ok())).await;
+    assert_eq!(results.iter().filter(|ok| **ok).count(), 40);
+    assert!(watch.1.load(Ordering::Relaxed) >= 2);
+    assert_eq!(pool.used(), Limit::default());
+
+    // A body that is over the whole pool goes alone, and a spent pool is waited for.
+    let all = pool.acquire(600 * 1024).await;
+    let sized = &images[1];
+    let mut waiting = Box::pin(fetcher.fetch(sized, None));
+    assert!(tokio::time::timeout(Duration::from_millis(50), &mut waiting).await.is_err(), "there was no room");
+    drop(all);
+    assert_eq!(waiting.await.unwrap().1.bytes(), 100_000);
+}
+
+#[tokio::test]
+async fn hosts_that_redirect_to_each_other_do_not_lock_each_other_up() {
+    let server = ImageServer::start().await.with("/good", Answer::Body(png(8, 8, 1)));
+    let (here, there) = (server.url("/good").to_string(), server.url_at("localhost", "/good").to_string());
+    let server = server.with("/there", Answer::redirect(there)).with("/here", Answer::redirect(here));
+    let pool = pool();
+    let fetcher = fetcher(&settings::Fetch { concurrency: 2, per_host: 1, ..settings() }, &pool);
+    let images = [server.url("/there"), server.url_at("localhost", "/here")].map(ImageRef::Http);
+    let all = join_all((0..20).map(|n| fetcher.fetch(&images[n % 2], None)));
+    let results = tokio::time::timeout(Duration::from_secs(20), all).await.expect("they wait for each other");
+    assert!(results.iter().all(Result::is_ok));
+}
