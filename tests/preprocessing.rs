@@ -89,7 +89,7 @@ fn report(name: &str, differences: &Differences) {
 /// One level nearly everywhere: the filter's weights have fewer bits than Pillow's. A value that is off between the two
 /// passes can be off by two after them, where noise is stretched beyond the brightest and darkest level.
 #[test]
-fn lossless_images_equal_pillow_within_one_level() {
+fn lossless_images_equal_pillow_to_a_level_or_rarely_two() {
     let mut all = Differences::default();
     let each = differences("lossless");
     for (name, differences) in &each {
@@ -152,7 +152,7 @@ fn a_truncated_image_is_an_error_or_whole_but_never_half_a_picture() {
         for cut in cuts {
             match decode(&bytes[..cut], &LIMITS) {
                 Ok(picture) => {
-                    assert!(picture == whole, "{name} cut to {cut} of {} bytes is half a picture", bytes.len())
+                    assert!(picture == whole, "{name} cut to {cut} of {} bytes is half a picture", bytes.len());
                 }
                 Err(DecodeError::Broken(_) | DecodeError::UnsupportedMedia(_)) => {}
                 Err(error) => panic!("{name} cut to {cut} bytes: {error}"),
@@ -222,6 +222,17 @@ fn a_bomb_is_refused_by_its_header() {
 }
 
 #[test]
+fn a_large_frame_on_a_small_webp_canvas_is_refused() {
+    let simple = fixture("lossy/lossy.webp");
+    let mut frame = simple[12..].to_vec();
+    frame[14..18].copy_from_slice(&[0xFF, 0x3F, 0xFF, 0x3F]);
+    let canvas = b"WEBPVP8X\x0a\0\0\0\0\0\0\0\0\0\0\0\0\0";
+    let length = (canvas.len() + frame.len()) as u32;
+    let bytes = [&b"RIFF"[..], &length.to_le_bytes(), canvas, &frame].concat();
+    assert_eq!(kind(&decode(&bytes, &LIMITS)), "side");
+}
+
+#[test]
 fn every_format_is_held_to_the_limits() {
     for name in SAMPLES {
         let bytes = fixture(name);
@@ -263,7 +274,7 @@ fn orientation_is_ignored_as_in_the_reference() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn random_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {

@@ -13,6 +13,7 @@ mod decode;
 mod gif;
 mod jpeg;
 mod resize;
+mod webp;
 
 pub use config::{ConfigError, Filter, Normalize, Preprocessor};
 pub use decode::{DecodeError, Format, Limits, Picture, decode};

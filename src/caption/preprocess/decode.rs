@@ -5,7 +5,7 @@ use std::io::Cursor;
 
 use image::{ColorType, DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader};
 
-use super::{gif, jpeg};
+use super::{gif, jpeg, webp};
 
 /// What a stranger's image may cost. All are checked from the header, before any pixel is decoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -157,22 +157,27 @@ fn decode_with(guessed: ImageFormat, format: Format, bytes: &[u8], limits: &Limi
     let decoder = reader.into_decoder().map_err(explain)?;
     let (width, height) = decoder.dimensions();
     let color = decoder.color_type();
-    let mut pixel_bytes = u64::from(color.bytes_per_pixel()) + if color == ColorType::Rgb8 { 0 } else { 3 };
+    let converted = if color == ColorType::Rgb8 { 0 } else { 3 };
+    let mut pixel_bytes = u64::from(color.bytes_per_pixel()) + converted;
+    let mut complete = true;
     match format {
-        // Its decoder works in RGBA.
-        Format::WebP => pixel_bytes += 4,
+        Format::WebP => {
+            // Its decoder works in RGBA.
+            pixel_bytes += 4;
+            webp::lossy_frames(bytes).try_for_each(|(width, height)| limits.check(width, height, pixel_bytes))?;
+        }
         Format::Jpeg => {
             let survey = jpeg::survey(bytes);
-            // 16-bit coefficients of three or four components.
+            // 16-bit coefficients of up to four components.
             pixel_bytes += if survey.buffered { 8 } else { 0 };
-            limits.check(width, height, pixel_bytes)?;
-            if !survey.complete {
-                return Err(DecodeError::Broken("the JPEG is truncated: it has no end marker".into()));
-            }
+            complete = survey.complete;
         }
-        _ => {}
+        Format::Png | Format::Gif | Format::Bmp | Format::Tiff => {}
     }
     limits.check(width, height, pixel_bytes)?;
+    if !complete {
+        return Err(DecodeError::Broken("the JPEG is truncated: it has no end marker".into()));
+    }
     let rgb = to_rgb(DynamicImage::from_decoder(decoder).map_err(explain)?);
     Ok(Picture { width, height, format, rgb })
 }

@@ -71,6 +71,7 @@ impl Bench {
         let ready = Arc::new(Mutex::new(Vec::new()));
         let observed = Arc::new(AtomicUsize::new(0));
         let (kept, counter) = (ready.clone(), observed.clone());
+        #[allow(clippy::result_large_err)] // the row comes back whole, as the contract says
         let outputs = Outputs {
             ready: Arc::new(move |row| {
                 kept.lock().unwrap().push(row);
@@ -101,7 +102,9 @@ impl Bench {
     /// Closes the input, waits for the threads, and gives out what came out, by offset.
     fn finish(&mut self, threads: std::io::Result<Vec<JoinHandle<()>>>) -> BTreeMap<i64, Result<Ready, Failure>> {
         self.input = None;
-        threads.unwrap().into_iter().for_each(|thread| thread.join().unwrap());
+        for thread in threads.unwrap() {
+            thread.join().unwrap();
+        }
         let mut all = BTreeMap::new();
         for row in self.ready.lock().unwrap().drain(..) {
             let ready = row.resolve(Outcome::Published);
@@ -204,7 +207,9 @@ fn an_image_permit_shrinks_to_the_pixels() {
     let threads = spawn(&config(1), &bench.received, &bench.outputs);
     bench.send(0, body);
     bench.input = None;
-    threads.unwrap().into_iter().for_each(|thread| thread.join().unwrap());
+    for thread in threads.unwrap() {
+        thread.join().unwrap();
+    }
     assert_eq!(bench.images.used(), Limit { items: 1, bytes: SIZE * SIZE * 3 });
     assert_eq!(bench.finish(Ok(Vec::new())).len(), 1);
 }
@@ -216,7 +221,9 @@ fn threads_end_when_the_queue_for_devices_is_closed() {
     let threads = spawn(&config(2), &bench.received, &outputs).unwrap();
     bench.send(0, png(3, 3, 0));
     bench.send(1, png(3, 3, 0));
-    threads.into_iter().for_each(|thread| thread.join().unwrap());
+    for thread in threads {
+        thread.join().unwrap();
+    }
     // Neither captioned nor blamed: the tickets stay open, so that the next worker reads the messages again.
     assert!(bench.failed.is_empty());
     let mut lost: Vec<_> = std::iter::from_fn(|| bench.ledger.take_lost()).map(|lost| lost.offset).collect();
