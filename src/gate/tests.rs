@@ -69,10 +69,14 @@ proptest! {
         cleared in proptest::sample::subsequence(Reason::ALL, 0..=Reason::ALL.len()).prop_shuffle(),
     ) {
         let (forth, back) = (Gate::new(), Gate::new());
-        reasons.iter().for_each(|reason| { forth.shut(*reason); });
-        reasons.iter().rev().for_each(|reason| { back.shut(*reason); });
-        cleared.iter().for_each(|reason| { forth.clear(*reason); });
-        cleared.iter().rev().for_each(|reason| { back.clear(*reason); });
+        for at in 0..reasons.len() {
+            forth.shut(reasons[at]);
+            back.shut(reasons[reasons.len() - 1 - at]);
+        }
+        for at in 0..cleared.len() {
+            forth.clear(cleared[at]);
+            back.clear(cleared[cleared.len() - 1 - at]);
+        }
         prop_assert_eq!(forth.reasons(), back.reasons());
         prop_assert_eq!(forth.passage(), back.passage());
     }

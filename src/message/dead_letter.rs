@@ -29,7 +29,7 @@ pub const DROPPED_HEADERS_HEADER: &str = "blipstream-dropped-headers";
 pub const DROPPED_KEY_HEADER: &str = "blipstream-dropped-key";
 
 /// Headers that a dead letter sets, and that it takes away from the message as it came.
-const OURS: [&str; 9] = [
+pub(super) const OURS: [&str; 9] = [
     ORIGIN_HEADER,
     ERROR_CODE_HEADER,
     ERROR_MESSAGE_HEADER,
@@ -155,7 +155,7 @@ fn error_text(message: &str) -> String {
 }
 
 #[derive(Serialize)]
-struct Pointer<'o> {
+struct PointerValue<'o> {
     blipstream_pointer: Target,
     origin: &'o Origin,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -175,7 +175,7 @@ fn pointer(value: &Bytes, origin: &Origin) -> Bytes {
         let _ = write!(sha256, "{byte:02x}");
     }
     let target = Target { length: value.len(), sha256 };
-    let pointer = Pointer { blipstream_pointer: target, origin, index: origin.index };
+    let pointer = PointerValue { blipstream_pointer: target, origin, index: origin.index };
     serde_json::to_vec(&pointer).expect("strings and numbers are always JSON").into()
 }
 

@@ -1,6 +1,8 @@
 //! The wire contracts: what comes in, what goes out. `docs/messages.md` describes them for users.
 
 mod dead_letter;
+#[cfg(test)]
+mod documentation;
 mod record;
 mod redact;
 mod request;

@@ -124,16 +124,12 @@ struct Native<'r> {
     image: Cow<'r, str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     prompt: Option<&'r str>,
-    #[serde(skip_serializing_if = "is_default")]
-    params: &'r RequestParams,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    params: Option<&'r RequestParams>,
     #[serde(skip_serializing_if = "Option::is_none")]
     deadline: Option<Timestamp>,
     #[serde(skip_serializing_if = "Map::is_empty")]
     meta: &'r Map<String, Value>,
-}
-
-fn is_default(params: &&RequestParams) -> bool {
-    **params == RequestParams::default()
 }
 
 impl Request {
@@ -144,7 +140,7 @@ impl Request {
             id: self.id.as_deref(),
             image: self.image.to_text(),
             prompt: self.prompt.as_deref(),
-            params: &self.params,
+            params: (self.params != RequestParams::default()).then_some(&self.params),
             deadline: self.deadline,
             meta: &self.meta,
         };
