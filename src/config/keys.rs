@@ -235,7 +235,7 @@ mod tests {
         assert!(keys.all().iter().all(|key| !key.help.is_empty()));
         let schema = schema();
         let properties = |shape: &Json| resolve(&schema, shape)["properties"].as_object().cloned().unwrap_or_default();
-        let in_schema = properties(&schema).values().map(|section| properties(section).len()).sum();
+        let in_schema: usize = properties(&schema).values().map(|section| properties(section).len()).sum();
         assert_eq!(keys.all().len(), in_schema, "a key of the schema is not known");
     }
 
