@@ -1,1 +1,28 @@
-//! kafka
+//! The link to Kafka: the only module that imports rdkafka.
+//!
+//! Everything else speaks of [`Message`](crate::message::Message)s, of [`TopicPartition`](crate::offsets::TopicPartition)s
+//! and of this module's own types:
+//!
+//! - [`Consumer`] reads a group's share of the topics and reports what happens as [`Event`]s, rebalances included
+//! - [`Producer`] writes records and says of each whether the broker has it
+//! - [`Committer`] is what the consumer's thread asks which offsets to commit
+//! - [`EmbeddedBroker`] is a Kafka cluster inside this process, for demonstrations and tests
+//! - [`check_topics`], [`write_records`] and [`read_records`] are for commands that do one thing and end
+
+mod broker;
+mod client;
+mod config;
+mod consumer;
+mod context;
+mod error;
+mod messages;
+mod producer;
+
+pub use broker::{EmbeddedBroker, Fault};
+pub use client::{
+    Brokers, FoundTopic, From, NewRecord, ReadLimits, TopicCheck, check_topics, read_records, write_records,
+};
+pub use config::{OWNED_OPTIONS, check_options};
+pub use consumer::{Committer, Consumer, Event, PartitionStats, Start, Stats};
+pub use error::{Class, Error};
+pub use producer::{Deliver, NotDelivered, NotSent, Producer, Record};

@@ -1,0 +1,278 @@
+//! From our settings to librdkafka's.
+
+use rdkafka::ClientConfig;
+use rdkafka::config::RDKafkaLogLevel;
+
+use super::Error;
+use crate::settings::Kafka;
+
+/// librdkafka options that this program sets itself, or whose change would break a promise; `kafka.options` must not
+/// contain them. Sorted.
+pub const OWNED_OPTIONS: &[&str] = &[
+    "acks",
+    "allow.auto.create.topics",
+    "auto.commit.enable",
+    "auto.commit.interval.ms",
+    "auto.offset.reset",
+    "bootstrap.servers",
+    "compression.codec",
+    "compression.type",
+    "delivery.report.only.error",
+    "delivery.timeout.ms",
+    "enable.auto.commit",
+    "enable.auto.offset.store",
+    "enable.gapless.guarantee",
+    "enable.idempotence",
+    "enable.partition.eof",
+    "enabled_events",
+    "fetch.max.bytes",
+    "fetch.message.max.bytes",
+    "group.id",
+    "group.protocol",
+    "group.remote.assignor",
+    "linger.ms",
+    "log.queue",
+    "max.in.flight",
+    "max.in.flight.requests.per.connection",
+    "max.partition.fetch.bytes",
+    "max.poll.interval.ms",
+    "message.max.bytes",
+    "message.send.max.retries",
+    "message.timeout.ms",
+    "metadata.broker.list",
+    "offset.store.method",
+    "partition.assignment.strategy",
+    "partitioner",
+    "plugin.library.paths",
+    "queue.buffering.max.kbytes",
+    "queue.buffering.max.messages",
+    "queue.buffering.max.ms",
+    "queued.max.messages.kbytes",
+    "queued.min.messages",
+    "receive.message.max.bytes",
+    "request.required.acks",
+    "retries",
+    "sasl.mechanism",
+    "sasl.mechanisms",
+    "sasl.password",
+    "sasl.username",
+    "security.protocol",
+    "session.timeout.ms",
+    "ssl.ca.location",
+    "ssl.certificate.location",
+    "ssl.key.location",
+    "statistics.interval.ms",
+    "test.mock.num.brokers",
+    "transaction.timeout.ms",
+    "transactional.id",
+];
+
+/// Lag, broker states and ends of partitions are as old as this at most.
+const STATISTICS_INTERVAL_MS: u32 = 1_000;
+
+/// Messages prefetched at most, small ones; pausing throws prefetched messages away, so few are better than many.
+const PREFETCH_MESSAGES: u32 = 5_000;
+
+/// Bytes of one partition in one response, librdkafka's own default. A larger message still comes, alone (KIP-74).
+const PARTITION_FETCH_BYTES: u64 = 1 << 20;
+
+/// Room that framing, key and headers of a record take beside its value.
+const FRAMING_BYTES: u64 = 64 << 10;
+
+/// Responses up to this length are accepted whatever the limits say (librdkafka's own default), so that a message
+/// over `kafka.max_message_size` arrives and is judged, instead of blocking its partition for ever.
+const RESPONSE_BYTES: u64 = 100_000_000;
+
+/// Records handed to librdkafka and not acknowledged; what is over this waits in the flow, where it is counted.
+const PRODUCER_QUEUE_MESSAGES: u32 = 10_000;
+
+/// The least memory for such records.
+const PRODUCER_QUEUE_BYTES: u64 = 32 << 20;
+
+/// New topics and moved partitions are noticed within this time.
+const METADATA_REFRESH_MS: u32 = 30_000;
+
+/// Librdkafka refuses smaller and larger numbers; the bounds are of its own documentation.
+const MAX_BYTES: u64 = 1_000_000_000;
+
+/// The options of `kafka.options` that must not be there.
+pub fn check_options(settings: &Kafka) -> Result<(), Error> {
+    let owned = settings.options.keys().find(|key| OWNED_OPTIONS.contains(&key.as_str()));
+    owned.map_or(Ok(()), |key| {
+        let reason = "this option is set by blipstream itself and cannot be changed in kafka.options".into();
+        Err(Error::Setting { key: key.clone(), reason })
+    })
+}
+
+/// What every client needs: where the brokers are and who we are.
+pub(crate) fn client(settings: &Kafka) -> Result<ClientConfig, Error> {
+    check_options(settings)?;
+    let mut config = ClientConfig::new();
+    config
+        .set("topic.metadata.refresh.interval.ms", METADATA_REFRESH_MS.to_string())
+        .set("client.id", "blipstream")
+        .set_log_level(RDKafkaLogLevel::Info);
+    for (key, value) in &settings.options {
+        config.set(key, value);
+    }
+    config
+        .set("bootstrap.servers", &settings.bootstrap_servers)
+        .set("security.protocol", settings.security_protocol.as_str())
+        .set("message.max.bytes", max_message_bytes(settings).to_string());
+    set_login(settings, &mut config)?;
+    Ok(config)
+}
+
+fn set_login(settings: &Kafka, config: &mut ClientConfig) -> Result<(), Error> {
+    let mut set = |key: &str, value: Option<String>| {
+        if let Some(value) = value {
+            config.set(key, value);
+        }
+    };
+    let path = |path: &Option<std::path::PathBuf>| path.as_ref().map(|path| path.display().to_string());
+    set("sasl.mechanisms", settings.sasl_mechanism.clone());
+    set("sasl.username", settings.sasl_username.clone());
+    set("sasl.password", password(settings)?);
+    set("ssl.ca.location", path(&settings.ssl_ca_file));
+    set("ssl.certificate.location", path(&settings.ssl_certificate_file));
+    set("ssl.key.location", path(&settings.ssl_key_file));
+    Ok(())
+}
+
+fn password(settings: &Kafka) -> Result<Option<String>, Error> {
+    let Some(path) = settings.sasl_password_file.as_ref().filter(|_| settings.sasl_password.is_none()) else {
+        return Ok(settings.sasl_password.clone());
+    };
+    let text = std::fs::read_to_string(path).map_err(|error| Error::File {
+        setting: "kafka.sasl_password_file",
+        path: path.display().to_string(),
+        reason: error.to_string(),
+    })?;
+    Ok(Some(text.trim_end_matches(['\r', '\n']).to_owned()))
+}
+
+/// Settings of the group's consumer.
+pub(crate) fn consumer(settings: &Kafka) -> Result<ClientConfig, Error> {
+    let mut config = client(settings)?;
+    let fetch = settings.prefetch.as_u64().max(max_message_bytes(settings)).min(MAX_BYTES);
+    config
+        .set("group.id", &settings.group_id)
+        .set("group.protocol", "classic")
+        .set("partition.assignment.strategy", "cooperative-sticky")
+        .set("session.timeout.ms", settings.session_timeout.as_millis().to_string())
+        .set("max.poll.interval.ms", settings.max_poll_interval.as_millis().to_string())
+        .set("enable.auto.commit", "false")
+        .set("enable.auto.offset.store", "false")
+        .set("auto.offset.reset", "error")
+        .set("enable.partition.eof", "true")
+        .set("statistics.interval.ms", STATISTICS_INTERVAL_MS.to_string())
+        .set("queued.min.messages", PREFETCH_MESSAGES.to_string())
+        .set("queued.max.messages.kbytes", (settings.prefetch.as_u64() / 1024).clamp(1, 2_097_151).to_string())
+        .set("fetch.message.max.bytes", PARTITION_FETCH_BYTES.min(settings.prefetch.as_u64().max(1)).to_string())
+        .set("fetch.max.bytes", fetch.to_string())
+        .set("receive.message.max.bytes", (RESPONSE_BYTES.max(fetch) + FRAMING_BYTES).to_string());
+    if !settings.options.contains_key("heartbeat.interval.ms") {
+        config.set("heartbeat.interval.ms", heartbeat_ms(settings).to_string());
+    }
+    Ok(config)
+}
+
+/// A third of the session's time-out, and librdkafka's default of 3 s at most: two may get lost.
+fn heartbeat_ms(settings: &Kafka) -> u128 {
+    (settings.session_timeout.as_millis() / 3).clamp(1, 3_000)
+}
+
+/// Settings of the producer of captions and dead letters.
+pub(crate) fn producer(settings: &Kafka) -> Result<ClientConfig, Error> {
+    let mut config = client(settings)?;
+    let queue = PRODUCER_QUEUE_BYTES.max(2 * max_message_bytes(settings));
+    config
+        .set("enable.idempotence", "true")
+        .set("acks", "all")
+        // 0 means: never. An output that cannot be delivered stalls the flow; it is not dropped.
+        .set("message.timeout.ms", "0")
+        .set("partitioner", "murmur2_random")
+        .set("linger.ms", (settings.linger.as_secs_f64() * 1e3).to_string())
+        .set("compression.codec", settings.compression.as_str())
+        .set("queue.buffering.max.messages", PRODUCER_QUEUE_MESSAGES.to_string())
+        .set("queue.buffering.max.kbytes", (queue / 1024).to_string())
+        .set("statistics.interval.ms", STATISTICS_INTERVAL_MS.to_string());
+    Ok(config)
+}
+
+/// The longest record that librdkafka accepts, framing included.
+fn max_message_bytes(settings: &Kafka) -> u64 {
+    settings.max_message_size.as_u64().saturating_add(FRAMING_BYTES).min(MAX_BYTES)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use bytesize::ByteSize;
+    use rdkafka::consumer::BaseConsumer;
+    use rdkafka::producer::BaseProducer;
+
+    use super::*;
+
+    #[test]
+    fn librdkafka_accepts_the_settings_whatever_the_sizes() {
+        let sizes = [ByteSize::b(1), ByteSize::kib(1), ByteSize::mib(1), ByteSize::mib(12), ByteSize::gib(3)];
+        for prefetch in sizes {
+            for max_message_size in sizes {
+                let settings = Kafka { prefetch, max_message_size, ..Kafka::default() };
+                consumer(&settings).unwrap().create::<BaseConsumer>().unwrap();
+                producer(&settings).unwrap().create::<BaseProducer>().unwrap();
+            }
+        }
+    }
+
+    #[test]
+    fn free_options_reach_both_clients() {
+        let mut settings = Kafka::default();
+        settings.options.insert("socket.keepalive.enable".into(), "true".into());
+        settings.options.insert("heartbeat.interval.ms".into(), "777".into());
+        for config in [consumer(&settings).unwrap(), producer(&settings).unwrap()] {
+            assert_eq!(config.get("socket.keepalive.enable"), Some("true"));
+            assert_eq!(config.get("heartbeat.interval.ms"), Some("777"));
+        }
+    }
+
+    #[test]
+    fn owned_options_are_refused() {
+        for key in OWNED_OPTIONS {
+            let settings = Kafka { options: [((*key).to_owned(), "1".to_owned())].into(), ..Kafka::default() };
+            let error = client(&settings).map(|_| ()).unwrap_err().to_string();
+            assert!(error.contains(key), "{error}");
+        }
+    }
+
+    #[test]
+    fn every_option_that_is_set_is_owned_or_free_to_change() {
+        let free = ["topic.metadata.refresh.interval.ms", "client.id", "heartbeat.interval.ms"];
+        let settings = Kafka::default();
+        for config in [consumer(&settings).unwrap(), producer(&settings).unwrap()] {
+            for key in config.config_map().keys() {
+                assert!(OWNED_OPTIONS.contains(key) || free.contains(key), "{key} is neither");
+            }
+        }
+        assert!(OWNED_OPTIONS.is_sorted());
+    }
+
+    #[test]
+    fn the_heartbeat_follows_a_short_session() {
+        let settings = Kafka { session_timeout: Duration::from_secs(6), ..Kafka::default() };
+        assert_eq!(consumer(&settings).unwrap().get("heartbeat.interval.ms"), Some("2000"));
+        assert_eq!(consumer(&Kafka::default()).unwrap().get("heartbeat.interval.ms"), Some("3000"));
+    }
+
+    #[test]
+    fn the_password_is_read_from_its_file_without_the_line_end() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "secret word\n").unwrap();
+        let settings = Kafka { sasl_password_file: Some(file.path().into()), ..Kafka::default() };
+        assert_eq!(client(&settings).unwrap().get("sasl.password"), Some("secret word"));
+        let missing = Kafka { sasl_password_file: Some("/nowhere/at/all".into()), ..Kafka::default() };
+        assert!(matches!(client(&missing), Err(Error::File { .. })));
+    }
+}

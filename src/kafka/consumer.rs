@@ -1,0 +1,258 @@
+//! A member of the consumer group. One thread owns it and polls it all the time.
+
+use std::cell::RefCell;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rdkafka::Offset;
+use rdkafka::Message as _;
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+
+use super::context::{ConsumerSide, partition_of};
+use super::error::{Class, Error};
+use super::{config, messages};
+use crate::message::Message;
+use crate::offsets::TopicPartition;
+use crate::settings::Kafka;
+
+/// Questions to the brokers that the consumer's thread waits for.
+const QUERY_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// What the consumer's thread asks about commits; it owns the consumer, the answers are another room's.
+///
+/// The rule it must keep: an offset that is committed is never beyond the first unresolved message.
+pub trait Committer: Send {
+    /// Offsets to commit now: those that advanced since the last commit.
+    fn due(&mut self) -> Vec<(TopicPartition, i64)>;
+    /// The result of a commit.
+    fn committed(&mut self, offsets: &[(TopicPartition, i64)], result: &Result<(), Error>);
+    /// A partition is ours from here on; the group has committed `offset` for it, if anything.
+    fn assigned(&mut self, partition: &TopicPartition, offset: Option<i64>);
+    /// A partition is no longer ours.
+    fn revoked(&mut self, partition: &TopicPartition);
+}
+
+/// Something that happened to the consumer.
+#[derive(Debug)]
+pub enum Event {
+    /// A message.
+    Message(Message),
+    /// The end of a partition with this number was reached; librdkafka does not say of which topic.
+    End(i32),
+    /// Partitions are ours once [`Consumer::assign`] is called; the group waits for it.
+    Assigned(Vec<TopicPartition>),
+    /// Partitions go to others once [`Consumer::unassign`] is called; the group waits for it.
+    Revoked {
+        /// Which.
+        partitions: Vec<TopicPartition>,
+        /// Others have them already: nothing may be committed.
+        lost: bool,
+    },
+    /// A commit that did not wait has its result.
+    Committed(Vec<(TopicPartition, i64)>, Result<(), Error>),
+    /// Statistics, once a second.
+    Stats(Stats),
+    /// An error that librdkafka deals with itself; it was logged.
+    Passing(Class),
+    /// The offset to read from is not in the log of some partition.
+    OffsetOutOfRange,
+    /// The consumer can do nothing more.
+    Fatal(Error),
+}
+
+/// Statistics of the consumer.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Brokers that are connected.
+    pub brokers_up: usize,
+    /// Whether the group has settled with us in it, be it without a partition.
+    pub joined: bool,
+    /// The partitions that librdkafka knows of.
+    pub partitions: Vec<PartitionStats>,
+}
+
+/// Statistics of a partition.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PartitionStats {
+    /// Which.
+    pub partition: TopicPartition,
+    /// One behind its last readable offset, if known.
+    pub log_end: Option<i64>,
+    /// Where librdkafka stands at the end of the partition, if it does.
+    pub end_seen: Option<i64>,
+    /// Messages fetched and not delivered, of all partitions together.
+    pub prefetched: u64,
+}
+
+/// Where reading begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Start {
+    /// At the first message there is.
+    Beginning,
+    /// At an offset.
+    At(i64),
+}
+
+impl From<Start> for Offset {
+    fn from(start: Start) -> Self {
+        match start {
+            Start::Beginning => Self::Beginning,
+            Start::At(offset) => Self::Offset(offset),
+        }
+    }
+}
+
+/// A member of the consumer group `kafka.group_id` that reads `kafka.inputs`.
+pub struct Consumer {
+    base: BaseConsumer<ConsumerSide>,
+    /// Names that messages share.
+    topics: RefCell<Vec<Arc<str>>>,
+}
+
+impl Consumer {
+    /// Creates the client and subscribes; the brokers are reached later.
+    pub fn new(settings: &Kafka) -> Result<Self, Error> {
+        let starting = |error| Error::from_kafka("starting the consumer", &error);
+        let config = config::consumer(settings)?;
+        let base: BaseConsumer<ConsumerSide> = config.create_with_context(ConsumerSide::default()).map_err(starting)?;
+        let topics: Vec<&str> = settings.inputs.iter().map(|input| input.topic.as_str()).collect();
+        base.subscribe(&topics).map_err(starting)?;
+        Ok(Self { base, topics: RefCell::new(topics.into_iter().map(Arc::from).collect()) })
+    }
+
+    /// The next event, or `None` after `timeout`.
+    pub fn poll(&self, timeout: Duration) -> Option<Event> {
+        // What was written down before came first.
+        self.base.context().next().or_else(|| {
+            let polled = self.base.poll(timeout);
+            polled.map(|result| self.event(result)).or_else(|| self.base.context().next())
+        })
+    }
+
+    fn event(&self, result: Result<rdkafka::message::BorrowedMessage<'_>, KafkaError>) -> Event {
+        let error = match result {
+            Ok(message) => return Event::Message(messages::owned(&message, self.topic(message.topic()))),
+            Err(KafkaError::PartitionEOF(partition)) => return Event::End(partition),
+            Err(error) => error,
+        };
+        let class = error.rdkafka_error_code().map_or(Class::Other, Class::of);
+        if matches!(error, KafkaError::MessageConsumptionFatal(_)) || class == Class::Fatal {
+            let reason = self.fatal_reason().unwrap_or_else(|| error.to_string());
+            return Event::Fatal(Error::Fatal { reason });
+        }
+        if class == Class::OffsetOutOfRange { Event::OffsetOutOfRange } else { Event::Passing(class) }
+    }
+
+    fn fatal_reason(&self) -> Option<String> {
+        self.base.client().fatal_error().map(|(_, reason)| reason)
+    }
+
+    fn topic(&self, name: &str) -> Arc<str> {
+        let mut topics = self.topics.borrow_mut();
+        if let Some(topic) = topics.iter().find(|topic| &***topic == name) {
+            return topic.clone();
+        }
+        let topic: Arc<str> = name.into();
+        topics.push(topic.clone());
+        topic
+    }
+
+    /// The newest error that librdkafka reported, if things have not been well again since.
+    pub fn last_error(&self) -> Option<(Class, String)> {
+        self.base.context().errors.last()
+    }
+
+    /// What the group has committed for each partition. Waits for the brokers, two seconds at most.
+    pub fn committed(&self, partitions: &[TopicPartition]) -> Result<Vec<(TopicPartition, Option<i64>)>, Error> {
+        let asking = |error| Error::from_kafka("asking for the committed offsets", &error);
+        let list = messages::list(partitions.iter().map(|partition| (partition, Offset::Invalid)));
+        let list = self.base.committed_offsets(list, QUERY_TIMEOUT).map_err(asking)?;
+        let elements = list.elements();
+        let offset = |element: &rdkafka::topic_partition_list::TopicPartitionListElem<'_>| match element.offset() {
+            Offset::Offset(offset) => Some(offset),
+            _ => None,
+        };
+        let answer = elements.iter().map(|element| {
+            element.error().map_err(asking)?;
+            Ok((partition_of(element.topic(), element.partition()), offset(element)))
+        });
+        answer.collect()
+    }
+
+    /// Takes partitions on, each from where it is to be read.
+    pub fn assign(&self, partitions: &[(TopicPartition, Start)]) -> Result<(), Error> {
+        let list = messages::list(partitions.iter().map(|(partition, start)| (partition, (*start).into())));
+        let taking = |error| Error::from_kafka("taking partitions on", &error);
+        self.base.incremental_assign(&list).map_err(taking)
+    }
+
+    /// Lets partitions go.
+    pub fn unassign(&self, partitions: &[TopicPartition]) -> Result<(), Error> {
+        let list = messages::list(partitions.iter().map(|partition| (partition, Offset::Invalid)));
+        self.base.incremental_unassign(&list).map_err(|error| Error::from_kafka("giving partitions back", &error))
+    }
+
+    /// Whether others already have what we thought was ours.
+    pub fn assignment_lost(&self) -> bool {
+        self.base.assignment_lost()
+    }
+
+    /// Stops the delivery of partitions; what was prefetched of them is thrown away and read again later.
+    pub fn pause(&self, partitions: &[TopicPartition]) -> Result<(), Error> {
+        let list = messages::list(partitions.iter().map(|partition| (partition, Offset::Invalid)));
+        self.base.pause(&list).map_err(|error| Error::from_kafka("pausing partitions", &error))
+    }
+
+    /// Goes on with the delivery of partitions.
+    pub fn resume(&self, partitions: &[TopicPartition]) -> Result<(), Error> {
+        let list = messages::list(partitions.iter().map(|partition| (partition, Offset::Invalid)));
+        self.base.resume(&list).map_err(|error| Error::from_kafka("resuming partitions", &error))
+    }
+
+    /// Reads a partition from `start` on, without waiting.
+    pub fn seek(&self, partition: &TopicPartition, start: Start) -> Result<(), Error> {
+        let seeking = |error| Error::from_kafka("seeking", &error);
+        self.base.seek(&partition.topic, partition.partition, start.into(), Duration::ZERO).map_err(seeking)
+    }
+
+    /// Commits exactly these offsets; the result comes as [`Event::Committed`].
+    pub fn commit(&self, offsets: &[(TopicPartition, i64)]) -> Result<(), Error> {
+        self.commit_as(offsets, CommitMode::Async)
+    }
+
+    /// Commits exactly these offsets and waits for the broker; at most a session's time-out when it is away.
+    pub fn commit_now(&self, offsets: &[(TopicPartition, i64)]) -> Result<(), Error> {
+        self.commit_as(offsets, CommitMode::Sync)
+    }
+
+    fn commit_as(&self, offsets: &[(TopicPartition, i64)], mode: CommitMode) -> Result<(), Error> {
+        if offsets.is_empty() {
+            return Ok(());
+        }
+        let list = messages::list(offsets.iter().map(|(partition, offset)| (partition, Offset::Offset(*offset))));
+        match self.base.commit(&list, mode) {
+            // Nothing to commit is no failure.
+            Ok(()) | Err(KafkaError::ConsumerCommit(RDKafkaErrorCode::NoOffset)) => Ok(()),
+            Err(error) => Err(Error::from_kafka("committing offsets", &error)),
+        }
+    }
+
+    /// First and last readable offset of a partition, the latter exclusive. Waits for the broker, two seconds at most.
+    pub fn bounds(&self, partition: &TopicPartition) -> Result<(i64, i64), Error> {
+        let asking = |error| Error::from_kafka("asking for the bounds of a partition", &error);
+        self.base.fetch_watermarks(&partition.topic, partition.partition, QUERY_TIMEOUT).map_err(asking)
+    }
+
+    /// Leaves the group. Commit before; what is polled for is over.
+    pub fn close(self) {
+        self.base.context().close();
+        drop(self.base);
+    }
+}
+
+impl std::fmt::Debug for Consumer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Consumer").finish_non_exhaustive()
+    }
+}

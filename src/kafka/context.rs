@@ -1,0 +1,200 @@
+//! What librdkafka tells a client: logs, errors, statistics, rebalances, results of commits.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use rdkafka::client::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
+use rdkafka::types::RDKafkaRespErr;
+use rdkafka::util::Timeout;
+use rdkafka::{Offset, Statistics, TopicPartitionList};
+
+use super::consumer::{Event, PartitionStats, Stats};
+use super::error::{Class, Error};
+use crate::offsets::TopicPartition;
+
+/// Errors of one client, newest last; the brokers' reasons are told only here.
+#[derive(Debug, Default)]
+pub(crate) struct Errors {
+    last: Mutex<Option<(Class, String)>>,
+}
+
+impl Errors {
+    /// The newest error and its class.
+    pub(crate) fn last(&self) -> Option<(Class, String)> {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Writes an error down, and logs it unless it is the one before said again.
+    pub(crate) fn record(&self, client: &str, error: &KafkaError, reason: &str) {
+        let code = error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Unknown);
+        if code == RDKafkaErrorCode::PartitionEOF {
+            return;
+        }
+        let class = Class::of(code);
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if last.as_ref().is_some_and(|(known, _)| *known == class) {
+            tracing::debug!(client, %code, reason, "kafka error, again");
+        } else {
+            tracing::warn!(client, %code, reason, advice = advice(class, reason), "kafka error");
+        }
+        *last = Some((class, reason.to_owned()));
+    }
+
+    /// Forgets the error, once things work again.
+    pub(crate) fn clear(&self) {
+        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+}
+
+/// What a person can do about an error of this class.
+fn advice(class: Class, reason: &str) -> &'static str {
+    match class {
+        _ if reason.contains("receive.message.max.bytes") => {
+            "a message or a batch is longer than the consumer takes: raise kafka.max_message_size"
+        }
+        Class::Unreachable => "librdkafka goes on trying; check kafka.bootstrap_servers and the brokers if it lasts",
+        Class::Authentication => {
+            "check kafka.security_protocol, kafka.sasl_mechanism, kafka.sasl_username, kafka.sasl_password_file, \
+             kafka.ssl_*"
+        }
+        Class::NotAuthorised => "the user needs Read on the inputs and the group, and Write on the outputs",
+        Class::UnknownTopic => "create the topic, or change kafka.inputs, kafka.captions_topic, kafka.dead_letter_topic",
+        Class::TooLarge => "raise kafka.max_message_size, and max.message.bytes of the topic",
+        Class::OffsetOutOfRange => "messages were deleted before they were read; move the group's offsets",
+        Class::Rebalancing => "the group is being rearranged",
+        Class::Fatal => "the worker stops; start it anew",
+        Class::Purged | Class::Other => "",
+    }
+}
+
+/// librdkafka's log lines, in ours.
+pub(crate) fn log(client: &str, level: RDKafkaLogLevel, facility: &str, line: &str) {
+    match level {
+        // An option of the other kind of client; `kafka.options` goes to both on purpose.
+        _ if facility == "CONFWARN" => tracing::debug!(client, facility, "{line}"),
+        RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical | RDKafkaLogLevel::Error => {
+            tracing::warn!(client, facility, "{line}");
+        }
+        RDKafkaLogLevel::Warning | RDKafkaLogLevel::Notice => tracing::info!(client, facility, "{line}"),
+        RDKafkaLogLevel::Info | RDKafkaLogLevel::Debug => tracing::debug!(client, facility, "{line}"),
+    }
+}
+
+/// Brokers whose connection is up.
+pub(crate) fn brokers_up(statistics: &Statistics) -> usize {
+    statistics.brokers.values().filter(|broker| broker.nodeid >= 0 && broker.state == "UP").count()
+}
+
+/// The consumer's side. Its callbacks only write down; [`super::Consumer::poll`] hands the events on.
+#[derive(Debug, Default)]
+pub(crate) struct ConsumerSide {
+    pub(crate) errors: Errors,
+    events: Mutex<VecDeque<Event>>,
+    closing: AtomicBool,
+}
+
+impl ConsumerSide {
+    fn push(&self, event: Event) {
+        self.events.lock().unwrap_or_else(PoisonError::into_inner).push_back(event);
+    }
+
+    /// The oldest event that was not handed on.
+    pub(crate) fn next(&self) -> Option<Event> {
+        self.events.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
+    }
+
+    /// From now on revoked partitions are let go at once: nobody polls for events any more.
+    pub(crate) fn close(&self) {
+        self.closing.store(true, Ordering::Release);
+    }
+}
+
+impl ClientContext for ConsumerSide {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, line: &str) {
+        log("consumer", level, facility, line);
+    }
+
+    fn stats(&self, statistics: Statistics) {
+        let stats = summary(&statistics);
+        if stats.brokers_up > 0 {
+            self.errors.clear();
+        }
+        self.push(Event::Stats(stats));
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        self.errors.record("consumer", &error, reason);
+    }
+}
+
+impl ConsumerContext for ConsumerSide {
+    /// Only writes the rebalance down: librdkafka waits with it until `assign` or `unassign` is called, which happens
+    /// outside of the callback, so that events are served while revoked partitions drain.
+    fn rebalance(&self, consumer: &BaseConsumer<Self>, kind: RDKafkaRespErr, list: &mut TopicPartitionList) {
+        let assigned = kind == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS;
+        if self.closing.load(Ordering::Acquire) {
+            let done = if assigned { consumer.incremental_assign(list) } else { consumer.incremental_unassign(list) };
+            if let Err(error) = done {
+                tracing::debug!(%error, "while leaving the consumer group");
+            }
+            return;
+        }
+        let partitions = partitions(list);
+        self.push(if assigned {
+            Event::Assigned(partitions)
+        } else {
+            Event::Revoked { partitions, lost: consumer.assignment_lost() }
+        });
+    }
+
+    fn commit_callback(&self, result: KafkaResult<()>, offsets: &TopicPartitionList) {
+        let elements = offsets.elements();
+        let failed = elements.iter().find_map(|element| element.error().err());
+        let result = match (result, failed) {
+            (Ok(()), None) => Ok(()),
+            (Err(error), _) | (Ok(()), Some(error)) => Err(Error::from_kafka("committing offsets", &error)),
+        };
+        let offsets = elements.iter().filter_map(|element| match element.offset() {
+            Offset::Offset(offset) => Some((partition_of(element.topic(), element.partition()), offset)),
+            _ => None,
+        });
+        self.push(Event::Committed(offsets.collect(), result));
+    }
+
+    fn main_queue_min_poll_interval(&self) -> Timeout {
+        Timeout::After(Duration::from_millis(100))
+    }
+}
+
+pub(crate) fn partition_of(topic: &str, partition: i32) -> TopicPartition {
+    TopicPartition { topic: topic.into(), partition }
+}
+
+pub(crate) fn partitions(list: &TopicPartitionList) -> Vec<TopicPartition> {
+    list.elements().iter().map(|element| partition_of(element.topic(), element.partition())).collect()
+}
+
+fn summary(statistics: &Statistics) -> Stats {
+    let group = statistics.cgrp.as_ref();
+    let topics = statistics.topics.values();
+    let partitions = topics.flat_map(|topic| {
+        let name: Arc<str> = topic.topic.as_str().into();
+        // -1 is librdkafka's own bookkeeping, no partition.
+        topic.partitions.values().filter(|p| p.partition >= 0).map(move |p| PartitionStats {
+            partition: TopicPartition { topic: name.clone(), partition: p.partition },
+            log_end: [p.ls_offset, p.hi_offset].into_iter().find(|offset| *offset >= 0),
+            end_seen: (p.eof_offset >= 0 && p.eof_offset == p.next_offset).then_some(p.eof_offset),
+            prefetched: p.fetchq_cnt.max(0) as u64,
+        })
+    });
+    Stats {
+        brokers_up: brokers_up(statistics),
+        joined: group.is_some_and(|group| group.state == "up" && group.join_state == "steady"),
+        partitions: partitions.collect(),
+    }
+}

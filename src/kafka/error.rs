@@ -1,0 +1,198 @@
+//! What can go wrong with Kafka, sorted by what it means, with words for the person who runs the worker.
+
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+
+use crate::offsets::TopicPartition;
+
+/// An error of the link to Kafka.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// librdkafka refuses the settings. Values are left out, since some are secrets.
+    #[error("librdkafka refuses `{key}`: {reason}. It comes from the section [kafka] or from kafka.options")]
+    Setting {
+        /// librdkafka's name of the setting.
+        key: String,
+        /// Its words.
+        reason: String,
+    },
+    /// A file named in the settings cannot be read.
+    #[error("cannot read the file {path} that {setting} names: {reason}")]
+    File {
+        /// The setting.
+        setting: &'static str,
+        /// The file.
+        path: String,
+        /// The system's words.
+        reason: String,
+    },
+    /// No broker answers.
+    #[error(
+        "no Kafka broker answers at {servers} ({reason}). Check kafka.bootstrap_servers, that the brokers run, and \
+         that their advertised listeners can be reached from here"
+    )]
+    Unreachable {
+        /// `kafka.bootstrap_servers`.
+        servers: String,
+        /// librdkafka's words.
+        reason: String,
+    },
+    /// The brokers do not accept who we are.
+    #[error(
+        "the Kafka brokers refuse the login ({reason}). Check kafka.security_protocol, kafka.sasl_mechanism, \
+         kafka.sasl_username and kafka.sasl_password_file, or the certificates in kafka.ssl_*"
+    )]
+    Authentication {
+        /// librdkafka's words.
+        reason: String,
+    },
+    /// The brokers know us, and do not permit this.
+    #[error(
+        "not permitted by the Kafka brokers: {reason}. The user needs Read on the input topics and on the group \
+         kafka.group_id, and Write on kafka.captions_topic and kafka.dead_letter_topic"
+    )]
+    NotAuthorised {
+        /// What was refused.
+        reason: String,
+    },
+    /// A topic does not exist.
+    #[error("the topic `{topic}` does not exist; create it, or change {setting}")]
+    UnknownTopic {
+        /// The topic.
+        topic: String,
+        /// The setting that names it.
+        setting: String,
+    },
+    /// The committed offset is not in the log: messages were deleted before they were read.
+    #[error(
+        "the position {offset} of {partition} is outside of its log ({low} to {high}): messages were deleted before \
+         they were read, or the topic was made anew. Nothing is skipped silently: move the group's offset with \
+         `kafka-consumer-groups --reset-offsets`, or choose another kafka.group_id"
+    )]
+    OffsetOutOfRange {
+        /// The partition.
+        partition: TopicPartition,
+        /// Where the group stands.
+        offset: i64,
+        /// First offset of the log.
+        low: i64,
+        /// One behind its last offset.
+        high: i64,
+    },
+    /// The client can do nothing more.
+    #[error("the Kafka client has failed for good: {reason}")]
+    Fatal {
+        /// librdkafka's words.
+        reason: String,
+    },
+    /// A thread of the client ended by a panic.
+    #[error("the {0} thread panicked; what was under way is read again by the next worker")]
+    Panicked(&'static str),
+    /// Anything else.
+    #[error("{doing}: {reason}")]
+    Other {
+        /// What was being done.
+        doing: &'static str,
+        /// librdkafka's words.
+        reason: String,
+    },
+}
+
+impl Error {
+    /// An error of librdkafka, while `doing` something.
+    pub(crate) fn from_kafka(doing: &'static str, error: &KafkaError) -> Self {
+        if let KafkaError::ClientConfig(_, reason, key, _) = error {
+            return Self::Setting { key: key.clone(), reason: reason.clone() };
+        }
+        if let KafkaError::ClientCreation(reason) = error {
+            return Self::Setting { key: "the settings together".into(), reason: reason.clone() };
+        }
+        let reason = error.rdkafka_error_code().map_or_else(|| error.to_string(), |code| code.to_string());
+        match error.rdkafka_error_code().map(Class::of) {
+            Some(Class::Authentication) => Self::Authentication { reason },
+            Some(Class::NotAuthorised) => Self::NotAuthorised { reason },
+            Some(Class::Fatal) => Self::Fatal { reason },
+            _ => Self::Other { doing, reason },
+        }
+    }
+}
+
+/// What an error of librdkafka means for the worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Class {
+    /// The brokers are away; librdkafka tries again by itself.
+    Unreachable,
+    /// The login is refused.
+    Authentication,
+    /// The user may not do this.
+    NotAuthorised,
+    /// The topic or the partition does not exist.
+    UnknownTopic,
+    /// The record is over a limit.
+    TooLarge,
+    /// The offset to read from is not in the log.
+    OffsetOutOfRange,
+    /// The group is being rearranged, or gave our partitions to others.
+    Rebalancing,
+    /// We took the record back ourselves.
+    Purged,
+    /// The client can do nothing more.
+    Fatal,
+    /// Anything else: worth another try.
+    Other,
+}
+
+impl Class {
+    /// The class of a code of librdkafka.
+    pub(crate) fn of(code: RDKafkaErrorCode) -> Self {
+        use RDKafkaErrorCode as C;
+        match code {
+            C::AllBrokersDown
+            | C::BrokerTransportFailure
+            | C::Resolve
+            | C::OperationTimedOut
+            | C::RequestTimedOut
+            | C::MessageTimedOut
+            | C::WaitingForCoordinator
+            | C::CoordinatorNotAvailable
+            | C::CoordinatorLoadInProgress
+            | C::NotCoordinator => Self::Unreachable,
+            C::Authentication
+            | C::SSL
+            | C::SaslAuthenticationFailed
+            | C::UnsupportedSASLMechanism
+            | C::IllegalSASLState => Self::Authentication,
+            C::TopicAuthorizationFailed
+            | C::GroupAuthorizationFailed
+            | C::ClusterAuthorizationFailed
+            | C::TransactionalIdAuthorizationFailed => Self::NotAuthorised,
+            C::UnknownTopic | C::UnknownTopicOrPartition | C::UnknownPartition | C::InvalidTopic => Self::UnknownTopic,
+            C::MessageSizeTooLarge | C::MessageBatchTooLarge => Self::TooLarge,
+            C::AutoOffsetReset | C::OffsetOutOfRange | C::LogTruncation => Self::OffsetOutOfRange,
+            C::RebalanceInProgress
+            | C::IllegalGeneration
+            | C::UnknownMemberId
+            | C::AssignmentLost
+            | C::PollExceeded => Self::Rebalancing,
+            C::PurgeQueue | C::PurgeInflight => Self::Purged,
+            C::Fatal | C::Fenced | C::ProducerFenced | C::FencedInstanceId => Self::Fatal,
+            _ => Self::Other,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_of_the_settings_never_shows_the_value() {
+        let error = rdkafka::ClientConfig::new()
+            .set("sasl.passwort", "hunter2")
+            .create::<rdkafka::consumer::BaseConsumer>()
+            .err()
+            .map(|error| Error::from_kafka("starting", &error));
+        let text = error.map(|error| error.to_string()).unwrap_or_default();
+        assert!(text.contains("sasl.passwort"), "{text}");
+        assert!(!text.contains("hunter2"), "{text}");
+    }
+}

@@ -1,0 +1,73 @@
+//! Between librdkafka's messages and ours.
+
+use std::ffi::CStr;
+use std::ptr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use rdkafka::bindings::{rd_kafka_header_get_all, rd_kafka_message_headers};
+use rdkafka::message::{BorrowedMessage, Header, OwnedHeaders};
+use rdkafka::{Message as _, Offset, TopicPartitionList};
+
+use crate::message::{Headers, Message};
+use crate::offsets::TopicPartition;
+
+/// An owned copy, so that librdkafka's buffers are freed at once.
+pub(crate) fn owned(message: &BorrowedMessage<'_>, topic: Arc<str>) -> Message {
+    Message {
+        topic,
+        partition: message.partition(),
+        offset: message.offset(),
+        timestamp_ms: message.timestamp().to_millis(),
+        key: message.key().map(Bytes::copy_from_slice),
+        payload: message.payload().map(Bytes::copy_from_slice),
+        headers: headers(message),
+        received: Instant::now(),
+    }
+}
+
+/// The headers of a message. rdkafka's own reader panics at a name that is not UTF-8, and names are a stranger's
+/// bytes; here such a name keeps its readable part.
+fn headers(message: &BorrowedMessage<'_>) -> Headers {
+    let mut native = ptr::null_mut();
+    // SAFETY: the message lives as long as `message`; on success `native` is owned by it.
+    let found = unsafe { rd_kafka_message_headers(message.ptr(), &raw mut native) };
+    if found != rdkafka::types::RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR || native.is_null() {
+        return Headers::new();
+    }
+    let mut headers = Headers::new();
+    loop {
+        let (mut name, mut value, mut length) = (ptr::null(), ptr::null(), 0);
+        // SAFETY: `native` is valid while `message` is; an index past the end is answered with an error.
+        let found = unsafe {
+            rd_kafka_header_get_all(native, headers.len(), &raw mut name, &raw mut value, &raw mut length)
+        };
+        if found != rdkafka::types::RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR {
+            return headers;
+        }
+        // SAFETY: librdkafka ends names with a zero byte, and keeps them as long as the message.
+        let name = unsafe { CStr::from_ptr(name) }.to_string_lossy().into_owned();
+        let value = (!value.is_null()).then(|| {
+            // SAFETY: `value` points at `length` bytes that live as long as the message.
+            Bytes::copy_from_slice(unsafe { std::slice::from_raw_parts(value.cast::<u8>(), length) })
+        });
+        headers.push((name, value));
+    }
+}
+
+/// Headers as librdkafka takes them.
+pub(crate) fn to_native(headers: &Headers) -> OwnedHeaders {
+    let empty = OwnedHeaders::new_with_capacity(headers.len());
+    headers.iter().fold(empty, |list, (key, value)| list.insert(Header { key, value: value.as_deref() }))
+}
+
+/// A list of partitions, each with the offset that goes with it.
+pub(crate) fn list<'a>(partitions: impl IntoIterator<Item = (&'a TopicPartition, Offset)>) -> TopicPartitionList {
+    let mut list = TopicPartitionList::new();
+    for (partition, offset) in partitions {
+        // Offsets here are logical or not negative, the only two kinds that librdkafka can express.
+        let _ = list.add_partition(&partition.topic, partition.partition).set_offset(offset);
+    }
+    list
+}
