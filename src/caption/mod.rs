@@ -1,1 +1,246 @@
-//! caption
+//! The captioner: pixels in, captions out; no Kafka, no async, nothing else of this crate.
+//!
+//! An [`Engine`] is stepwise, so that rows join and leave a running batch and one encoding can serve several rows:
+//!
+//! ```text
+//!  Pixels ──encode──► Encoded ──admit(Params)──► a row ──step, step, …──► Caption
+//! ```
+//!
+//! [`caption()`] runs a batch from start to end on top of it.
+
+mod error;
+pub mod fake;
+pub mod preprocess;
+
+use std::any::Any;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+pub use error::{EngineError, ErrorKind};
+
+/// How many tokens a caption gets when nothing is asked for.
+///
+/// The reference implementation generates 20 new tokens when neither the caller nor the model's configuration gives a
+/// length (`_prepare_generated_length` in transformers), and the published captioning models were tuned to that length.
+pub const DEFAULT_MAX_NEW_TOKENS: usize = 20;
+
+/// An image at the model's size: RGB, 8 bits a channel, row-major, `size * size * 3` bytes. The engine normalises it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Pixels {
+    size: usize,
+    data: Arc<[u8]>,
+}
+
+impl Pixels {
+    /// Takes `size * size * 3` bytes; any other length is a [`ErrorKind::BadInput`].
+    pub fn new(size: usize, data: impl Into<Arc<[u8]>>) -> Result<Self, EngineError> {
+        let data = data.into();
+        let expected = size.checked_mul(size).and_then(|n| n.checked_mul(3));
+        if size == 0 || expected != Some(data.len()) {
+            return Err(EngineError::bad_input(format!(
+                "{} bytes of pixels do not make a square RGB image of side {size}",
+                data.len()
+            )));
+        }
+        Ok(Self { size, data })
+    }
+
+    /// Side of the square, in pixels.
+    pub fn size(&self) -> usize {
+        self.size
+    }
+
+    /// The bytes: row after row, three a pixel.
+    pub fn data(&self) -> &[u8] {
+        &self.data
+    }
+}
+
+impl fmt::Debug for Pixels {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Pixels({0}x{0})", self.size)
+    }
+}
+
+/// What a caller may ask of one caption.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Params {
+    /// Text that the caption continues; the caption's text contains it.
+    pub prompt: Option<String>,
+    /// Upper bound of generated tokens, the end token included, the prompt not.
+    pub max_new_tokens: usize,
+    /// The end token is held back until this many tokens are generated.
+    pub min_new_tokens: usize,
+}
+
+impl Default for Params {
+    fn default() -> Self {
+        Self { prompt: None, max_new_tokens: DEFAULT_MAX_NEW_TOKENS, min_new_tokens: 0 }
+    }
+}
+
+/// Why a caption ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Finish {
+    /// The model produced its end token.
+    Stop,
+    /// `max_new_tokens` was reached.
+    Length,
+}
+
+/// A finished caption.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Caption {
+    /// Prompt and generated tokens as text, special tokens left out.
+    pub text: String,
+    /// The generated tokens, the end token included where there is one.
+    pub token_ids: Vec<u32>,
+    /// Natural logarithm of the probability that the model gives `token_ids`, the end token included.
+    pub logprob: f32,
+    /// How many tokens were generated: the length of `token_ids`.
+    pub tokens: usize,
+    /// Why it ended.
+    pub finish: Finish,
+}
+
+/// What is known of a loaded model.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ModelInfo {
+    /// Repository name, or directory path, as it was given.
+    pub id: String,
+    /// The commit of the repository, where it is known.
+    pub revision: Option<String>,
+    /// `f32`, `bf16` or `f16`.
+    pub dtype: String,
+    /// `cpu` or `cuda:N`.
+    pub device: String,
+    /// Side of the square images that [`Engine::encode`] takes, in pixels.
+    pub image_size: usize,
+    /// How many parameters the model has, tied ones counted once.
+    pub parameters: u64,
+    /// Longest prompt and caption together, in tokens.
+    pub context_length: usize,
+}
+
+/// An encoded image, ready to be captioned any number of times by the engine that made it. Cheap to clone.
+#[derive(Clone)]
+pub struct Encoded {
+    state: Arc<dyn Any + Send + Sync>,
+    bytes: usize,
+}
+
+impl Encoded {
+    /// Wraps an engine's own state, which occupies `bytes` of device memory.
+    pub fn new(state: impl Any + Send + Sync, bytes: usize) -> Self {
+        Self { state: Arc::new(state), bytes }
+    }
+
+    /// Device memory that it holds until the last clone is dropped, in bytes.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// The engine's own state, where `T` is its type.
+    pub fn state<T: Any + Send + Sync>(&self) -> Option<Arc<T>> {
+        Arc::clone(&self.state).downcast().ok()
+    }
+}
+
+/// Names a row of the running batch. Never used twice by one engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RowId(pub u64);
+
+/// Time spent in each phase, and the work it was spent on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Phases {
+    /// The vision encoder.
+    pub encode: Duration,
+    /// Cross-attention keys and values of the encoded images.
+    pub cross_kv: Duration,
+    /// Decoder steps.
+    pub decode: Duration,
+    /// Images encoded.
+    pub images: usize,
+    /// Decoder steps taken, each over all active rows.
+    pub steps: usize,
+    /// Tokens generated.
+    pub tokens: usize,
+}
+
+/// Captions images with one model on one device. Its owner is one thread.
+pub trait Engine: Send {
+    /// The model and where it runs.
+    fn model(&self) -> &ModelInfo;
+
+    /// Encodes images of the model's size; the result is in the order of `images`. An error concerns the whole call:
+    /// with [`ErrorKind::OutOfMemory`] a smaller batch may succeed.
+    fn encode(&mut self, images: &[Pixels]) -> Result<Vec<Encoded>, EngineError>;
+
+    /// Adds a row that captions `image`. An error of kind [`ErrorKind::BadParams`] or [`ErrorKind::BadInput`]
+    /// concerns this row only and leaves the others as they were.
+    fn admit(&mut self, image: &Encoded, params: &Params) -> Result<RowId, EngineError>;
+
+    /// Generates one token for every active row, and returns the rows that finished by it. After an error the state
+    /// of the rows is undefined: call [`Engine::clear`].
+    fn step(&mut self) -> Result<Vec<(RowId, Caption)>, EngineError>;
+
+    /// How many rows are unfinished.
+    fn active(&self) -> usize;
+
+    /// Forgets all rows.
+    fn clear(&mut self);
+
+    /// What was spent in each phase since the last call.
+    fn take_phases(&mut self) -> Phases;
+}
+
+/// Encodes and decodes a batch to its end. The results are in the order of `items`, each row's own errors (bad params)
+/// in its place; an error of the call as a whole leaves the engine empty. The engine must have no active rows.
+pub fn caption(
+    engine: &mut dyn Engine,
+    items: &[(Pixels, Params)],
+) -> Result<Vec<Result<Caption, EngineError>>, EngineError> {
+    let results = caption_rows(engine, items);
+    if results.is_err() {
+        engine.clear();
+    }
+    results
+}
+
+fn caption_rows(
+    engine: &mut dyn Engine,
+    items: &[(Pixels, Params)],
+) -> Result<Vec<Result<Caption, EngineError>>, EngineError> {
+    if engine.active() > 0 {
+        return Err(EngineError::internal("a batch was started on an engine that has active rows"));
+    }
+    let images: Vec<Pixels> = items.iter().map(|(pixels, _)| pixels.clone()).collect();
+    let encoded = engine.encode(&images)?;
+    let mut results: Vec<Option<Result<Caption, EngineError>>> = Vec::with_capacity(items.len());
+    let mut rows = Vec::with_capacity(items.len());
+    for (index, (image, (_, params))) in encoded.iter().zip(items).enumerate() {
+        match engine.admit(image, params) {
+            Ok(row) => {
+                rows.push((row, index));
+                results.push(None);
+            }
+            Err(error) if error.is_of_one_row() => results.push(Some(Err(error))),
+            Err(error) => return Err(error),
+        }
+    }
+    drop(encoded);
+    while engine.active() > 0 {
+        for (row, caption) in engine.step()? {
+            if let Some(&(_, index)) = rows.iter().find(|(id, _)| *id == row) {
+                results[index] = Some(Ok(caption));
+            }
+        }
+    }
+    let lost = || EngineError::internal("the engine lost a row");
+    results.into_iter().map(|result| result.ok_or_else(lost)).collect()
+}

@@ -1,0 +1,268 @@
+//! An engine without a model: deterministic captions from the pixels, delays and failures on demand. For tests of what
+//! stands around an engine, and for measuring the pipeline without a model's cost.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::{Caption, Encoded, Engine, EngineError, ErrorKind, Finish, ModelInfo, Params, Phases, Pixels, RowId};
+
+/// How a [`FakeEngine`] behaves.
+#[derive(Clone, Debug)]
+pub struct FakeOptions {
+    /// Side of the images it takes, in pixels.
+    pub image_size: usize,
+    /// How long each call of `encode` takes.
+    pub encode_delay: Duration,
+    /// How long each call of `step` takes.
+    pub step_delay: Duration,
+    /// The calls of `encode` that fail with [`ErrorKind::Internal`], counted from 1.
+    pub failing_calls: Vec<usize>,
+    /// A call of `encode` with more images than this runs out of memory.
+    pub memory_for: usize,
+    /// An image whose first pixel has this colour makes its whole call of `encode` fail with [`ErrorKind::Internal`].
+    pub poison: Option<[u8; 3]>,
+    /// The longest prompt that is taken, in words.
+    pub max_prompt_words: usize,
+}
+
+impl Default for FakeOptions {
+    fn default() -> Self {
+        Self {
+            image_size: 8,
+            encode_delay: Duration::ZERO,
+            step_delay: Duration::ZERO,
+            failing_calls: Vec::new(),
+            memory_for: usize::MAX,
+            poison: None,
+            max_prompt_words: 64,
+        }
+    }
+}
+
+/// An engine whose caption names the mean colour and a hash of the pixels; see [`fake_words`].
+pub struct FakeEngine {
+    options: FakeOptions,
+    model: ModelInfo,
+    rows: Vec<FakeRow>,
+    next_row: u64,
+    encode_calls: usize,
+    phases: Phases,
+}
+
+struct FakeEncoding(Vec<String>);
+
+struct FakeRow {
+    id: RowId,
+    prompt: Option<String>,
+    words: Vec<String>,
+    generated: usize,
+    max_new_tokens: usize,
+    min_new_tokens: usize,
+}
+
+/// The words of the caption that a [`FakeEngine`] gives to an image, without a prompt and with tokens to spare:
+/// `a <red> <green> <blue> image <hash>`, of the mean colour in decimal and of the bytes' FNV-1a hash in hexadecimal.
+pub fn fake_words(pixels: &Pixels) -> Vec<String> {
+    let mean = |channel: usize| {
+        let sum: u64 = pixels.data().iter().skip(channel).step_by(3).map(|&byte| u64::from(byte)).sum();
+        sum / (pixels.size() * pixels.size()) as u64
+    };
+    let hash = pixels
+        .data()
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+    vec![
+        "a".into(),
+        mean(0).to_string(),
+        mean(1).to_string(),
+        mean(2).to_string(),
+        "image".into(),
+        format!("{hash:016x}"),
+    ]
+}
+
+impl FakeEngine {
+    /// An engine that behaves as `options` say.
+    pub fn new(options: FakeOptions) -> Self {
+        let model = ModelInfo {
+            id: "fake".into(),
+            revision: None,
+            dtype: "f32".into(),
+            device: "cpu".into(),
+            image_size: options.image_size,
+            parameters: 0,
+            context_length: options.max_prompt_words,
+        };
+        Self { options, model, rows: Vec::new(), next_row: 0, encode_calls: 0, phases: Phases::default() }
+    }
+
+    /// How often `encode` was called.
+    pub fn encode_calls(&self) -> usize {
+        self.encode_calls
+    }
+}
+
+impl Default for FakeEngine {
+    fn default() -> Self {
+        Self::new(FakeOptions::default())
+    }
+}
+
+impl Engine for FakeEngine {
+    fn model(&self) -> &ModelInfo {
+        &self.model
+    }
+
+    fn encode(&mut self, images: &[Pixels]) -> Result<Vec<Encoded>, EngineError> {
+        let started = Instant::now();
+        self.encode_calls += 1;
+        thread::sleep(self.options.encode_delay);
+        if self.options.failing_calls.contains(&self.encode_calls) {
+            return Err(EngineError::internal("this call was told to fail"));
+        }
+        if images.len() > self.options.memory_for {
+            return Err(EngineError::new(ErrorKind::OutOfMemory, "the device is out of memory"));
+        }
+        if let Some(image) = images.iter().find(|image| image.size() != self.options.image_size) {
+            let expected = self.options.image_size;
+            return Err(EngineError::bad_input(format!(
+                "the model takes images of side {expected}, not {}",
+                image.size()
+            )));
+        }
+        if images.iter().any(|image| self.options.poison.is_some_and(|poison| image.data()[..3] == poison)) {
+            return Err(EngineError::internal("an image of the batch is poisoned"));
+        }
+        self.phases.encode += started.elapsed();
+        self.phases.images += images.len();
+        Ok(images.iter().map(|image| Encoded::new(FakeEncoding(fake_words(image)), 0)).collect())
+    }
+
+    fn admit(&mut self, image: &Encoded, params: &Params) -> Result<RowId, EngineError> {
+        let encoding = image
+            .state::<FakeEncoding>()
+            .ok_or_else(|| EngineError::bad_input("the image was encoded by another engine"))?;
+        let prompt_words = params.prompt.as_deref().map_or(0, |prompt| prompt.split_whitespace().count());
+        if prompt_words > self.options.max_prompt_words {
+            let most = self.options.max_prompt_words;
+            return Err(EngineError::bad_params(format!("the prompt has {prompt_words} tokens, at most {most} fit")));
+        }
+        if params.max_new_tokens == 0 {
+            return Err(EngineError::bad_params("max_new_tokens must be at least 1"));
+        }
+        let id = RowId(self.next_row);
+        self.next_row += 1;
+        self.rows.push(FakeRow {
+            id,
+            prompt: params.prompt.clone(),
+            words: encoding.0.clone(),
+            generated: 0,
+            max_new_tokens: params.max_new_tokens,
+            min_new_tokens: params.min_new_tokens,
+        });
+        Ok(id)
+    }
+
+    fn step(&mut self) -> Result<Vec<(RowId, Caption)>, EngineError> {
+        let started = Instant::now();
+        thread::sleep(self.options.step_delay);
+        let mut finished = Vec::new();
+        for row in &mut self.rows {
+            row.generated += 1;
+            if let Some(finish) = row.finish() {
+                finished.push((row.id, row.caption(finish)));
+            }
+        }
+        self.phases.tokens += self.rows.len();
+        self.phases.steps += 1;
+        self.phases.decode += started.elapsed();
+        self.rows.retain(|row| row.finish().is_none());
+        Ok(finished)
+    }
+
+    fn active(&self) -> usize {
+        self.rows.len()
+    }
+
+    fn clear(&mut self) {
+        self.rows.clear();
+    }
+
+    fn take_phases(&mut self) -> Phases {
+        std::mem::take(&mut self.phases)
+    }
+}
+
+impl FakeRow {
+    /// The end token comes after the last word, or later where `min_new_tokens` holds it back.
+    fn finish(&self) -> Option<Finish> {
+        if self.generated > self.words.len() && self.generated > self.min_new_tokens {
+            Some(Finish::Stop)
+        } else if self.generated >= self.max_new_tokens {
+            Some(Finish::Length)
+        } else {
+            None
+        }
+    }
+
+    fn caption(&self, finish: Finish) -> Caption {
+        let words = self.words.iter().take(self.generated).map(String::as_str);
+        let text = self.prompt.as_deref().into_iter().chain(words).collect::<Vec<_>>().join(" ");
+        Caption {
+            text,
+            token_ids: (1..=self.generated as u32).collect(),
+            logprob: -0.5 * self.generated as f32,
+            tokens: self.generated,
+            finish,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::caption::caption;
+
+    fn image(colour: [u8; 3]) -> Pixels {
+        Pixels::new(8, colour.repeat(64)).unwrap()
+    }
+
+    fn with(options: FakeOptions) -> FakeEngine {
+        FakeEngine::new(options)
+    }
+
+    #[test]
+    fn captions_name_the_pixels_and_keep_their_order() {
+        let items = [(image([1, 2, 3]), Params::default()), (image([9, 8, 7]), Params::default())];
+        let captions = caption(&mut FakeEngine::default(), &items).unwrap();
+        let texts: Vec<String> = captions.into_iter().map(|caption| caption.unwrap().text).collect();
+        assert_eq!(texts, [fake_words(&items[0].0).join(" "), fake_words(&items[1].0).join(" ")]);
+        assert!(texts[0].starts_with("a 1 2 3 image "));
+    }
+
+    #[test]
+    fn a_bad_prompt_is_the_error_of_its_row_alone() {
+        let long = Params { prompt: Some("word ".repeat(65)), ..Params::default() };
+        let short = Params { prompt: Some("a photo of".into()), max_new_tokens: 2, min_new_tokens: 0 };
+        let items = [(image([1, 1, 1]), long), (image([2, 2, 2]), short)];
+        let captions = caption(&mut FakeEngine::default(), &items).unwrap();
+        assert_eq!(captions[0].as_ref().unwrap_err().kind(), ErrorKind::BadParams);
+        let second = captions[1].as_ref().unwrap();
+        assert_eq!((second.text.as_str(), second.finish), ("a photo of a 2", Finish::Length));
+    }
+
+    #[test]
+    fn fails_where_it_is_told_to_and_recovers() {
+        let one = [(image([1, 1, 1]), Params::default())];
+        let two = [one[0].clone(), (image([6, 6, 6]), Params::default())];
+        let kind =
+            |engine: &mut FakeEngine, items: &[_]| caption(engine, items).map(|_| ()).map_err(|error| error.kind());
+        let mut engine = with(FakeOptions { failing_calls: vec![1], memory_for: 1, ..FakeOptions::default() });
+        assert_eq!(kind(&mut engine, &one), Err(ErrorKind::Internal));
+        assert_eq!(kind(&mut engine, &two), Err(ErrorKind::OutOfMemory));
+        assert_eq!(kind(&mut engine, &one), Ok(()));
+        let mut engine = with(FakeOptions { poison: Some([6, 6, 6]), ..FakeOptions::default() });
+        assert_eq!(kind(&mut engine, &two), Err(ErrorKind::Internal));
+        assert_eq!(kind(&mut engine, &one), Ok(()));
+    }
+}
