@@ -8,9 +8,24 @@
 //!
 //! [`caption()`] runs a batch from start to end on top of it.
 
+mod compute;
+pub mod config;
+mod device;
+mod engine;
 mod error;
 pub mod fake;
+mod files;
+mod generate;
+mod hub;
+mod load;
+mod memory;
+mod model;
 pub mod preprocess;
+mod random;
+mod text;
+mod tokenizer;
+mod vision;
+mod weights;
 
 use std::any::Any;
 use std::fmt;
@@ -19,7 +34,12 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+pub use device::{DeviceSpec, DtypeSpec};
+pub use engine::BlipEngine;
 pub use error::{EngineError, ErrorKind};
+pub use hub::HubSource;
+pub use load::{LoadError, LoadOptions, ModelSource, load, load_model};
+pub use model::Model;
 
 /// How many tokens a caption gets when nothing is asked for.
 ///

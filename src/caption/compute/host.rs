@@ -1,0 +1,481 @@
+//! Kernels for f32 on a CPU: one pass over the data each, in loops that the compiler turns into vector instructions.
+//!
+//! Baseline x86-64 has 4 lanes only, so each kernel is compiled for wider registers too and chosen at run time. None of
+//! them uses fused multiply-add: results are the same on every machine.
+
+use candle_core::{CpuStorage, CustomOp3, InplaceOp1, InplaceOp2, InplaceOp3, Layout, Result, Shape, Tensor};
+use rayon::prelude::*;
+
+/// Independent partial sums of a reduction, so that it can be done in vector registers.
+const LANES: usize = 16;
+/// Elements that are worth handing to another thread.
+const GRAIN: usize = 16 << 10;
+
+/// Compiles a function for the widest registers that the machine may have.
+macro_rules! wide {
+    ($(#[$doc:meta])* $visibility:vis fn $name:ident($($argument:ident: $type:ty),* $(,)?) $(-> $result:ty)? $body:block) => {
+        $(#[$doc])*
+        $visibility fn $name($($argument: $type),*) $(-> $result)? {
+            #[inline(always)]
+            fn plain($($argument: $type),*) $(-> $result)? $body
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx512f")]
+                fn avx512($($argument: $type),*) $(-> $result)? { plain($($argument),*) }
+                #[target_feature(enable = "avx2")]
+                fn avx2($($argument: $type),*) $(-> $result)? { plain($($argument),*) }
+                if is_x86_feature_detected!("avx512f") {
+                    // SAFETY: the machine has the instructions.
+                    return unsafe { avx512($($argument),*) };
+                }
+                if is_x86_feature_detected!("avx2") {
+                    // SAFETY: the machine has the instructions.
+                    return unsafe { avx2($($argument),*) };
+                }
+            }
+            plain($($argument),*)
+        }
+    };
+}
+
+/// eˣ to within 2 units in the last place (Cephes `expf`): 2ⁿ times a polynomial on [−ln 2 / 2, ln 2 / 2].
+#[inline(always)]
+#[expect(clippy::excessive_precision, clippy::inline_always, reason = "constants as published; a part of hot loops")]
+fn exp(x: f32) -> f32 {
+    let x = x.clamp(-87.3, 88.3);
+    // Adding and taking away 1.5 · 2²³ rounds to an integer.
+    let twos = x * std::f32::consts::LOG2_E + 12_582_912.0 - 12_582_912.0;
+    let r = x - twos * 0.693_359_375 + twos * 2.121_944_4e-4;
+    let p = 1.987_569_15e-4;
+    let p = p * r + 1.398_199_95e-3;
+    let p = p * r + 8.333_451_9e-3;
+    let p = p * r + 4.166_579_6e-2;
+    let p = p * r + 1.666_666_55e-1;
+    let p = p * r + 5.000_000_1e-1;
+    (p * r * r + r + 1.0) * f32::from_bits(((twos as i32 + 127) << 23) as u32)
+}
+
+/// erf x to within 4e-7: the rational approximation of Eigen (`generic_fast_erf_float`) on [−4, 4], beyond which erf is
+/// ±1 in f32.
+#[inline(always)]
+#[expect(clippy::excessive_precision, clippy::inline_always, reason = "constants as published; a part of hot loops")]
+fn erf(x: f32) -> f32 {
+    let x = x.clamp(-4.0, 4.0);
+    let square = x * x;
+    let above = -2.726_142_258_013_06e-10;
+    let above = above * square + 2.770_681_424_959_02e-8;
+    let above = above * square - 2.101_024_020_825_08e-6;
+    let above = above * square - 5.692_506_394_623_46e-5;
+    let above = above * square - 7.349_906_303_268_55e-4;
+    let above = above * square - 2.954_599_808_540_25e-3;
+    let above = above * square - 1.609_603_332_624_15e-2;
+    let below = -1.456_607_184_649_96e-5;
+    let below = below * square - 2.133_740_552_789_05e-4;
+    let below = below * square - 1.682_826_974_382_03e-3;
+    let below = below * square - 7.373_329_167_204_68e-3;
+    let below = below * square - 1.426_473_905_141_89e-2;
+    x * above / below
+}
+
+wide! {
+    fn bias_row(row: &mut [f32], bias: &[f32]) {
+        for (y, b) in row.iter_mut().zip(bias) {
+            *y += b;
+        }
+    }
+}
+
+wide! {
+    fn bias_gelu_row(row: &mut [f32], bias: &[f32]) {
+        for (y, b) in row.iter_mut().zip(bias) {
+            let x = *y + b;
+            *y = 0.5 * x * (1.0 + erf(x * std::f32::consts::FRAC_1_SQRT_2));
+        }
+    }
+}
+
+wide! {
+    fn bias_residual_row(row: &mut [f32], bias: &[f32], residual: &[f32]) {
+        for ((y, b), r) in row.iter_mut().zip(bias).zip(residual) {
+            *y += b + r;
+        }
+    }
+}
+
+wide! {
+    fn shift_row(row: &mut [f32], by: f32) {
+        for y in row {
+            *y += by;
+        }
+    }
+}
+
+#[inline(always)]
+#[expect(clippy::inline_always, reason = "a part of hot loops")]
+fn reduce(row: &[f32], start: f32, fold: impl Fn(f32, f32) -> f32, combine: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut lanes = [start; LANES];
+    let (chunks, rest) = row.as_chunks::<LANES>();
+    for chunk in chunks {
+        for (lane, x) in lanes.iter_mut().zip(chunk) {
+            *lane = fold(*lane, *x);
+        }
+    }
+    for (lane, x) in lanes.iter_mut().zip(rest) {
+        *lane = fold(*lane, *x);
+    }
+    lanes.into_iter().fold(start, combine)
+}
+
+#[inline(always)]
+#[expect(clippy::inline_always, reason = "a part of hot loops")]
+fn larger(a: f32, b: f32) -> f32 {
+    if a > b { a } else { b }
+}
+
+wide! {
+    /// The softmax of `scale · row`, in place.
+    fn softmax_row(row: &mut [f32], scale: f32) {
+        // NaN loses every comparison; it comes back in the exponentials.
+        let top = reduce(row, f32::NEG_INFINITY, larger, larger) * scale;
+        for x in row.iter_mut() {
+            *x = exp(*x * scale - top);
+        }
+        let share = 1.0 / reduce(row, 0.0, |sum, x| sum + x, |a, b| a + b);
+        for x in row.iter_mut() {
+            *x *= share;
+        }
+    }
+}
+
+wide! {
+    /// The logarithm of the sum of the exponentials of `row`.
+    pub(in crate::caption) fn log_sum_exp(row: &[f32]) -> f32 {
+        let top = reduce(row, f32::NEG_INFINITY, larger, larger);
+        top + reduce(row, 0.0, |sum, x| sum + exp(x - top), |a, b| a + b).ln()
+    }
+}
+
+wide! {
+    fn norm_row(to: &mut [f32], from: &[f32], weight: &[f32], bias: &[f32], eps: f32) {
+        let count = from.len() as f32;
+        let mean = reduce(from, 0.0, |sum, x| sum + x, |a, b| a + b) / count;
+        let variance = reduce(from, 0.0, |sum, x| sum + (x - mean) * (x - mean), |a, b| a + b) / count;
+        let scale = 1.0 / (variance + eps).sqrt();
+        for (((y, x), w), b) in to.iter_mut().zip(from).zip(weight).zip(bias) {
+            *y = (x - mean) * scale * w + b;
+        }
+    }
+}
+
+/// One head's attention of one query on `length` remembered keys and values, both stored `[head, stride]`: a key is a
+/// column. `scores` is scratch of at least `length`.
+pub(in crate::caption) struct Head<'a> {
+    pub(in crate::caption) keys: &'a [f32],
+    pub(in crate::caption) values: &'a [f32],
+    pub(in crate::caption) stride: usize,
+    pub(in crate::caption) length: usize,
+}
+
+impl Head<'_> {
+    /// Writes the context of `query` to `context`, both of the head's width.
+    pub(in crate::caption) fn attend(&self, query: &[f32], context: &mut [f32], scores: &mut [f32]) {
+        let scores = &mut scores[..self.length];
+        weighted_sum(scores, self.keys, self.stride, query);
+        softmax_row(scores, 1.0 / (query.len() as f32).sqrt());
+        dot_products(context, self.values, self.stride, scores);
+    }
+}
+
+wide! {
+    /// `sums[j] = Σ weights[i] · rows[i][j]`, where `rows` has a row every `stride` elements.
+    fn weighted_sum(sums: &mut [f32], rows: &[f32], stride: usize, weights: &[f32]) {
+        sums.fill(0.0);
+        let length = sums.len();
+        let row = |index: usize| &rows[index * stride..index * stride + length];
+        let (fours, rest) = weights.as_chunks::<4>();
+        for (index, w) in fours.iter().enumerate() {
+            // Four rows at a time: the sums are read and written a quarter as often.
+            let first = index * 4;
+            let (a, b, c, d) = (row(first), row(first + 1), row(first + 2), row(first + 3));
+            for ((((sum, a), b), c), d) in sums.iter_mut().zip(a).zip(b).zip(c).zip(d) {
+                *sum += w[0] * a + w[1] * b + w[2] * c + w[3] * d;
+            }
+        }
+        for (index, w) in rest.iter().enumerate() {
+            for (sum, x) in sums.iter_mut().zip(row(fours.len() * 4 + index)) {
+                *sum += w * x;
+            }
+        }
+    }
+}
+
+wide! {
+    /// `products[i] = Σ rows[i][j] · vector[j]`, where `rows` has a row every `stride` elements.
+    fn dot_products(products: &mut [f32], rows: &[f32], stride: usize, vector: &[f32]) {
+        for (index, product) in products.iter_mut().enumerate() {
+            let row = &rows[index * stride..index * stride + vector.len()];
+            let mut lanes = [0.0; LANES];
+            let (chunks, rest) = row.as_chunks::<LANES>();
+            let (factors, last) = vector.as_chunks::<LANES>();
+            for (chunk, factor) in chunks.iter().zip(factors) {
+                for ((lane, x), y) in lanes.iter_mut().zip(chunk).zip(factor) {
+                    *lane += x * y;
+                }
+            }
+            for ((lane, x), y) in lanes.iter_mut().zip(rest).zip(last) {
+                *lane += x * y;
+            }
+            *product = lanes.iter().sum();
+        }
+    }
+}
+
+/// The elements of a contiguous f32 tensor.
+fn elements<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
+    match (storage, layout.contiguous_offsets()) {
+        (CpuStorage::F32(values), Some((from, to))) => Ok(&values[from..to]),
+        _ => candle_core::bail!("a host kernel takes contiguous f32"),
+    }
+}
+
+fn elements_mut<'a>(storage: &'a mut CpuStorage, layout: &Layout) -> Result<&'a mut [f32]> {
+    match (storage, layout.contiguous_offsets()) {
+        (CpuStorage::F32(values), Some((from, to))) => Ok(&mut values[from..to]),
+        _ => candle_core::bail!("a host kernel takes contiguous f32"),
+    }
+}
+
+/// Calls `work` with the index of a row and the row, on all cores where it is worth it.
+fn for_rows(values: &mut [f32], width: usize, work: impl Fn(usize, &mut [f32]) + Sync) {
+    let rows = (GRAIN / width).max(1);
+    values.par_chunks_mut(rows * width).enumerate().for_each(|(chunk, values)| {
+        for (row, values) in values.chunks_exact_mut(width).enumerate() {
+            work(chunk * rows + row, values);
+        }
+    });
+}
+
+struct AddBias;
+struct AddBiasGelu;
+struct AddBiasToColumns;
+struct AddBiasResidual;
+struct Softmax(f32);
+struct Norm(f32);
+
+impl InplaceOp2 for AddBias {
+    fn name(&self) -> &'static str {
+        "add-bias"
+    }
+
+    fn cpu_fwd(&self, y: &mut CpuStorage, y_layout: &Layout, bias: &CpuStorage, layout: &Layout) -> Result<()> {
+        let bias = elements(bias, layout)?;
+        for_rows(elements_mut(y, y_layout)?, bias.len(), |_, row| bias_row(row, bias));
+        Ok(())
+    }
+}
+
+impl InplaceOp2 for AddBiasGelu {
+    fn name(&self) -> &'static str {
+        "add-bias-gelu"
+    }
+
+    fn cpu_fwd(&self, y: &mut CpuStorage, y_layout: &Layout, bias: &CpuStorage, layout: &Layout) -> Result<()> {
+        let bias = elements(bias, layout)?;
+        for_rows(elements_mut(y, y_layout)?, bias.len(), |_, row| bias_gelu_row(row, bias));
+        Ok(())
+    }
+}
+
+impl InplaceOp2 for AddBiasToColumns {
+    fn name(&self) -> &'static str {
+        "add-bias-to-columns"
+    }
+
+    fn cpu_fwd(&self, y: &mut CpuStorage, y_layout: &Layout, bias: &CpuStorage, layout: &Layout) -> Result<()> {
+        let bias = elements(bias, layout)?;
+        let y = elements_mut(y, y_layout)?;
+        let width = y.len() / bias.len();
+        for_rows(y, width, |index, row| shift_row(row, bias[index]));
+        Ok(())
+    }
+}
+
+impl InplaceOp3 for AddBiasResidual {
+    fn name(&self) -> &'static str {
+        "add-bias-residual"
+    }
+
+    fn cpu_fwd(
+        &self,
+        y: &mut CpuStorage,
+        y_layout: &Layout,
+        bias: &CpuStorage,
+        bias_layout: &Layout,
+        residual: &CpuStorage,
+        residual_layout: &Layout,
+    ) -> Result<()> {
+        let bias = elements(bias, bias_layout)?;
+        let residual = elements(residual, residual_layout)?;
+        let width = bias.len();
+        for_rows(elements_mut(y, y_layout)?, width, |index, row| {
+            bias_residual_row(row, bias, &residual[index * width..(index + 1) * width]);
+        });
+        Ok(())
+    }
+}
+
+impl InplaceOp1 for Softmax {
+    fn name(&self) -> &'static str {
+        "softmax-scaled"
+    }
+
+    fn cpu_fwd(&self, x: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        let width = layout.dims().last().copied().unwrap_or(1);
+        for_rows(elements_mut(x, layout)?, width, |_, row| softmax_row(row, self.0));
+        Ok(())
+    }
+}
+
+impl CustomOp3 for Norm {
+    fn name(&self) -> &'static str {
+        "layer-norm"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        x_layout: &Layout,
+        weight: &CpuStorage,
+        weight_layout: &Layout,
+        bias: &CpuStorage,
+        bias_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let x = elements(x, x_layout)?;
+        let weight = elements(weight, weight_layout)?;
+        let bias = elements(bias, bias_layout)?;
+        let width = weight.len();
+        let mut y = vec![0.0; x.len()];
+        for_rows(&mut y, width, |index, row| {
+            norm_row(row, &x[index * width..(index + 1) * width], weight, bias, self.0);
+        });
+        Ok((CpuStorage::F32(y), x_layout.shape().clone()))
+    }
+}
+
+/// Adds `bias` `[width]` to every row of `y`, in place.
+pub(super) fn add_bias(y: &Tensor, bias: &Tensor) -> Result<()> {
+    y.inplace_op2(bias, &AddBias)
+}
+
+/// Adds `bias` `[width]` to every row of `y` and applies the exact GELU, in place.
+pub(super) fn add_bias_gelu(y: &Tensor, bias: &Tensor) -> Result<()> {
+    y.inplace_op2(bias, &AddBiasGelu)
+}
+
+/// Adds `bias` `[height]` to every column of `y` `[height, width]`, in place.
+pub(super) fn add_bias_to_columns(y: &Tensor, bias: &Tensor) -> Result<()> {
+    y.inplace_op2(bias, &AddBiasToColumns)
+}
+
+/// Adds `bias` `[width]` to every row of `y`, and `residual` of `y`'s shape, in place.
+pub(super) fn add_bias_residual(y: &Tensor, bias: &Tensor, residual: &Tensor) -> Result<()> {
+    y.inplace_op3(bias, residual, &AddBiasResidual)
+}
+
+/// The softmax of `scale · x` over the last dimension, in place.
+pub(super) fn softmax_scaled(x: &Tensor, scale: f32) -> Result<()> {
+    x.inplace_op1(&Softmax(scale))
+}
+
+/// Layer normalisation of `x` over the last dimension.
+pub(super) fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f32) -> Result<Tensor> {
+    x.apply_op3_no_bwd(weight, bias, &Norm(eps))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::{D, Device};
+
+    fn values(count: usize, spread: f32) -> Vec<f32> {
+        let mut state = 1u32;
+        (0..count)
+            .map(|_| {
+                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                ((state >> 8) as f32 / (1u32 << 24) as f32 - 0.5) * 2.0 * spread
+            })
+            .collect()
+    }
+
+    fn tensor(shape: (usize, usize), spread: f32) -> Tensor {
+        Tensor::from_vec(values(shape.0 * shape.1, spread), shape, &Device::Cpu).unwrap()
+    }
+
+    fn largest_difference(a: &Tensor, b: &Tensor) -> f32 {
+        (a - b).unwrap().abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar().unwrap()
+    }
+
+    #[test]
+    fn exp_and_erf_are_as_near_as_they_say() {
+        for x in values(100_000, 87.0) {
+            assert!((f64::from(exp(x)) / f64::from(x).exp() - 1.0).abs() < 3e-7, "{x}");
+        }
+        let exact = Tensor::from_vec(values(100_000, 5.0), 100_000, &Device::Cpu).unwrap();
+        let theirs: Vec<f32> = exact.erf().unwrap().to_vec1().unwrap();
+        for (x, y) in values(100_000, 5.0).into_iter().zip(theirs) {
+            assert!((erf(x) - y).abs() < 4e-7, "{x}");
+        }
+        assert!(exp(f32::NAN).is_nan());
+        assert!(exp(-1e9) < 1e-37);
+    }
+
+    #[test]
+    fn every_kernel_equals_candles_operations() {
+        // An odd width, so that the ends of rows that do not fill a register are covered; more rows than one thread takes.
+        let shape = (1031, 77);
+        let (x, residual, bias) = (tensor(shape, 3.0), tensor(shape, 2.0), tensor((1, 77), 1.0).squeeze(0).unwrap());
+        let biased = x.broadcast_add(&bias).unwrap();
+        let apply = |kernel: &dyn Fn(&Tensor) -> Result<()>| {
+            let y = x.copy().unwrap();
+            kernel(&y).unwrap();
+            y
+        };
+        let close = |ours: &Tensor, theirs: &Tensor| assert!(largest_difference(ours, theirs) < 5e-6);
+        close(&apply(&|y| add_bias(y, &bias)), &biased);
+        close(&apply(&|y| add_bias_gelu(y, &bias)), &biased.gelu_erf().unwrap());
+        close(&apply(&|y| add_bias_residual(y, &bias, &residual)), &(&biased + &residual).unwrap());
+        let theirs = candle_nn::ops::softmax(&(&x * 0.7).unwrap(), D::Minus1).unwrap();
+        close(&apply(&|y| softmax_scaled(y, 0.7)), &theirs);
+        let weight = tensor((1, 77), 1.0).squeeze(0).unwrap();
+        let theirs = candle_nn::ops::layer_norm_slow(&x, &weight, &bias, 1e-5).unwrap();
+        close(&layer_norm(&x, &weight, &bias, 1e-5).unwrap(), &theirs);
+        let column = tensor((1031, 1), 1.0);
+        let theirs = x.broadcast_add(&column).unwrap();
+        close(&apply(&|y| add_bias_to_columns(y, &column.squeeze(1)?)), &theirs);
+    }
+
+    #[test]
+    fn a_heads_attention_equals_the_formula() {
+        let (head, stride, length) = (13, 40, 37);
+        let (keys, values, query) = (tensor((head, stride), 2.0), tensor((head, stride), 1.0), tensor((1, head), 2.0));
+        let flat = |tensor: &Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let (mut context, mut scores) = (vec![0.0; head], vec![0.0; stride]);
+        Head { keys: &flat(&keys), values: &flat(&values), stride, length }.attend(
+            &flat(&query),
+            &mut context,
+            &mut scores,
+        );
+        let seen = |tensor: &Tensor| tensor.narrow(1, 0, length).unwrap().contiguous().unwrap();
+        let theirs = (query.matmul(&seen(&keys)).unwrap() / (head as f64).sqrt()).unwrap();
+        let theirs = candle_nn::ops::softmax(&theirs, D::Minus1).unwrap();
+        let theirs = theirs.matmul(&seen(&values).t().unwrap()).unwrap();
+        let ours = Tensor::from_vec(context, (1, head), &Device::Cpu).unwrap();
+        assert!(largest_difference(&ours, &theirs) < 5e-6);
+    }
+
+    #[test]
+    fn the_logarithm_of_a_sum_survives_large_scores() {
+        assert!((log_sum_exp(&[1000.0, 1000.0]) - (1000.0 + 2f32.ln())).abs() < 1e-4);
+        assert!(log_sum_exp(&[0.0, f32::NAN]).is_nan());
+    }
+}

@@ -1,0 +1,179 @@
+//! Where a model runs and in which precision, as a user names it.
+
+use std::fmt;
+use std::str::FromStr;
+
+use candle_core::{DType, Device};
+
+use super::load::LoadError;
+
+/// `auto`, `cpu` or `cuda:N`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum DeviceSpec {
+    /// The first GPU where the build and the machine have one, else the CPU.
+    #[default]
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// An NVIDIA GPU, by its number.
+    Cuda(usize),
+}
+
+impl FromStr for DeviceSpec {
+    type Err = LoadError;
+
+    fn from_str(text: &str) -> Result<Self, LoadError> {
+        match text.split_once(':') {
+            None if text == "auto" => Ok(Self::Auto),
+            None if text == "cpu" => Ok(Self::Cpu),
+            None if text == "cuda" => Ok(Self::Cuda(0)),
+            Some(("cuda", number)) if number.parse::<usize>().is_ok() => {
+                Ok(Self::Cuda(number.parse().unwrap_or_default()))
+            }
+            _ => Err(LoadError::Device(format!("unknown device {text:?}: write auto, cpu or cuda:0"))),
+        }
+    }
+}
+
+impl fmt::Display for DeviceSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Cpu => f.write_str("cpu"),
+            Self::Cuda(number) => write!(f, "cuda:{number}"),
+        }
+    }
+}
+
+impl DeviceSpec {
+    /// Opens the device; also says what `auto` became.
+    pub(super) fn open(self) -> Result<(Self, Device), LoadError> {
+        match self {
+            Self::Cpu => Ok((Self::Cpu, Device::Cpu)),
+            Self::Cuda(number) => Ok((self, open_cuda(number)?)),
+            Self::Auto => match open_cuda(0) {
+                Ok(device) => Ok((Self::Cuda(0), device)),
+                Err(reason) => {
+                    if cfg!(feature = "cuda") {
+                        tracing::warn!(%reason, "no GPU can be used, captions are made on the CPU");
+                    }
+                    Ok((Self::Cpu, Device::Cpu))
+                }
+            },
+        }
+    }
+}
+
+#[cfg(feature = "cuda")]
+fn open_cuda(number: usize) -> Result<Device, LoadError> {
+    // A stream of its own, so that engines on several threads do not wait for each other on the default stream.
+    Device::new_cuda_with_stream(number)
+        .map_err(|error| LoadError::Device(format!("cuda:{number} cannot be opened: {error}")))
+}
+
+#[cfg(not(feature = "cuda"))]
+fn open_cuda(number: usize) -> Result<Device, LoadError> {
+    Err(LoadError::Device(format!(
+        "cuda:{number} was asked for, but this build has no GPU support: build with `--features cuda`, or choose cpu"
+    )))
+}
+
+/// `auto`, `f32`, `bf16` or `f16`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum DtypeSpec {
+    /// f32 on a CPU, where it is the fastest that candle has; bf16 on a GPU, f16 on one older than Ampere.
+    #[default]
+    Auto,
+    /// 32-bit floats.
+    F32,
+    /// bfloat16.
+    Bf16,
+    /// IEEE half precision.
+    F16,
+}
+
+impl FromStr for DtypeSpec {
+    type Err = LoadError;
+
+    fn from_str(text: &str) -> Result<Self, LoadError> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "f32" => Ok(Self::F32),
+            "bf16" => Ok(Self::Bf16),
+            "f16" => Ok(Self::F16),
+            _ => Err(LoadError::Device(format!("unknown dtype {text:?}: write auto, f32, bf16 or f16"))),
+        }
+    }
+}
+
+impl fmt::Display for DtypeSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+            Self::F16 => "f16",
+        })
+    }
+}
+
+impl DtypeSpec {
+    /// The precision for a device; also says what `auto` became.
+    pub(super) fn resolve(self, device: &Device) -> (Self, DType) {
+        match self {
+            Self::F32 => (self, DType::F32),
+            Self::Bf16 => (self, DType::BF16),
+            Self::F16 => (self, DType::F16),
+            Self::Auto if device.is_cpu() => Self::F32.resolve(device),
+            Self::Auto if has_bf16(device) => Self::Bf16.resolve(device),
+            Self::Auto => Self::F16.resolve(device),
+        }
+    }
+}
+
+/// bf16 arithmetic came with compute capability 8.0.
+#[cfg(feature = "cuda")]
+fn has_bf16(device: &Device) -> bool {
+    use candle_core::cuda_backend::cudarc::driver::sys::CUdevice_attribute;
+    let Device::Cuda(device) = device else { return false };
+    device
+        .cuda_stream()
+        .context()
+        .attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)
+        .is_ok_and(|major| major >= 8)
+}
+
+#[cfg(not(feature = "cuda"))]
+fn has_bf16(_device: &Device) -> bool {
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_read_back_as_they_are_written() {
+        for name in ["auto", "cpu", "cuda:0", "cuda:3"] {
+            assert_eq!(name.parse::<DeviceSpec>().unwrap().to_string(), name);
+        }
+        for name in ["auto", "f32", "bf16", "f16"] {
+            assert_eq!(name.parse::<DtypeSpec>().unwrap().to_string(), name);
+        }
+    }
+
+    #[test]
+    fn an_unknown_name_is_answered_with_the_known_ones() {
+        assert!("gpu".parse::<DeviceSpec>().unwrap_err().to_string().contains("cuda:0"));
+        assert!("cuda:x".parse::<DeviceSpec>().unwrap_err().to_string().contains("cuda:x"));
+        assert!("fp8".parse::<DtypeSpec>().unwrap_err().to_string().contains("bf16"));
+    }
+
+    #[cfg(not(feature = "cuda"))]
+    #[test]
+    fn a_gpu_asked_of_a_build_without_gpus_is_an_error_that_says_so() {
+        let message = DeviceSpec::Cuda(1).open().unwrap_err().to_string();
+        assert!(message.contains("--features cuda"), "{message}");
+        assert_eq!(DeviceSpec::Auto.open().unwrap().0, DeviceSpec::Cpu);
+    }
+}

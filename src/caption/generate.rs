@@ -1,0 +1,92 @@
+//! The choice of the next token.
+
+use candle_core::{CpuStorage, DType, Result, Storage, Tensor};
+use rayon::prelude::*;
+
+use super::compute::host::log_sum_exp;
+use super::compute::on_host;
+
+/// A chosen token, and the logarithm of the probability that the model gives it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Choice {
+    pub(super) token: u32,
+    pub(super) logprob: f32,
+}
+
+/// The likeliest token of each row of `logits` `[rows, vocabulary]`, the first of equals; never `end` where the row is
+/// `held_back`. The probability is the model's own, also where a row is held back.
+pub(super) fn greedy(logits: &Tensor, held_back: &[bool], end: u32) -> Result<Vec<Choice>> {
+    let choices = if on_host(logits) { host(logits, held_back, end) } else { device(logits, held_back, end) }?;
+    if choices.iter().any(|choice| !choice.logprob.is_finite()) {
+        candle_core::bail!("the model's scores are not numbers: a weight or a precision is unfit");
+    }
+    Ok(choices)
+}
+
+fn host(logits: &Tensor, held_back: &[bool], end: u32) -> Result<Vec<Choice>> {
+    let vocabulary = logits.dim(1)?;
+    let (storage, layout) = logits.storage_and_layout();
+    let (Storage::Cpu(CpuStorage::F32(values)), Some((from, to))) = (&*storage, layout.contiguous_offsets()) else {
+        candle_core::bail!("scores are contiguous f32 here");
+    };
+    let rows = values[from..to].par_chunks_exact(vocabulary).zip(held_back);
+    Ok(rows.map(|(row, &held_back)| best(row, held_back.then_some(end))).collect())
+}
+
+fn best(row: &[f32], except: Option<u32>) -> Choice {
+    let mut token = 0;
+    let mut top = f32::NEG_INFINITY;
+    for (index, &score) in row.iter().enumerate() {
+        if score > top && except != Some(index as u32) {
+            (token, top) = (index as u32, score);
+        }
+    }
+    Choice { token, logprob: top - log_sum_exp(row) }
+}
+
+fn device(logits: &Tensor, held_back: &[bool], end: u32) -> Result<Vec<Choice>> {
+    let logits = logits.to_dtype(DType::F32)?.contiguous()?;
+    let normaliser = logits.log_sum_exp(1)?;
+    if held_back.contains(&true) {
+        let bars: Vec<f32> = held_back.iter().map(|&held| if held { f32::NEG_INFINITY } else { 0.0 }).collect();
+        let bars = Tensor::from_vec(bars, (held_back.len(), 1), logits.device())?;
+        let barred = (logits.narrow(1, end as usize, 1)? + bars)?;
+        logits.slice_set(&barred, 1, end as usize)?;
+    }
+    let tokens = logits.argmax_keepdim(1)?;
+    let scores = logits.gather(&tokens, 1)?.squeeze(1)?;
+    let logprobs: Vec<f32> = (scores - normaliser)?.to_vec1()?;
+    let tokens: Vec<u32> = tokens.squeeze(1)?.to_vec1()?;
+    Ok(tokens.into_iter().zip(logprobs).map(|(token, logprob)| Choice { token, logprob }).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Device;
+
+    #[test]
+    fn both_ways_choose_alike_and_hold_the_end_back() {
+        let logits = Tensor::new(&[[1f32, 3.0, 3.0, 5.0], [2.0, 0.0, 1.0, 4.0]], &Device::Cpu).unwrap();
+        for held_back in [[false, false], [true, false], [true, true]] {
+            let (a, b) =
+                (host(&logits, &held_back, 3).unwrap(), device(&logits.copy().unwrap(), &held_back, 3).unwrap());
+            let tokens: Vec<_> = a.iter().map(|choice| choice.token).collect();
+            let expected = held_back.iter().zip([1, 0]).map(|(&held, other)| if held { other } else { 3 });
+            assert_eq!(tokens, expected.collect::<Vec<u32>>());
+            for (a, b) in a.iter().zip(&b) {
+                assert_eq!(a.token, b.token);
+                assert!((a.logprob - b.logprob).abs() < 1e-5);
+            }
+        }
+        let total: f32 = [1f32, 3.0, 3.0, 5.0].iter().map(|x| x.exp()).sum();
+        let expected = (5f32.exp() / total).ln();
+        assert!((host(&logits, &[false, false], 3).unwrap()[0].logprob - expected).abs() < 1e-6);
+    }
+
+    #[test]
+    fn scores_that_are_not_numbers_are_an_error() {
+        let logits = Tensor::new(&[[1f32, f32::NAN]], &Device::Cpu).unwrap();
+        assert!(greedy(&logits, &[false], 0).is_err());
+    }
+}

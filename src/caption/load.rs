@@ -1,0 +1,197 @@
+//! Loading: from a name and a few choices to an engine.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::error::Error;
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use super::Engine;
+use super::config::{BlipConfig, Normalization};
+use super::device::{DeviceSpec, DtypeSpec};
+use super::engine::BlipEngine;
+use super::files::ModelFiles;
+use super::hub::{self, HubSource};
+use super::model::{Identity, Model};
+use super::random;
+use super::tokenizer::CaptionTokenizer;
+use super::weights::{Scope, Weights};
+
+/// Where a model comes from.
+#[derive(Clone, Debug)]
+pub enum ModelSource {
+    /// A directory in the published layout.
+    Dir(PathBuf),
+    /// A repository of the Hugging Face hub, or of a server that speaks its API.
+    Hub(HubSource),
+    /// Files in memory, such as those compiled into a program.
+    Memory {
+        /// What [`super::ModelInfo::id`] says.
+        id: String,
+        /// The files of a model directory, by name.
+        files: BTreeMap<String, Cow<'static, [u8]>>,
+    },
+    /// Random weights in given sizes, for measuring speed; its captions are numbered words.
+    Random {
+        /// What [`super::ModelInfo::id`] says.
+        id: String,
+        /// The sizes.
+        config: BlipConfig,
+        /// Equal seeds give equal weights.
+        seed: u64,
+    },
+}
+
+impl FromStr for ModelSource {
+    type Err = Infallible;
+
+    /// A directory that exists; `random-base` or `random-large`; else a repository, `org/name` or `org/name@revision`.
+    fn from_str(text: &str) -> Result<Self, Infallible> {
+        let path = PathBuf::from(text);
+        let random = |config| Self::Random { id: text.to_owned(), config, seed: 0 };
+        Ok(match text {
+            _ if path.is_dir() => Self::Dir(path),
+            "random-base" => random(BlipConfig::base()),
+            "random-large" => random(BlipConfig::large()),
+            _ => Self::Hub(HubSource::named(text)),
+        })
+    }
+}
+
+impl fmt::Display for ModelSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Dir(path) => path.display().fmt(f),
+            Self::Hub(hub) => hub.fmt(f),
+            Self::Memory { id, .. } | Self::Random { id, .. } => f.write_str(id),
+        }
+    }
+}
+
+/// Which model to load, and where to run it.
+#[derive(Clone, Debug)]
+pub struct LoadOptions {
+    /// Where the model comes from.
+    pub source: ModelSource,
+    /// Where it runs.
+    pub device: DeviceSpec,
+    /// In which precision.
+    pub dtype: DtypeSpec,
+}
+
+impl LoadOptions {
+    /// The best device and precision of this machine.
+    pub fn new(source: ModelSource) -> Self {
+        Self { source, device: DeviceSpec::Auto, dtype: DtypeSpec::Auto }
+    }
+}
+
+/// Why a model could not be loaded. The messages name the file or key, and what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// A file of the published layout is not there.
+    #[error("{place} has no {file}{hint}")]
+    MissingFile {
+        /// The directory or repository.
+        place: String,
+        /// The file, or the alternatives.
+        file: String,
+        /// What it is good for, or where to get it; empty, or begins with a separator.
+        hint: String,
+    },
+    /// A file is there, but reading it failed.
+    #[error("{file} cannot be read")]
+    Unreadable {
+        /// The file.
+        file: String,
+        /// What the system or the decoder said.
+        #[source]
+        source: Box<dyn Error + Send + Sync>,
+    },
+    /// A file's content is not what it should be.
+    #[error("{file}: {reason}")]
+    Invalid {
+        /// The file.
+        file: String,
+        /// The key and what is wrong with it.
+        reason: String,
+    },
+    /// A weight is missing, or does not have the shape that `config.json` gives it.
+    #[error("tensor {name}: {reason}")]
+    Tensor {
+        /// Its name in the file.
+        name: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The device or the precision cannot be had.
+    #[error("{0}")]
+    Device(String),
+    /// The hub did not give what was asked for.
+    #[error("{id}: {reason}")]
+    Hub {
+        /// The repository.
+        id: String,
+        /// What happened, and what to do.
+        reason: String,
+    },
+}
+
+/// Loads a model and makes one engine of it.
+pub fn load(options: &LoadOptions) -> Result<Box<dyn Engine>, LoadError> {
+    Ok(Box::new(BlipEngine::new(load_model(options)?)))
+}
+
+/// Loads a model whose weights several engines may share; see [`BlipEngine::new`].
+pub fn load_model(options: &LoadOptions) -> Result<Arc<Model>, LoadError> {
+    let (spec, device) = options.device.open()?;
+    let (dtype_spec, dtype) = options.dtype.resolve(&device);
+    let mut identity = Identity {
+        id: options.source.to_string(),
+        revision: None,
+        device: spec.to_string(),
+        dtype: dtype_spec.to_string(),
+    };
+    let parts = match &options.source {
+        ModelSource::Random { config, seed, .. } => random::parts(config, *seed),
+        ModelSource::Dir(path) => Parts::read(&ModelFiles::Dir(path.clone()))?,
+        ModelSource::Memory { id, files } => Parts::read(&ModelFiles::Memory { id: id.clone(), files: files.clone() })?,
+        ModelSource::Hub(hub) => {
+            let snapshot = hub::fetch(hub)?;
+            identity.id.clone_from(&hub.id);
+            identity.revision = Some(snapshot.revision);
+            Parts::read(&ModelFiles::Dir(snapshot.path))?
+        }
+    };
+    let started = std::time::Instant::now();
+    let scope = Scope::root(&parts.weights, &device, dtype);
+    let model = Model::build(parts.config, &parts.normalization, parts.tokenizer, &scope, identity)?;
+    let seconds = started.elapsed().as_secs_f32();
+    let info = model.info();
+    tracing::info!(model = %info.id, device = %info.device, dtype = %info.dtype, parameters = info.parameters, seconds, "model loaded");
+    Ok(Arc::new(model))
+}
+
+/// What a model is built from.
+pub(super) struct Parts {
+    pub(super) config: BlipConfig,
+    pub(super) normalization: Normalization,
+    pub(super) tokenizer: CaptionTokenizer,
+    pub(super) weights: Weights,
+}
+
+impl Parts {
+    fn read(files: &ModelFiles) -> Result<Self, LoadError> {
+        let config = BlipConfig::from_json(&files.require("config.json", ": is this a model directory?")?)?;
+        let normalization = match files.read("preprocessor_config.json")? {
+            Some(json) => Normalization::from_json(&json)?,
+            None => Normalization::default(),
+        };
+        let tokenizer = CaptionTokenizer::read(files)?;
+        let weights = Weights::open(files)?;
+        Ok(Self { config, normalization, tokenizer, weights })
+    }
+}

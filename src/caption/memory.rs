@@ -1,0 +1,86 @@
+//! What the decoder remembers of each row: the keys and values of its image, computed once, and of its own tokens so
+//! far, which grow by a column a token.
+//!
+//! Keys and values are stored transposed, `[heads, head, length]`: a token is a column. So the image's are the plain
+//! result of one matrix product for all layers, and scores and contexts both run along contiguous memory.
+
+mod device;
+mod host;
+
+use std::sync::Arc;
+
+use candle_core::{DType, Device, Result, Tensor};
+
+use super::config::BlipConfig;
+
+pub(super) use device::DeviceMemory;
+pub(super) use host::HostMemory;
+
+/// Cross-attention keys and values of one image: `[layers, 2, heads, head, tokens]`.
+pub(super) struct ImageMemory(pub(super) Tensor);
+
+/// The tokens of one step: `width` for each row, of which row `r`'s first `counts[r]` are real and stand at the
+/// positions from `starts[r]` on; the rest fills up.
+pub(super) struct Block {
+    pub(super) width: usize,
+    pub(super) starts: Vec<usize>,
+    pub(super) counts: Vec<usize>,
+}
+
+/// The memory of all active rows, and the attention on it. Rows are numbered from 0 without gaps.
+pub(super) trait Memory: Send {
+    /// Adds a row at the end, for a sequence of at most `capacity` tokens.
+    fn admit(&mut self, image: &Arc<ImageMemory>, capacity: usize) -> Result<()>;
+
+    /// Removes a row; the last row takes its number.
+    fn swap_remove(&mut self, row: usize) -> Result<()>;
+
+    /// Forgets all rows.
+    fn clear(&mut self);
+
+    /// Announces the tokens of the next pass through the layers.
+    fn begin(&mut self, block: &Block) -> Result<()>;
+
+    /// Remembers the block's keys and values, and lets its tokens attend to their own row up to themselves.
+    /// `qkv` is `[rows · width, 3 · hidden]`, the result `[rows · width, hidden]`; fillers are undefined in it.
+    fn attend_text(&mut self, layer: usize, qkv: &Tensor) -> Result<Tensor>;
+
+    /// Lets the block's tokens attend to their row's image; `queries` and the result are `[rows · width, hidden]`.
+    fn attend_image(&mut self, layer: usize, queries: &Tensor) -> Result<Tensor>;
+}
+
+/// The sizes of a decoder's memory.
+#[derive(Clone, Copy)]
+pub(super) struct Sizes {
+    pub(super) layers: usize,
+    pub(super) heads: usize,
+    /// Width of one head.
+    pub(super) head: usize,
+    /// Tokens of an encoded image.
+    pub(super) image_tokens: usize,
+}
+
+impl Sizes {
+    pub(super) fn of(config: &BlipConfig) -> Self {
+        let text = &config.text;
+        Self {
+            layers: text.num_hidden_layers,
+            heads: text.num_attention_heads,
+            head: text.hidden_size / text.num_attention_heads,
+            image_tokens: config.vision.tokens(),
+        }
+    }
+
+    fn hidden(&self) -> usize {
+        self.heads * self.head
+    }
+}
+
+/// The memory that suits a device and a precision.
+pub(super) fn for_device(sizes: Sizes, device: &Device, dtype: DType) -> Box<dyn Memory> {
+    if device.is_cpu() && dtype == DType::F32 {
+        Box::new(HostMemory::new(sizes))
+    } else {
+        Box::new(DeviceMemory::new(sizes, device.clone(), dtype))
+    }
+}

@@ -1,0 +1,203 @@
+//! Memory on any device in any precision, on candle's operations: every active row has a slot in shared buffers, so
+//! that one product serves all rows. Slots are kept without gaps; a row that leaves is overwritten by the last.
+
+use std::sync::Arc;
+
+use candle_core::{DType, Device, Result, Tensor};
+
+use super::{Block, ImageMemory, Memory, Sizes};
+use crate::caption::compute::attend_memory;
+
+/// The buffers of a row's own tokens grow by this many columns at a time.
+const COLUMNS: usize = 32;
+
+/// See the [module](self).
+pub(in crate::caption) struct DeviceMemory {
+    sizes: Sizes,
+    device: Device,
+    dtype: DType,
+    rows: usize,
+    slots: usize,
+    columns: usize,
+    layers: Vec<Layer>,
+    block: Option<Prepared>,
+}
+
+struct Layer {
+    text: KeysValues,
+    image: KeysValues,
+}
+
+/// Both `[slots, heads, head, length]`.
+struct KeysValues {
+    keys: Tensor,
+    values: Tensor,
+}
+
+/// What all layers of a pass share.
+struct Prepared {
+    rows: usize,
+    width: usize,
+    /// Columns that any row looks at.
+    length: usize,
+    /// Where each new column goes: `[rows, heads, head, width]`.
+    targets: Tensor,
+    /// Hides columns after a token's own, where rows differ: `[rows, 1, width, length]`.
+    mask: Option<Tensor>,
+}
+
+impl DeviceMemory {
+    pub(in crate::caption) fn new(sizes: Sizes, device: Device, dtype: DType) -> Self {
+        Self { sizes, device, dtype, rows: 0, slots: 0, columns: 0, layers: Vec::new(), block: None }
+    }
+
+    /// Makes room for `slots` rows of `columns` tokens.
+    fn reserve(&mut self, slots: usize, columns: usize) -> Result<()> {
+        if slots <= self.slots && columns <= self.columns {
+            return Ok(());
+        }
+        let slots = if slots > self.slots { slots.next_power_of_two() } else { self.slots };
+        let columns = columns.max(self.columns).next_multiple_of(COLUMNS);
+        let empty = |length: usize| -> Result<KeysValues> {
+            // Zeros, since what a mask hides still takes part in products.
+            let shape = (slots, self.sizes.heads, self.sizes.head, length);
+            let zeros = || Tensor::zeros(shape, self.dtype, &self.device);
+            Ok(KeysValues { keys: zeros()?, values: zeros()? })
+        };
+        if self.layers.is_empty() {
+            for _ in 0..self.sizes.layers {
+                self.layers.push(Layer { text: empty(columns)?, image: empty(self.sizes.image_tokens)? });
+            }
+        } else {
+            for layer in &mut self.layers {
+                let text = empty(columns)?;
+                text.copy_rows(&layer.text, self.rows)?;
+                layer.text = text;
+                if slots > self.slots {
+                    let image = empty(self.sizes.image_tokens)?;
+                    image.copy_rows(&layer.image, self.rows)?;
+                    layer.image = image;
+                }
+            }
+        }
+        (self.slots, self.columns) = (slots, columns);
+        Ok(())
+    }
+
+    fn prepared(&self) -> Result<&Prepared> {
+        self.block.as_ref().ok_or_else(|| candle_core::Error::Msg("no block was announced".into()))
+    }
+
+    /// `[rows · width, hidden]` to `[rows, heads, width, head]`.
+    fn split_heads(&self, x: &Tensor, block: &Prepared) -> Result<Tensor> {
+        x.reshape((block.rows, block.width, self.sizes.heads, self.sizes.head))?.transpose(1, 2)?.contiguous()
+    }
+
+    /// The reverse of [`Self::split_heads`].
+    fn join_heads(&self, x: &Tensor, block: &Prepared) -> Result<Tensor> {
+        x.transpose(1, 2)?.reshape((block.rows * block.width, self.sizes.hidden()))
+    }
+}
+
+impl Memory for DeviceMemory {
+    fn admit(&mut self, image: &Arc<ImageMemory>, capacity: usize) -> Result<()> {
+        self.reserve(self.rows + 1, capacity)?;
+        for (index, layer) in self.layers.iter().enumerate() {
+            let part = |which: usize| image.0.narrow(0, index, 1)?.narrow(1, which, 1)?.squeeze(1);
+            layer.image.keys.slice_set(&part(0)?, 0, self.rows)?;
+            layer.image.values.slice_set(&part(1)?, 0, self.rows)?;
+        }
+        self.rows += 1;
+        Ok(())
+    }
+
+    fn swap_remove(&mut self, row: usize) -> Result<()> {
+        self.rows -= 1;
+        if row < self.rows {
+            for layer in &self.layers {
+                layer.text.move_row(self.rows, row)?;
+                layer.image.move_row(self.rows, row)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn clear(&mut self) {
+        // The buffers go too: an error may have left values in them that are not numbers, which no mask hides.
+        *self = Self::new(self.sizes, self.device.clone(), self.dtype);
+    }
+
+    fn begin(&mut self, block: &Block) -> Result<()> {
+        let (rows, width) = (block.starts.len(), block.width);
+        let last = block.starts.iter().map(|start| start + width).max().unwrap_or(0);
+        self.reserve(rows, last)?;
+        let positions = block.starts.iter().flat_map(|start| (0..width).map(move |offset| (start + offset) as u32));
+        let targets = Tensor::from_iter(positions, &self.device)?
+            .reshape((rows, 1, 1, width))?
+            .broadcast_as((rows, self.sizes.heads, self.sizes.head, width))?
+            .contiguous()?;
+        let alike = width == 1 && block.starts.windows(2).all(|pair| pair[0] == pair[1]);
+        let mask = (!alike).then(|| self.mask(block, last)).transpose()?;
+        self.block = Some(Prepared { rows, width, length: last, targets, mask });
+        Ok(())
+    }
+
+    fn attend_text(&mut self, layer: usize, qkv: &Tensor) -> Result<Tensor> {
+        let block = self.prepared()?;
+        let hidden = self.sizes.hidden();
+        let part = |which: usize| qkv.narrow(1, which * hidden, hidden);
+        let memory = &self.layers[layer].text;
+        for (which, buffer) in [(1, &memory.keys), (2, &memory.values)] {
+            let columns = self.split_heads(&part(which)?, block)?.transpose(2, 3)?.contiguous()?;
+            buffer.narrow(0, 0, block.rows)?.scatter_set(&block.targets, &columns, 3)?;
+        }
+        let queries = self.split_heads(&part(0)?, block)?;
+        let seen = |buffer: &Tensor| buffer.narrow(0, 0, block.rows)?.narrow(3, 0, block.length)?.contiguous();
+        let contexts = attend_memory(&queries, &seen(&memory.keys)?, &seen(&memory.values)?, block.mask.as_ref())?;
+        self.join_heads(&contexts, block)
+    }
+
+    fn attend_image(&mut self, layer: usize, queries: &Tensor) -> Result<Tensor> {
+        let block = self.prepared()?;
+        let memory = &self.layers[layer].image;
+        let queries = self.split_heads(queries, block)?;
+        let seen = |buffer: &Tensor| buffer.narrow(0, 0, block.rows);
+        let contexts = attend_memory(&queries, &seen(&memory.keys)?, &seen(&memory.values)?, None)?;
+        self.join_heads(&contexts, block)
+    }
+}
+
+impl DeviceMemory {
+    fn mask(&self, block: &Block, length: usize) -> Result<Tensor> {
+        let rows = block.starts.len();
+        let mut mask = Vec::with_capacity(rows * block.width * length);
+        for start in &block.starts {
+            for own in (0..block.width).map(|offset| start + offset) {
+                mask.extend((0..length).map(|column| if column <= own { 0.0 } else { f32::NEG_INFINITY }));
+            }
+        }
+        Tensor::from_vec(mask, (rows, 1, block.width, length), &self.device)?.to_dtype(self.dtype)
+    }
+}
+
+impl KeysValues {
+    /// Takes over the first `rows` of a smaller buffer.
+    fn copy_rows(&self, from: &Self, rows: usize) -> Result<()> {
+        if rows == 0 {
+            return Ok(());
+        }
+        for (to, from) in [(&self.keys, &from.keys), (&self.values, &from.values)] {
+            to.narrow(0, 0, rows)?.slice_set(&from.narrow(0, 0, rows)?, 3, 0)?;
+        }
+        Ok(())
+    }
+
+    fn move_row(&self, from: usize, to: usize) -> Result<()> {
+        for buffer in [&self.keys, &self.values] {
+            // A copy in between, since source and target share their storage.
+            let row = buffer.narrow(0, from, 1)?.force_contiguous()?;
+            buffer.narrow(0, to, 1)?.slice_set(&row, 0, 0)?;
+        }
+        Ok(())
+    }
+}

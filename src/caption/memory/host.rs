@@ -1,0 +1,144 @@
+//! Memory in f32 on a CPU: a row owns its buffer and shares its image's, so that nothing is copied when rows come and
+//! go, and attention reads both in place.
+
+use std::sync::Arc;
+
+use candle_core::{CpuStorage, Device, Layout, Result, Storage, Tensor};
+use rayon::prelude::*;
+
+use super::{Block, ImageMemory, Memory, Sizes};
+use crate::caption::compute::host::Head;
+
+/// See the [module](self).
+pub(in crate::caption) struct HostMemory {
+    sizes: Sizes,
+    rows: Vec<Row>,
+    width: usize,
+}
+
+struct Row {
+    image: Arc<ImageMemory>,
+    /// `[layers, 2, hidden, capacity]`.
+    text: Vec<f32>,
+    capacity: usize,
+    /// The current block's first position, and how many of its tokens are real.
+    start: usize,
+    count: usize,
+}
+
+impl HostMemory {
+    pub(in crate::caption) fn new(sizes: Sizes) -> Self {
+        Self { sizes, rows: Vec::new(), width: 1 }
+    }
+}
+
+impl Memory for HostMemory {
+    fn admit(&mut self, image: &Arc<ImageMemory>, capacity: usize) -> Result<()> {
+        let text = vec![0.0; self.sizes.layers * 2 * self.sizes.hidden() * capacity];
+        self.rows.push(Row { image: Arc::clone(image), text, capacity, start: 0, count: 0 });
+        Ok(())
+    }
+
+    fn swap_remove(&mut self, row: usize) -> Result<()> {
+        self.rows.swap_remove(row);
+        Ok(())
+    }
+
+    fn clear(&mut self) {
+        self.rows.clear();
+    }
+
+    fn begin(&mut self, block: &Block) -> Result<()> {
+        self.width = block.width;
+        for (index, row) in self.rows.iter_mut().enumerate() {
+            (row.start, row.count) = (block.starts[index], block.counts[index]);
+            if row.start + row.count > row.capacity {
+                candle_core::bail!("a row outgrew its memory of {} tokens", row.capacity);
+            }
+        }
+        Ok(())
+    }
+
+    fn attend_text(&mut self, layer: usize, qkv: &Tensor) -> Result<Tensor> {
+        let sizes = self.sizes;
+        let hidden = sizes.hidden();
+        let (storage, layout) = qkv.storage_and_layout();
+        let qkv = elements(&storage, layout)?;
+        let mut contexts = vec![0.0; self.rows.len() * self.width * hidden];
+        self.rows
+            .par_iter_mut()
+            .zip(contexts.par_chunks_mut(self.width * hidden))
+            .zip(qkv.par_chunks(self.width * 3 * hidden))
+            .for_each(|((row, contexts), qkv)| row.attend(layer, sizes, qkv, contexts));
+        Tensor::from_vec(contexts, (self.rows.len() * self.width, hidden), &Device::Cpu)
+    }
+
+    fn attend_image(&mut self, layer: usize, queries: &Tensor) -> Result<Tensor> {
+        let Sizes { heads, head, image_tokens, .. } = self.sizes;
+        let hidden = self.sizes.hidden();
+        let (storage, layout) = queries.storage_and_layout();
+        let queries = elements(&storage, layout)?;
+        let images: Vec<_> = self.rows.iter().map(|row| row.image.0.storage_and_layout()).collect();
+        let images = images.iter().map(|(storage, layout)| elements(storage, layout)).collect::<Result<Vec<_>>>()?;
+        let mut contexts = vec![0.0; queries.len()];
+        contexts.par_chunks_mut(head).enumerate().for_each_init(
+            || vec![0.0; image_tokens],
+            |scores, (index, context)| {
+                let (token, which) = (index / heads, index % heads);
+                let (row, in_block) = (token / self.width, token % self.width);
+                if in_block >= self.rows[row].count {
+                    return;
+                }
+                let size = hidden * image_tokens;
+                let layer = &images[row][layer * 2 * size..(layer + 1) * 2 * size];
+                let (keys, values) = layer.split_at(size);
+                let one = which * head * image_tokens..(which + 1) * head * image_tokens;
+                let memory =
+                    Head { keys: &keys[one.clone()], values: &values[one], stride: image_tokens, length: image_tokens };
+                memory.attend(&queries[index * head..(index + 1) * head], context, scores);
+            },
+        );
+        Tensor::from_vec(contexts, (self.rows.len() * self.width, hidden), &Device::Cpu)
+    }
+}
+
+impl Row {
+    /// `qkv` is this row's part of the block, `[width, 3 · hidden]`, and `contexts` `[width, hidden]`.
+    fn attend(&mut self, layer: usize, sizes: Sizes, qkv: &[f32], contexts: &mut [f32]) {
+        let hidden = sizes.hidden();
+        let size = hidden * self.capacity;
+        let layer = &mut self.text[layer * 2 * size..(layer + 1) * 2 * size];
+        let (keys, values) = layer.split_at_mut(size);
+        let mut scores = vec![0.0; self.capacity];
+        let tokens = qkv.chunks_exact(3 * hidden).zip(contexts.chunks_exact_mut(hidden)).take(self.count);
+        for (offset, (qkv, contexts)) in tokens.enumerate() {
+            let position = self.start + offset;
+            let (query, key_value) = qkv.split_at(hidden);
+            let (key, value) = key_value.split_at(hidden);
+            for (memory, new) in [(&mut *keys, key), (&mut *values, value)] {
+                for (row, x) in memory.chunks_exact_mut(self.capacity).zip(new) {
+                    row[position] = *x;
+                }
+            }
+            for (index, (query, context)) in
+                query.chunks_exact(sizes.head).zip(contexts.chunks_exact_mut(sizes.head)).enumerate()
+            {
+                let one = index * sizes.head * self.capacity..(index + 1) * sizes.head * self.capacity;
+                let memory = Head {
+                    keys: &keys[one.clone()],
+                    values: &values[one],
+                    stride: self.capacity,
+                    length: position + 1,
+                };
+                memory.attend(query, context, &mut scores);
+            }
+        }
+    }
+}
+
+fn elements<'a>(storage: &'a Storage, layout: &Layout) -> Result<&'a [f32]> {
+    match (storage, layout.contiguous_offsets()) {
+        (Storage::Cpu(CpuStorage::F32(values)), Some((from, to))) => Ok(&values[from..to]),
+        _ => candle_core::bail!("the host's memory takes contiguous f32"),
+    }
+}

@@ -1,0 +1,115 @@
+//! A loaded model: weights, tokenizer and what is known of them. Engines share it.
+
+use candle_core::{DType, Device, Result, Tensor};
+
+use super::config::{BlipConfig, Normalization};
+use super::error::EngineError;
+use super::load::LoadError;
+use super::memory::{self, Block, ImageMemory, Memory, Sizes};
+use super::text::TextDecoder;
+use super::tokenizer::CaptionTokenizer;
+use super::vision::VisionEncoder;
+use super::weights::Scope;
+use super::{ModelInfo, Pixels};
+use std::sync::Arc;
+
+/// A BLIP captioning model on a device.
+pub struct Model {
+    pub(super) vision: VisionEncoder,
+    pub(super) text: TextDecoder,
+    pub(super) tokenizer: CaptionTokenizer,
+    pub(super) config: BlipConfig,
+    pub(super) device: Device,
+    dtype: DType,
+    info: ModelInfo,
+}
+
+/// How a loaded model is called.
+pub(super) struct Identity {
+    pub(super) id: String,
+    pub(super) revision: Option<String>,
+    pub(super) device: String,
+    pub(super) dtype: String,
+}
+
+impl Model {
+    /// Reads `vision_model` and `text_decoder`.
+    pub(super) fn build(
+        config: BlipConfig,
+        normalization: &Normalization,
+        tokenizer: CaptionTokenizer,
+        scope: &Scope<'_>,
+        identity: Identity,
+    ) -> std::result::Result<Self, LoadError> {
+        let vision = VisionEncoder::load(&scope.part("vision_model"), &config.vision, normalization)?;
+        let text = TextDecoder::load(&scope.part("text_decoder"), &config)?;
+        let info = ModelInfo {
+            id: identity.id,
+            revision: identity.revision,
+            dtype: identity.dtype,
+            device: identity.device,
+            image_size: config.vision.image_size,
+            parameters: config.parameters(),
+            context_length: config.text.max_position_embeddings,
+        };
+        Ok(Self { vision, text, tokenizer, config, device: scope.device().clone(), dtype: scope.dtype(), info })
+    }
+
+    /// The model and where it runs.
+    pub fn info(&self) -> &ModelInfo {
+        &self.info
+    }
+
+    /// The encoder's output for each image, `[tokens, width]` row by row. For checks against a reference.
+    pub fn hidden_states(&self, images: &[Pixels]) -> std::result::Result<Vec<Vec<f32>>, EngineError> {
+        self.check_images(images)?;
+        let hidden = self.vision.forward(images)?.to_dtype(DType::F32)?;
+        let images = hidden.reshape((images.len(), ()))?;
+        Ok(images.to_vec2()?)
+    }
+
+    /// The scores of the whole vocabulary after each of `tokens`, given all before it. For checks against a reference.
+    pub fn logits(&self, image: &Pixels, tokens: &[u32]) -> std::result::Result<Vec<Vec<f32>>, EngineError> {
+        let vocabulary = self.config.text.vocab_size;
+        if tokens.is_empty() || tokens.len() > self.info.context_length {
+            return Err(EngineError::bad_params(format!("{} tokens are no sequence of this model", tokens.len())));
+        }
+        if let Some(token) = tokens.iter().find(|&&token| token as usize >= vocabulary) {
+            return Err(EngineError::bad_params(format!("token {token} is outside the vocabulary of {vocabulary}")));
+        }
+        self.check_images(std::slice::from_ref(image))?;
+        let hidden = self.vision.forward(std::slice::from_ref(image))?;
+        let mut memory = self.new_memory();
+        memory.admit(&Arc::new(self.text.remember(&hidden)?), tokens.len())?;
+        let block = Block { width: tokens.len(), starts: vec![0], counts: vec![tokens.len()] };
+        let hidden = self.text.forward(tokens, &block, &mut *memory)?;
+        Ok(self.text.logits(&hidden)?.to_dtype(DType::F32)?.to_vec2()?)
+    }
+
+    pub(super) fn new_memory(&self) -> Box<dyn Memory> {
+        memory::for_device(Sizes::of(&self.config), &self.device, self.dtype)
+    }
+
+    pub(super) fn check_images(&self, images: &[Pixels]) -> std::result::Result<(), EngineError> {
+        let expected = self.info.image_size;
+        match images.iter().find(|image| image.size() != expected) {
+            None => Ok(()),
+            Some(image) => {
+                let size = image.size();
+                Err(EngineError::bad_input(format!("the model takes images of side {expected}, not {size}")))
+            }
+        }
+    }
+
+    /// The memory of each image of `hidden`, `[images · tokens, width]`.
+    pub(super) fn remember(&self, hidden: &Tensor) -> Result<Vec<ImageMemory>> {
+        let tokens = self.config.vision.tokens();
+        let images = hidden.dim(0)? / tokens;
+        (0..images).map(|image| self.text.remember(&hidden.narrow(0, image * tokens, tokens)?)).collect()
+    }
+
+    /// Waits for the device, so that phases can be told apart; nothing on a CPU.
+    pub(super) fn wait(&self) -> Result<()> {
+        self.device.synchronize()
+    }
+}

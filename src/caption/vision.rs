@@ -1,0 +1,128 @@
+//! The image encoder: a vision transformer (`BlipVisionModel` of transformers).
+
+use candle_core::{Result, Tensor};
+
+use super::Pixels;
+use super::compute::{LayerNorm, Linear, attend_image};
+use super::config::{Normalization, VisionConfig};
+use super::load::LoadError;
+use super::weights::Scope;
+
+/// The image encoder.
+pub(super) struct VisionEncoder {
+    config: VisionConfig,
+    /// The encoder's input for each of the 256 values of a byte, in red, green and blue.
+    levels: [[f32; 256]; 3],
+    patch: Linear,
+    class: Tensor,
+    position: Tensor,
+    layers: Vec<Layer>,
+    norm: LayerNorm,
+}
+
+struct Layer {
+    norm1: LayerNorm,
+    qkv: Linear,
+    projection: Linear,
+    norm2: LayerNorm,
+    up: Linear,
+    down: Linear,
+}
+
+impl VisionEncoder {
+    /// Reads `embeddings`, `encoder` and `post_layernorm`.
+    pub(super) fn load(
+        scope: &Scope<'_>,
+        config: &VisionConfig,
+        normalization: &Normalization,
+    ) -> std::result::Result<Self, LoadError> {
+        let width = config.hidden_size;
+        let embeddings = scope.part("embeddings");
+        let layers = (0..config.num_hidden_layers)
+            .map(|index| Layer::load(&scope.part("encoder.layers").part(index), config))
+            .collect::<std::result::Result<_, _>>()?;
+        Ok(Self {
+            levels: levels(normalization),
+            patch: load_patch(&embeddings.part("patch_embedding"), config)?,
+            class: embeddings.tensor("class_embedding", &[1, 1, width])?,
+            position: embeddings.tensor("position_embedding", &[1, config.tokens(), width])?,
+            layers,
+            norm: LayerNorm::load(&scope.part("post_layernorm"), width, config.layer_norm_eps)?,
+            config: config.clone(),
+        })
+    }
+
+    /// Images of the model's size to hidden states, `[images · tokens, width]`.
+    pub(super) fn forward(&self, images: &[Pixels]) -> Result<Tensor> {
+        let mut x = self.embed(images)?;
+        for layer in &self.layers {
+            x = layer.forward(&x, images.len(), self.config.num_attention_heads)?;
+        }
+        self.norm.forward(&x)
+    }
+
+    fn embed(&self, images: &[Pixels]) -> Result<Tensor> {
+        let (tokens, width) = (self.config.tokens(), self.config.hidden_size);
+        let patches = self.unfold(images)?.to_dtype(self.class.dtype())?.to_device(self.class.device())?;
+        let patches = self.patch.forward(&patches)?.reshape((images.len(), tokens - 1, width))?;
+        let class = self.class.broadcast_as((images.len(), 1, width))?;
+        let x = Tensor::cat(&[&class, &patches], 1)?.broadcast_add(&self.position)?;
+        x.reshape((images.len() * tokens, width))
+    }
+
+    /// A patch a row, `[images · grid · grid, 3 · patch · patch]`, in the order of the convolution's weights: channel,
+    /// row, column.
+    fn unfold(&self, images: &[Pixels]) -> Result<Tensor> {
+        let (grid, patch) = (self.config.grid(), self.config.patch_size);
+        let mut values = Vec::with_capacity(images.len() * grid * grid * 3 * patch * patch);
+        for image in images {
+            let stride = image.size() * 3;
+            for (top, left) in (0..grid).flat_map(|row| (0..grid).map(move |column| (row * patch, column * patch))) {
+                for (channel, levels) in self.levels.iter().enumerate() {
+                    for row in top..top + patch {
+                        let from = row * stride + left * 3;
+                        let pixels = image.data()[from..from + patch * 3].chunks_exact(3);
+                        values.extend(pixels.map(|pixel| levels[usize::from(pixel[channel])]));
+                    }
+                }
+            }
+        }
+        let rows = images.len() * grid * grid;
+        Tensor::from_vec(values, (rows, 3 * patch * patch), &candle_core::Device::Cpu)
+    }
+}
+
+fn levels(normalization: &Normalization) -> [[f32; 256]; 3] {
+    let Normalization { rescale, mean, std } = normalization;
+    std::array::from_fn(|channel| std::array::from_fn(|value| (value as f32 * rescale - mean[channel]) / std[channel]))
+}
+
+/// The convolution that embeds patches, whose steps are as long as its kernel, as a linear layer on unfolded patches.
+fn load_patch(scope: &Scope<'_>, config: &VisionConfig) -> std::result::Result<Linear, LoadError> {
+    let (width, side) = (config.hidden_size, config.patch_size);
+    let kernel = scope.tensor("weight", &[width, 3, side, side])?;
+    let bias = scope.tensor("bias", &[width])?;
+    let linear = kernel.reshape((width, 3 * side * side)).and_then(|weight| Linear::new(&weight, bias));
+    linear.map_err(|error| scope.error("weight", &error))
+}
+
+impl Layer {
+    fn load(scope: &Scope<'_>, config: &VisionConfig) -> std::result::Result<Self, LoadError> {
+        let (width, inner, eps) = (config.hidden_size, config.intermediate_size, config.layer_norm_eps);
+        Ok(Self {
+            norm1: LayerNorm::load(&scope.part("layer_norm1"), width, eps)?,
+            qkv: Linear::load(&scope.part("self_attn.qkv"), width, 3 * width)?,
+            projection: Linear::load(&scope.part("self_attn.projection"), width, width)?,
+            norm2: LayerNorm::load(&scope.part("layer_norm2"), width, eps)?,
+            up: Linear::load(&scope.part("mlp.fc1"), width, inner)?,
+            down: Linear::load(&scope.part("mlp.fc2"), inner, width)?,
+        })
+    }
+
+    fn forward(&self, x: &Tensor, images: usize, heads: usize) -> Result<Tensor> {
+        let qkv = self.qkv.forward(&self.norm1.forward(x)?)?;
+        let x = self.projection.forward_add(&attend_image(&qkv, images, heads)?, x)?;
+        let inner = self.up.forward_gelu(&self.norm2.forward(&x)?)?;
+        self.down.forward_add(&inner, &x)
+    }
+}
