@@ -336,7 +336,10 @@ impl Worker {
         let change = self.partitions.change(shut, now);
         let pause = if change.pause.is_empty() { Ok(()) } else { self.consumer.pause(&change.pause) };
         let resume = if change.resume.is_empty() { Ok(()) } else { self.consumer.resume(&change.resume) };
-        if let Err(error) = pause.and(resume) {
+        // A thread of librdkafka that has nothing to fetch sleeps for up to a second, and a resume does not wake it;
+        // a seek does.
+        let seek = change.seek.iter().try_for_each(|(partition, start)| self.consumer.seek(partition, *start));
+        if let Err(error) = pause.and(resume).and(seek) {
             tracing::warn!(%error, "could not pause or resume");
         }
     }
