@@ -140,6 +140,26 @@ fn plain_consumer(settings: &Kafka, more: &[(&str, &str)]) -> Result<BaseConsume
     config.create_with_context(PlainSide::default()).map_err(starting)
 }
 
+/// What the group `kafka.group_id` has committed for each partition of a topic, in their order. Blocks, for `timeout`
+/// at most.
+///
+/// # Errors
+/// The brokers do not answer in time, or the topic does not exist.
+pub fn group_offsets(settings: &Kafka, topic: &str, timeout: Duration) -> Result<Vec<Option<i64>>, Error> {
+    let checks = [TopicCheck { topic: topic.into(), setting: "the topic's name" }];
+    let partitions = check_topics(settings, &checks, timeout)?.topics.first().map_or(0, |t| t.partitions);
+    let client = plain_consumer(settings, &[("group.id", &settings.group_id), ("enable.auto.commit", "false")])?;
+    let mut list = rdkafka::TopicPartitionList::new();
+    list.add_partition_range(topic, 0, partitions as i32 - 1);
+    let asking = |error| Error::from_kafka("asking for the committed offsets", &error);
+    let list = client.committed_offsets(list, timeout).map_err(asking)?;
+    let offset = |element: &rdkafka::topic_partition_list::TopicPartitionListElem<'_>| match element.offset() {
+        Offset::Offset(offset) => Some(offset),
+        _ => None,
+    };
+    Ok(list.elements().iter().map(offset).collect())
+}
+
 /// A record to write.
 #[derive(Debug, Clone, Default)]
 pub struct NewRecord {

@@ -108,10 +108,12 @@ pub fn check_options(settings: &Kafka) -> Result<(), Error> {
 pub(crate) fn client(settings: &Kafka) -> Result<ClientConfig, Error> {
     check_options(settings)?;
     let mut config = ClientConfig::new();
+    // The option `debug` asks librdkafka for more, which is then let through.
+    let level = if settings.options.contains_key("debug") { RDKafkaLogLevel::Debug } else { RDKafkaLogLevel::Info };
     config
         .set("topic.metadata.refresh.interval.ms", METADATA_REFRESH_MS.to_string())
         .set("client.id", "blipstream")
-        .set_log_level(RDKafkaLogLevel::Info);
+        .set_log_level(level);
     for (key, value) in &settings.options {
         config.set(key, value);
     }

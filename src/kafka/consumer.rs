@@ -4,10 +4,11 @@ use std::cell::RefCell;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rdkafka::Offset;
-use rdkafka::Message as _;
+use rdkafka::bindings::{rd_kafka_commit_queue, rd_kafka_queue_destroy, rd_kafka_queue_get_consumer};
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::types::RDKafkaRespErr;
+use rdkafka::{Message as _, Offset, TopicPartitionList};
 
 use super::context::{ConsumerSide, partition_of};
 use super::error::{Class, Error};
@@ -218,20 +219,29 @@ impl Consumer {
 
     /// Commits exactly these offsets; the result comes as [`Event::Committed`].
     pub fn commit(&self, offsets: &[(TopicPartition, i64)]) -> Result<(), Error> {
-        self.commit_as(offsets, CommitMode::Async)
+        let list = offset_list(offsets);
+        let client = self.base.client().native_ptr();
+        // rdkafka's own asynchronous commit tells nobody its result: librdkafka 2.12 reports it only to a C callback,
+        // which rdkafka does not set, or to the queue that is named here.
+        // SAFETY: client and list outlive the call, which copies the list; the queue is a counted reference.
+        let code = unsafe {
+            let queue = rd_kafka_queue_get_consumer(client);
+            let code = rd_kafka_commit_queue(client, list.ptr(), queue, None, std::ptr::null_mut());
+            rd_kafka_queue_destroy(queue);
+            code
+        };
+        if code == RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR {
+            return Ok(());
+        }
+        Err(Error::from_kafka("committing offsets", &KafkaError::ConsumerCommit(code.into())))
     }
 
     /// Commits exactly these offsets and waits for the broker; at most a session's time-out when it is away.
     pub fn commit_now(&self, offsets: &[(TopicPartition, i64)]) -> Result<(), Error> {
-        self.commit_as(offsets, CommitMode::Sync)
-    }
-
-    fn commit_as(&self, offsets: &[(TopicPartition, i64)], mode: CommitMode) -> Result<(), Error> {
         if offsets.is_empty() {
             return Ok(());
         }
-        let list = messages::list(offsets.iter().map(|(partition, offset)| (partition, Offset::Offset(*offset))));
-        match self.base.commit(&list, mode) {
+        match self.base.commit(&offset_list(offsets), CommitMode::Sync) {
             // Nothing to commit is no failure.
             Ok(()) | Err(KafkaError::ConsumerCommit(RDKafkaErrorCode::NoOffset)) => Ok(()),
             Err(error) => Err(Error::from_kafka("committing offsets", &error)),
@@ -249,6 +259,10 @@ impl Consumer {
         self.base.context().close();
         drop(self.base);
     }
+}
+
+fn offset_list(offsets: &[(TopicPartition, i64)]) -> TopicPartitionList {
+    messages::list(offsets.iter().map(|(partition, offset)| (partition, Offset::Offset(*offset))))
 }
 
 impl std::fmt::Debug for Consumer {

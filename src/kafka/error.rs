@@ -78,6 +78,12 @@ pub enum Error {
         /// One behind its last offset.
         high: i64,
     },
+    /// The group is being rearranged; the same is accepted once that is over.
+    #[error("{doing}: the consumer group is being rearranged")]
+    Rebalancing {
+        /// What was being done.
+        doing: &'static str,
+    },
     /// The client can do nothing more.
     #[error("the Kafka client has failed for good: {reason}")]
     Fatal {
@@ -106,8 +112,12 @@ impl Error {
         if let KafkaError::ClientCreation(reason) = error {
             return Self::Setting { key: "the settings together".into(), reason: reason.clone() };
         }
-        let reason = error.rdkafka_error_code().map_or_else(|| error.to_string(), |code| code.to_string());
-        match error.rdkafka_error_code().map(Class::of) {
+        let code = error.rdkafka_error_code();
+        if code == Some(RDKafkaErrorCode::RebalanceInProgress) {
+            return Self::Rebalancing { doing };
+        }
+        let reason = code.map_or_else(|| error.to_string(), |code| code.to_string());
+        match code.map(Class::of) {
             Some(Class::Authentication) => Self::Authentication { reason },
             Some(Class::NotAuthorised) => Self::NotAuthorised { reason },
             Some(Class::Fatal) => Self::Fatal { reason },

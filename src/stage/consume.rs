@@ -50,8 +50,11 @@ const RETRY_ASSIGN: Duration = Duration::from_secs(1);
 /// The limit on messages in flight opens again at this share of it.
 const LIMIT_RESUME: f64 = 0.5;
 
-/// Longest wait at the end for the result of a commit that is under way.
-const COMMIT_SETTLE: Duration = Duration::from_secs(5);
+/// Most time for the last commit. It is refused while the group is being rearranged, which others may draw out.
+const LAST_COMMIT: Duration = Duration::from_secs(10);
+
+/// Wait between two tries of a commit that the end, or a rebalance, waits for.
+const RETRY_COMMIT: Duration = Duration::from_millis(50);
 
 /// What the stage needs.
 pub struct Setup {
@@ -96,7 +99,16 @@ pub fn start(setup: Setup, output: Sender<Tracked<Message>>) -> Result<Consume, 
 /// A rebalance that the group waits for.
 enum Rebalance {
     Assign { partitions: Vec<TopicPartition>, next_try: Instant },
-    Revoke { partitions: Vec<TopicPartition>, lost: bool, deadline: Instant },
+    Revoke(Leave),
+}
+
+/// Partitions on their way to others.
+struct Leave {
+    partitions: Vec<TopicPartition>,
+    /// Others have them already.
+    lost: bool,
+    next_try: Instant,
+    deadline: Instant,
 }
 
 /// The times at which things are due.
@@ -137,6 +149,8 @@ struct Worker {
     /// Since when a commit waits for its result.
     committing: Option<Instant>,
     committed: BTreeMap<TopicPartition, i64>,
+    /// When closing began, and when the last commit is tried next.
+    closing: Option<(Instant, Instant)>,
     clock: Clock,
 }
 
@@ -161,15 +175,22 @@ impl Worker {
             rebalance: None,
             committing: None,
             committed: BTreeMap::new(),
+            closing: None,
             clock: Clock { commit: now + setup.kafka.commit_interval, sweep: now, status: now },
             setup,
         }
     }
 
     fn run(mut self) -> Result<(), Error> {
-        while self.signals.control.phase() < Phase::Closing || self.commit_unsettled() {
-            if self.signals.control.phase() > Phase::Running {
+        loop {
+            let phase = self.signals.control.phase();
+            if phase > Phase::Running {
                 self.stop_delivery();
+            }
+            if phase == Phase::Closing
+                && let Some(committed) = self.last_commit(Instant::now())
+            {
+                return self.close(committed);
             }
             self.offer_held();
             let now = Instant::now();
@@ -180,7 +201,6 @@ impl Worker {
                 self.handle(event);
             }
         }
-        self.close()
     }
 
     /// How long to wait for an event.
@@ -336,7 +356,10 @@ impl Worker {
         let change = self.partitions.change(shut, now);
         let pause = if change.pause.is_empty() { Ok(()) } else { self.consumer.pause(&change.pause) };
         let resume = if change.resume.is_empty() { Ok(()) } else { self.consumer.resume(&change.resume) };
-        if let Err(error) = pause.and(resume) {
+        // A thread of librdkafka that has nothing to fetch sleeps for up to a second, and a resume does not wake it;
+        // a seek does.
+        let seek = change.seek.iter().try_for_each(|(partition, start)| self.consumer.seek(partition, *start));
+        if let Err(error) = pause.and(resume).and(seek) {
             tracing::warn!(%error, "could not pause or resume");
         }
     }
@@ -378,8 +401,8 @@ impl Worker {
         self.partitions.leaving(&partitions);
         // Should a partition come back, its first message must be the committed one, not a held one.
         self.held.retain(|message| !partitions.contains(&partition_of(message)));
-        let deadline = if lost { now } else { now + self.setup.kafka.revoke_drain };
-        self.rebalance = Some(Rebalance::Revoke { partitions, lost, deadline });
+        let deadline = now + self.setup.kafka.revoke_drain;
+        self.rebalance = Some(Rebalance::Revoke(Leave { partitions, lost, next_try: now, deadline }));
     }
 
     /// Takes the next step of a rebalance; the group waits until it is done.
@@ -390,13 +413,9 @@ impl Worker {
                 self.rebalance = Some(Rebalance::Assign { partitions, next_try });
             }
             Some(Rebalance::Assign { partitions, .. }) => self.assign(partitions, now),
-            Some(Rebalance::Revoke { partitions, lost, deadline }) => {
-                let open: usize = partitions.iter().map(|p| self.setup.ledger.open_in(p)).sum();
-                if now < deadline && (open > 0 || self.committing.is_some()) {
-                    self.rebalance = Some(Rebalance::Revoke { partitions, lost, deadline });
-                } else {
-                    self.revoke(&partitions, lost, open);
-                }
+            Some(Rebalance::Revoke(leave)) => {
+                let again = self.try_revoke(&leave, now);
+                self.rebalance = again.map(|next_try| Rebalance::Revoke(Leave { next_try, ..leave }));
             }
         }
     }
@@ -429,18 +448,29 @@ impl Worker {
         self.apply_pauses(now);
     }
 
-    fn revoke(&mut self, partitions: &[TopicPartition], lost: bool, open: usize) {
-        if lost || self.consumer.assignment_lost() {
-            tracing::warn!(partitions = partitions.len(), "partitions were lost to others; nothing is committed");
+    /// Lets partitions go once they have drained and are committed, or the time is up. Otherwise returns when to try
+    /// again.
+    fn try_revoke(&mut self, leave: &Leave, now: Instant) -> Option<Instant> {
+        let open: usize = leave.partitions.iter().map(|partition| self.setup.ledger.open_in(partition)).sum();
+        let (lost, late) = (leave.lost || self.consumer.assignment_lost(), now >= leave.deadline);
+        if lost {
+            tracing::warn!(partitions = leave.partitions.len(), "partitions were lost to others; nothing is committed");
         } else {
-            // Its failure is recorded; the partitions go all the same, and are read again from the older offset.
-            let _ = self.commit_now(|partition| partitions.contains(partition));
-            tracing::info!(partitions = partitions.len(), undrained = open, "partitions revoked");
+            if !late && (open > 0 || self.committing.is_some() || now < leave.next_try) {
+                return Some(leave.next_try);
+            }
+            let committed = self.commit_now(|partition| leave.partitions.contains(partition));
+            if !late && matches!(committed, Err(Error::Rebalancing { .. })) {
+                return Some(now + RETRY_COMMIT);
+            }
+            // Any other failure is recorded; the partitions go all the same, and are read again from the older offset.
+            tracing::info!(partitions = leave.partitions.len(), undrained = open, "partitions revoked");
         }
-        if let Err(error) = self.consumer.unassign(partitions) {
+        if let Err(error) = self.consumer.unassign(&leave.partitions) {
             self.fail(error);
         }
-        self.forget(partitions);
+        self.forget(&leave.partitions);
+        None
     }
 
     fn forget(&mut self, partitions: &[TopicPartition]) {
@@ -517,13 +547,26 @@ impl Worker {
         }
     }
 
-    fn commit_unsettled(&self) -> bool {
-        self.committing.is_some_and(|since| since.elapsed() < COMMIT_SETTLE)
+    /// The result of the last commit, or `None` while it is to be tried again: polling lets a rebalance come to its
+    /// end.
+    fn last_commit(&mut self, now: Instant) -> Option<Result<(), Error>> {
+        let (since, next_try) = *self.closing.get_or_insert((now, now));
+        let late = now.saturating_duration_since(since) >= LAST_COMMIT;
+        if !late && (self.committing.is_some() || self.rebalance.is_some() || now < next_try) {
+            return None;
+        }
+        if self.consumer.assignment_lost() {
+            return Some(Ok(()));
+        }
+        let committed = self.commit_now(|_| true);
+        if late || committed.is_ok() {
+            return Some(committed);
+        }
+        self.closing = Some((since, now + RETRY_COMMIT));
+        None
     }
 
-    fn close(mut self) -> Result<(), Error> {
-        self.stop_delivery();
-        let committed = if self.consumer.assignment_lost() { Ok(()) } else { self.commit_now(|_| true) };
+    fn close(mut self, committed: Result<(), Error>) -> Result<(), Error> {
         self.publish_status();
         self.signals.control.set_at_end(false);
         let partitions = self.partitions.names();

@@ -37,10 +37,14 @@ impl State {
 
     /// Where the next message is expected, if that is a number.
     pub(super) fn next(&self) -> Option<i64> {
-        self.position.or(match self.start {
+        match self.reads_on_at() {
             Start::At(offset) => Some(offset),
             Start::Beginning => None,
-        })
+        }
+    }
+
+    fn reads_on_at(&self) -> Start {
+        self.position.map_or(self.start, Start::At)
     }
 
     fn resting(&self, shut: bool) -> bool {
@@ -57,6 +61,8 @@ pub(super) struct Partitions(BTreeMap<TopicPartition, State>);
 pub(super) struct Change {
     pub(super) pause: Vec<TopicPartition>,
     pub(super) resume: Vec<TopicPartition>,
+    /// Where the resumed ones that rested go on.
+    pub(super) seek: Vec<(TopicPartition, Start)>,
 }
 
 /// Whether a partition may go no further until older messages are resolved: from `max` offsets on, and then until
@@ -152,6 +158,9 @@ impl Partitions {
             if state.paused == Some(rest) {
                 continue;
             }
+            if state.paused == Some(true) {
+                change.seek.push((partition.clone(), state.reads_on_at()));
+            }
             state.paused = Some(rest);
             state.alive = now;
             // What was prefetched is thrown away by a pause, the sign of the end with it; it is given again.
@@ -169,7 +178,7 @@ impl Partitions {
             let silent = now.saturating_duration_since(state.alive) >= after;
             if silent && state.paused == Some(false) && !state.at_end {
                 state.alive = now;
-                stuck.push((partition.clone(), state.position.map_or(state.start, Start::At)));
+                stuck.push((partition.clone(), state.reads_on_at()));
             }
         }
         stuck
@@ -241,6 +250,16 @@ mod tests {
         assert_eq!(partitions.change(false, now), Change::default());
         partitions.spanned(&partition("a", 0), 4, 10);
         assert_eq!(partitions.change(false, now).resume, [partition("a", 0)]);
+    }
+
+    #[test]
+    fn a_resumed_partition_reads_on_behind_the_last_message_that_came() {
+        let now = Instant::now();
+        let mut partitions = two_topics(now);
+        partitions.received(&partition("a", 0), 6, now);
+        partitions.change(true, now);
+        let seek = [(partition("a", 0), Start::At(7)), (partition("b", 0), Start::Beginning)];
+        assert_eq!(partitions.change(false, now).seek, seek);
     }
 
     #[test]
