@@ -2,6 +2,7 @@
 
 mod dead_letter;
 mod record;
+mod redact;
 mod request;
 
 use std::fmt;
@@ -12,9 +13,13 @@ use std::time::Instant;
 use bytes::Bytes;
 use serde::Serialize;
 
-pub use dead_letter::DeadLetter;
+pub use dead_letter::{
+    ATTEMPTS_HEADER, DROPPED_HEADERS_HEADER, DROPPED_KEY_HEADER, DeadLetter, ERROR_CODE_HEADER, ERROR_MESSAGE_HEADER,
+    FIRST_FAILED_AT_HEADER, HEADER_OVERHEAD, RECORD_OVERHEAD, STAGE_HEADER, WORKER_HEADER,
+};
 pub use record::{CaptionRecord, ImageInfo, ModelRef, SCHEMA, Timing, redact_url};
-pub use request::{ImageRef, ParseError, Request, RequestParams, parse};
+pub use redact::redact_text;
+pub use request::{ImageRef, MAX_PROMPT_BYTES, ParseError, ParsedRow, Request, RequestParams, parse};
 
 /// Header that carries a row's identity through retry, dead letter and replay.
 pub const ORIGIN_HEADER: &str = "blipstream-origin";
@@ -52,8 +57,25 @@ impl Message {
 
     /// The identity of the whole message: that of its first consumption, where a header carries one.
     pub fn origin(&self) -> Origin {
-        let here = || Origin { topic: self.topic.clone(), partition: self.partition, offset: self.offset, index: None };
-        self.header(ORIGIN_HEADER).and_then(|text| text.parse().ok()).unwrap_or_else(here)
+        self.header(ORIGIN_HEADER).and_then(|text| text.parse().ok()).unwrap_or_else(|| self.here())
+    }
+
+    /// The identity of the message (`None`), or of one row of the several that it has.
+    ///
+    /// A header that names one row of another message, on a message of several rows, is not believed: two images must
+    /// not share an identity.
+    pub fn origin_of(&self, index: Option<usize>) -> Origin {
+        let origin = self.origin();
+        match index {
+            None => origin,
+            Some(_) if origin.index.is_some() => Origin { index, ..self.here() },
+            Some(_) => Origin { index, ..origin },
+        }
+    }
+
+    /// Where this very message stands.
+    fn here(&self) -> Origin {
+        Origin { topic: self.topic.clone(), partition: self.partition, offset: self.offset, index: None }
     }
 
     /// Bytes that count against the message pool: key, value and headers.

@@ -1,1 +1,153 @@
-//! parse
+//! From bytes to requests: one message becomes one row, or several, or a failure.
+
+use std::panic::resume_unwind;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_channel::{Receiver, Sender};
+use jiff::Timestamp;
+
+use super::{Finished, Output};
+use crate::disposition::{Code, Failure, Stage};
+use crate::message::{Message, ParseError, ParsedRow, Request, Row, Timing, parse};
+use crate::offsets::Outcome;
+use crate::tracked::Tracked;
+
+/// Messages longer than this are parsed on a thread of the blocking pool, so that a message of megabytes does not hold
+/// up the fetches of others; below it, parsing takes less than a millisecond.
+const LARGE_MESSAGE: usize = 256 * 1024;
+
+/// What became of one message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Parsed {
+    /// From the receipt by this stage to its rows; without the time spent waiting for the next stage.
+    pub took: Duration,
+    /// Rows that go on to be fetched.
+    pub rows: usize,
+    /// Rows, or messages as a whole, that are dead-lettered.
+    pub failed: usize,
+}
+
+/// The stage. Several may run on clones of the same channels; each message is taken by one.
+#[derive(Debug, Clone)]
+pub struct Parse<O> {
+    /// Messages with their tickets; they have a payload.
+    pub input: Receiver<Tracked<Message>>,
+    /// Rows to fetch.
+    pub rows: Sender<Tracked<Row>>,
+    /// Rows and messages that failed.
+    pub finished: Sender<Finished>,
+    /// Most rows of one message.
+    pub max_rows: usize,
+    /// Is told of every message.
+    pub observe: O,
+}
+
+/// What a row of a message is.
+// Lives for as long as it takes to be sent on: boxing would cost more than the moves.
+#[allow(clippy::large_enum_variant)]
+#[derive(Debug)]
+enum Parted {
+    Row(Row),
+    Failed(Output),
+}
+
+impl<O: Fn(Parsed) + Send> Parse<O> {
+    /// Runs until the input is closed and empty, or the next stage is gone.
+    pub async fn run(self) {
+        while let Ok(message) = self.input.recv().await {
+            if !self.take(message).await {
+                // The tickets that are dropped with the input are reported by the ledger.
+                tracing::error!("parsing ends, since the stage behind it has ended first");
+                return;
+            }
+        }
+    }
+
+    /// Whether there is somebody to take what became of the message.
+    async fn take(&self, message: Tracked<Message>) -> bool {
+        let began = Instant::now();
+        let message = message.map(Arc::new);
+        let parsed = parse_aside(message.value.clone(), self.max_rows).await;
+        let parted = part(&message.value, parsed, Timestamp::now());
+        let failed = parted.iter().filter(|part| matches!(part, Parted::Failed(_))).count();
+        (self.observe)(Parsed { took: began.elapsed(), rows: parted.len() - failed, failed });
+        let parts = match message.split(parted) {
+            Ok(parts) => parts,
+            Err(tag) => {
+                tag.resolve(Outcome::Skipped);
+                return true;
+            }
+        };
+        for part in parts {
+            let (value, tag) = part.part();
+            let sent = match value {
+                Parted::Row(row) => self.rows.send(Tracked::join(row, tag)).await.is_ok(),
+                Parted::Failed(output) => self.finished.send(Tracked::join(output, tag)).await.is_ok(),
+            };
+            if !sent {
+                return false;
+            }
+        }
+        true
+    }
+}
+
+/// Parses, large messages aside.
+async fn parse_aside(message: Arc<Message>, max_rows: usize) -> Result<Vec<ParsedRow>, ParseError> {
+    if message.size() <= LARGE_MESSAGE {
+        return parse(&message, max_rows);
+    }
+    let aside = message.clone();
+    match tokio::task::spawn_blocking(move || parse(&aside, max_rows)).await {
+        Ok(parsed) => parsed,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => resume_unwind(panic),
+            // The runtime is ending and takes no more work aside.
+            Err(_) => parse(&message, max_rows),
+        },
+    }
+}
+
+/// Makes rows of what was parsed: gives each its identity, and fails those that are too late.
+fn part(message: &Arc<Message>, parsed: Result<Vec<ParsedRow>, ParseError>, now: Timestamp) -> Vec<Parted> {
+    let whole = |error: ParseError| {
+        let failure = Failure::new(Stage::Parse, &error);
+        Parted::Failed(Output::FailedMessage { message: message.clone(), index: None, native: None, failure })
+    };
+    let parsed = match parsed {
+        Ok(parsed) => parsed,
+        Err(error) => return vec![whole(error)],
+    };
+    let only = parsed.len() == 1;
+    let one = |(position, row): (usize, ParsedRow)| match row {
+        Ok(request) => in_time(row_of(message, request, position, only), now),
+        Err((error, _)) if only => whole(error),
+        Err((error, native)) => {
+            let failure = Failure::new(Stage::Parse, &error);
+            Parted::Failed(Output::FailedMessage { message: message.clone(), index: Some(position), native, failure })
+        }
+    };
+    parsed.into_iter().enumerate().map(one).collect()
+}
+
+fn row_of(message: &Arc<Message>, request: Request, position: usize, only: bool) -> Row {
+    let origin = message.origin_of((!only).then_some(position));
+    // A replayed row keeps the position that it had in its first message.
+    let index = origin.index.unwrap_or(position);
+    Row { message: message.clone(), request, origin, index, only, timing: Timing::default() }
+}
+
+fn in_time(row: Row, now: Timestamp) -> Parted {
+    match row.request.deadline {
+        Some(deadline) if deadline <= now => {
+            let text = format!("the deadline {deadline} had passed before the image was fetched");
+            let failure = Failure::with_message(Stage::Parse, Code::Deadline, text);
+            Parted::Failed(Output::FailedRow(Box::new(row), failure))
+        }
+        _ => Parted::Row(row),
+    }
+}
+
+#[cfg(test)]
+mod tests;

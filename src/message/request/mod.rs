@@ -1,4 +1,12 @@
-//! Requests: four forms, told apart by their shape.
+//! Requests: four forms, told apart by their shape ([`forms`]).
+
+mod forms;
+mod json;
+mod native;
+mod reference;
+mod table;
+#[cfg(test)]
+mod tests;
 
 use std::path::PathBuf;
 
@@ -9,6 +17,8 @@ use url::Url;
 
 use super::Message;
 use crate::disposition::{Code, Disposed, Disposition};
+
+pub use native::MAX_PROMPT_BYTES;
 
 /// What one image asks for.
 #[derive(Debug, Clone, PartialEq)]
@@ -46,8 +56,9 @@ pub enum ImageRef {
     Http(Url),
     /// `file://`; read only below a configured root.
     File(PathBuf),
-    /// Base64 text as it stands in the message: bare, or the payload of a `data:` URI. Decoded in the fetch stage,
-    /// under an image permit; a slice of the message's payload wherever JSON needed no unescaping.
+    /// Base64 text as it stands in the message: bare, or the payload of a `data:` URI. Standard or URL-safe alphabet,
+    /// padding optional, no line breaks. Decoded in the fetch stage, under an image permit; a slice of the message's
+    /// payload wherever neither JSON escapes nor line breaks made a copy necessary.
     Base64(Bytes),
     /// Percent-encoded payload of a `data:` URI without `;base64`.
     Percent(Bytes),
@@ -86,16 +97,30 @@ pub type ParsedRow = Result<Request, (ParseError, Option<Bytes>)>;
 
 /// Reads a message as one of the four forms. `max_rows` bounds the fan-out of the table form.
 ///
+/// A single request that is wrong is an `Err` of the whole; an empty table is an empty list. A message without a
+/// payload, which the consumer skips, is one that cannot be read.
+///
 /// # Errors
-/// The message as a whole is unreadable; a failed row of a readable message is an `Err` inside the list.
+/// The message as a whole is unreadable; a failed row of a readable table is an `Err` inside the list.
 pub fn parse(message: &Message, max_rows: usize) -> Result<Vec<ParsedRow>, ParseError> {
-    let _ = (message, max_rows);
-    Ok(Vec::new())
+    let source = message.payload.clone().unwrap_or_default();
+    let reader = forms::Reader { source: &source, place: "", max_rows, events: true };
+    Ok(match reader.read()?.or_id(event_id(message)) {
+        forms::Form::Single(request) => vec![Ok(request)],
+        forms::Form::Table(rows) => rows,
+    })
+}
+
+/// The id of a CloudEvent in binary mode. A replayed row of a table keeps the headers of its message, but its id was
+/// never that of the event.
+fn event_id(message: &Message) -> Option<&str> {
+    let is_event = message.header("ce_specversion").is_some() && message.origin().index.is_none();
+    message.header("ce_id").filter(|_| is_event)
 }
 
 impl Request {
-    /// The request in the native form, as JSON: what stands in the dead letter of one row of several.
-    pub fn to_native(&self) -> Bytes {
-        Bytes::new()
+    /// A request for a plain caption of an image.
+    pub fn of(image: ImageRef) -> Self {
+        Self { id: None, image, prompt: None, params: RequestParams::default(), deadline: None, meta: Map::new() }
     }
 }

@@ -1,0 +1,153 @@
+//! The native form: one request as a JSON object. Rows of a table are brought into this form and read here, too.
+
+use std::borrow::Cow;
+
+use bytes::Bytes;
+use jiff::Timestamp;
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+use super::json::{Fields, Json};
+use super::{ParseError, Request, RequestParams, reference};
+use crate::message::redact::quote;
+
+/// Longest prompt, in bytes. The text model of BLIP has 512 positions, and a token is seldom longer than eight bytes.
+pub const MAX_PROMPT_BYTES: usize = 4096;
+
+/// Names that `params` may have.
+pub(super) const PARAMS: [&str; 2] = ["max_new_tokens", "min_new_tokens"];
+
+/// How alike two names must be (Jaro-Winkler, 0 to 1) for one to be taken as a slip for the other.
+const ALIKE: f64 = 0.85;
+
+/// Reads a request. `place` is where the object stands, for errors: empty, or ends with a dot.
+pub(super) fn read(source: &Bytes, fields: &Fields<'_>, place: &str) -> Result<Request, ParseError> {
+    let image = match fields.get("image") {
+        Some(Json::Text(text)) => reference::read(source, text, place)?,
+        Some(other) => return Err(wrong(place, "image", "a string", other, ParseError::Message)),
+        None => return Err(ParseError::Message(format!("{place}image: missing"))),
+    };
+    let meta = match fields.get("meta") {
+        Some(Json::Object(meta)) => meta.to_map(),
+        Some(other) => return Err(wrong(place, "meta", "an object", other, ParseError::Message)),
+        None => Map::new(),
+    };
+    Ok(Request {
+        id: string(fields, place, "id", ParseError::Message)?.map(str::to_owned),
+        image,
+        prompt: prompt(fields, place)?,
+        params: params(fields, place)?,
+        deadline: deadline(fields, place)?,
+        meta,
+    })
+}
+
+fn prompt(fields: &Fields<'_>, place: &str) -> Result<Option<String>, ParseError> {
+    let prompt = string(fields, place, "prompt", ParseError::Params)?;
+    match prompt {
+        Some(prompt) if prompt.len() > MAX_PROMPT_BYTES => {
+            let length = prompt.len();
+            Err(ParseError::Params(format!("{place}prompt: {length} bytes; at most {MAX_PROMPT_BYTES} are allowed")))
+        }
+        prompt => Ok(prompt.map(str::to_owned)),
+    }
+}
+
+fn deadline(fields: &Fields<'_>, place: &str) -> Result<Option<Timestamp>, ParseError> {
+    let Some(text) = string(fields, place, "deadline", ParseError::Message)? else { return Ok(None) };
+    text.parse().map(Some).map_err(|_| {
+        let text = quote(text);
+        ParseError::Message(format!("{place}deadline: {text} is no RFC 3339 time (2026-01-31T12:00:00Z)"))
+    })
+}
+
+fn params(fields: &Fields<'_>, place: &str) -> Result<RequestParams, ParseError> {
+    let given = match fields.get("params") {
+        Some(Json::Object(given)) => given,
+        Some(other) => return Err(wrong(place, "params", "an object", other, ParseError::Params)),
+        None => return Ok(RequestParams::default()),
+    };
+    if let Some((name, _)) = given.0.iter().find(|(name, _)| !PARAMS.contains(&&**name)) {
+        let hint = nearest(name, PARAMS.into_iter()).map_or_else(String::new, |name| format!("; did you mean {name}?"));
+        let (name, known) = (quote(name), PARAMS.join(", "));
+        return Err(ParseError::Params(format!("{place}params: unknown name {name}{hint} Known are {known}")));
+    }
+    Ok(RequestParams {
+        max_new_tokens: count(given, place, "max_new_tokens")?,
+        min_new_tokens: count(given, place, "min_new_tokens")?,
+    })
+}
+
+fn count(params: &Fields<'_>, place: &str, name: &str) -> Result<Option<usize>, ParseError> {
+    let found = match params.get(name) {
+        None => return Ok(None),
+        Some(Json::Number(number)) => match number.as_u64().and_then(|number| usize::try_from(number).ok()) {
+            Some(count) => return Ok(Some(count)),
+            None => number.to_string(),
+        },
+        Some(other) => other.kind().to_owned(),
+    };
+    Err(ParseError::Params(format!("{place}params.{name}: expected a whole number from 0 on, found {found}")))
+}
+
+fn string<'f>(
+    fields: &'f Fields<'_>,
+    place: &str,
+    name: &str,
+    error: fn(String) -> ParseError,
+) -> Result<Option<&'f str>, ParseError> {
+    match fields.get(name) {
+        None => Ok(None),
+        Some(Json::Text(text)) => Ok(Some(text)),
+        Some(other) => Err(wrong(place, name, "a string", other, error)),
+    }
+}
+
+fn wrong(place: &str, name: &str, expected: &str, found: &Json<'_>, error: fn(String) -> ParseError) -> ParseError {
+    error(format!("{place}{name}: expected {expected}, found {}", found.kind()))
+}
+
+/// The one of `names` that is most like `name`, in backticks, if any is much like it.
+pub(super) fn nearest<'n>(name: &str, names: impl Iterator<Item = &'n str>) -> Option<String> {
+    // Long names are no slips, and comparing takes the product of the lengths.
+    let close = |other: &str| if name.len().max(other.len()) > 64 { 0.0 } else { strsim::jaro_winkler(name, other) };
+    let (best, _) =
+        names.map(|other| (other, close(other))).filter(|(_, how)| *how >= ALIKE).max_by(|a, b| a.1.total_cmp(&b.1))?;
+    Some(quote(best))
+}
+
+/// A request as it is written.
+#[derive(Serialize)]
+struct Native<'r> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<&'r str>,
+    image: Cow<'r, str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt: Option<&'r str>,
+    #[serde(skip_serializing_if = "is_default")]
+    params: &'r RequestParams,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    deadline: Option<Timestamp>,
+    #[serde(skip_serializing_if = "Map::is_empty")]
+    meta: &'r Map<String, Value>,
+}
+
+fn is_default(params: &&RequestParams) -> bool {
+    **params == RequestParams::default()
+}
+
+impl Request {
+    /// The request in the native form, as JSON: what stands in the dead letter of one row of several. Reads back as
+    /// the same request; an image of a `data:` URI loses its media type, which is not used.
+    pub fn to_native(&self) -> Bytes {
+        let native = Native {
+            id: self.id.as_deref(),
+            image: self.image.to_text(),
+            prompt: self.prompt.as_deref(),
+            params: &self.params,
+            deadline: self.deadline,
+            meta: &self.meta,
+        };
+        serde_json::to_vec(&native).expect("strings and numbers are always JSON").into()
+    }
+}
