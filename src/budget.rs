@@ -70,8 +70,12 @@ impl Pool {
             state.waiting.push_back(Waiter { bytes, grant });
             granted
         };
+        let mut place = Place { pool: self, taken: false };
         match granted.await {
-            Ok(permit) => permit,
+            Ok(permit) => {
+                place.taken = true;
+                permit
+            }
             // A waiter leaves the queue only with a grant, and `self` keeps the queue alive.
             Err(_) => unreachable!("the pool dropped a waiter"),
         }
@@ -130,6 +134,22 @@ impl Pool {
     }
 }
 
+/// A place in the queue. Leaving it without a permit frees those behind it, who would else wait for the next return
+/// although their ask fits.
+struct Place<'p> {
+    pool: &'p Pool,
+    taken: bool,
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        if !self.taken {
+            self.pool.lock().waiting.retain(|waiter| !waiter.grant.is_closed());
+            self.pool.serve();
+        }
+    }
+}
+
 /// Leave for one item and its bytes; given back when dropped.
 #[derive(Debug)]
 #[must_use = "a permit that is dropped is given back"]
@@ -164,3 +184,6 @@ impl Drop for Permit {
         self.pool.serve();
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -120,3 +120,6 @@ impl Hysteresis {
         self.shut
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,1 +1,518 @@
-//! metrics
+//! Every metric of the program. Labels are enums or names from the configuration; no URL and no host is ever one.
+//!
+//! Seconds and bytes throughout; the prefix is `blipstream_`. `docs/metrics.md` explains them to operators.
+
+use std::time::Duration;
+
+use prometheus::core::Collector;
+use prometheus::{
+    Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
+    Opts, Registry, TextEncoder,
+};
+
+use crate::disposition::{Code, Stage, names};
+
+/// Latencies from half a millisecond to a minute: a decode is at the lower end, a caption on a small CPU at the upper.
+const SECONDS: &[f64] =
+    &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
+/// Batches are powers of two at best; the buckets show which were reached.
+const BATCH: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0];
+
+names! {
+    /// What a device is doing.
+    Phase {
+        /// The vision encoder.
+        Encode = "encode",
+        /// Cross-attention keys and values.
+        CrossKv = "cross_kv",
+        /// The text decoder.
+        Decode = "decode",
+    }
+}
+
+names! {
+    /// Why a batch was started at the size it had.
+    Flush {
+        /// It was full.
+        Full = "full",
+        /// The device was free and this is what there was.
+        Idle = "idle",
+        /// The device had waited for more as long as it may.
+        Linger = "linger",
+        /// The flow is draining.
+        Drain = "drain",
+    }
+}
+
+names! {
+    /// A budget of items and bytes.
+    PoolName {
+        /// Payloads of consumed messages.
+        Messages = "messages",
+        /// Bodies and pixels.
+        Images = "images",
+    }
+}
+
+names! {
+    /// Class of an image host's answer.
+    ResponseClass {
+        /// 2xx.
+        Success = "2xx",
+        /// 3xx.
+        Redirect = "3xx",
+        /// 4xx.
+        Client = "4xx",
+        /// 5xx.
+        Server = "5xx",
+        /// No answer: resolution, connection, TLS or time-out.
+        None = "none",
+    }
+}
+
+names! {
+    /// State of the worker.
+    State {
+        /// Loading the model, joining the group.
+        Starting = "starting",
+        /// At work.
+        Running = "running",
+        /// Told to pause.
+        Paused = "paused",
+        /// Finishing what is in flight.
+        Draining = "draining",
+    }
+}
+
+/// What a metric is, for the documentation and its test.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Family {
+    /// Full name.
+    pub name: String,
+    /// Label names.
+    pub labels: Vec<String>,
+    /// Help text.
+    pub help: String,
+}
+
+/// All metrics, registered. Every process has one.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    families: Vec<Family>,
+    messages_consumed: IntCounterVec,
+    messages_skipped: IntCounter,
+    captions: IntCounterVec,
+    failures: IntCounterVec,
+    dead_lettered: IntCounterVec,
+    retries: IntCounterVec,
+    stage_duration: HistogramVec,
+    model_phase: HistogramVec,
+    end_to_end: Histogram,
+    clock_skew: IntCounter,
+    batch_size: HistogramVec,
+    batch_flush: IntCounterVec,
+    queue_items: IntGaugeVec,
+    queue_bytes: IntGaugeVec,
+    stage_blocked: prometheus::CounterVec,
+    in_flight_bytes: IntGaugeVec,
+    in_flight_bytes_limit: IntGaugeVec,
+    device_busy: GaugeVec,
+    lag: IntGaugeVec,
+    committed: IntGaugeVec,
+    incomplete: IntGaugeVec,
+    paused: IntGauge,
+    rebalances: IntCounter,
+    backpressure: IntGaugeVec,
+    fetch_responses: IntCounterVec,
+    fetch_bytes: IntCounter,
+    state: IntGaugeVec,
+    memory: IntGauge,
+    build_info: Gauge,
+}
+
+/// Registers families and remembers what they are.
+struct Registrar {
+    registry: Registry,
+    families: Vec<Family>,
+}
+
+impl Registrar {
+    fn add<C: Collector + Clone + 'static>(&mut self, metric: prometheus::Result<C>) -> C {
+        // The names are constants of this file: a test registers them all.
+        let metric = metric.expect("a metric of this file is malformed");
+        for desc in metric.desc() {
+            let labels =
+                desc.variable_labels.iter().cloned().chain(desc.const_label_pairs.iter().map(|p| p.name().to_owned()));
+            self.families.push(Family {
+                name: desc.fq_name.clone(),
+                labels: labels.collect(),
+                help: desc.help.clone(),
+            });
+        }
+        self.registry.register(Box::new(metric.clone())).expect("a metric of this file is registered twice");
+        metric
+    }
+
+    fn counter(&mut self, name: &str, help: &str) -> IntCounter {
+        self.add(IntCounter::with_opts(opts(name, help)))
+    }
+
+    fn counters(&mut self, name: &str, labels: &[&str], help: &str) -> IntCounterVec {
+        self.add(IntCounterVec::new(opts(name, help), labels))
+    }
+
+    fn gauge(&mut self, name: &str, help: &str) -> IntGauge {
+        self.add(IntGauge::with_opts(opts(name, help)))
+    }
+
+    fn gauges(&mut self, name: &str, labels: &[&str], help: &str) -> IntGaugeVec {
+        self.add(IntGaugeVec::new(opts(name, help), labels))
+    }
+
+    fn histograms(&mut self, name: &str, labels: &[&str], buckets: &[f64], help: &str) -> HistogramVec {
+        let opts = HistogramOpts::from(opts(name, help)).buckets(buckets.to_vec());
+        self.add(HistogramVec::new(opts, labels))
+    }
+}
+
+fn opts(name: &str, help: &str) -> Opts {
+    Opts::new(name, help).namespace("blipstream")
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Metrics {
+    /// Registers everything. Series of closed label sets start at 0, so that a rate over them is right from the
+    /// first event on.
+    pub fn new() -> Self {
+        let mut r = Registrar { registry: Registry::new(), families: Vec::new() };
+        let metrics = Self {
+            messages_consumed: r.counters("messages_consumed_total", &["topic"], "Messages consumed."),
+            messages_skipped: r.counter("messages_skipped_total", "Messages without a value, skipped."),
+            captions: r.counters("captions_total", &["device", "model"], "Images captioned."),
+            failures: r.counters("failures_total", &["stage", "code"], "Rows that failed, by stage and reason."),
+            dead_lettered: r.counters("dead_lettered_total", &["code"], "Dead letters the broker has acknowledged."),
+            retries: r.counters("retries_total", &["stage", "code"], "Tries after the first."),
+            stage_duration: r.histograms(
+                "stage_duration_seconds",
+                &["stage"],
+                SECONDS,
+                "Time a row spends in a stage.",
+            ),
+            model_phase: r.histograms(
+                "model_phase_seconds",
+                &["device", "model", "phase"],
+                SECONDS,
+                "Time a batch spends in a phase of the model.",
+            ),
+            end_to_end: r.add(Histogram::with_opts(
+                HistogramOpts::from(opts(
+                    "end_to_end_seconds",
+                    "From the request's timestamp to the acknowledged caption.",
+                ))
+                .buckets([SECONDS, &[300.0, 1800.0, 7200.0]].concat()),
+            )),
+            clock_skew: r.counter(
+                "clock_skew_total",
+                "Latencies that would have been negative: the producer's clock is ahead of this machine's.",
+            ),
+            batch_size: r.histograms("batch_size", &["device", "model", "phase"], BATCH, "Images in a batch."),
+            batch_flush: r.counters("batch_flush_total", &["reason"], "Batches started, by why at that size."),
+            queue_items: r.gauges("queue_items", &["stage"], "Rows that wait for a stage."),
+            queue_bytes: r.gauges("queue_bytes", &["stage"], "Bytes that wait for a stage."),
+            stage_blocked: r.add(prometheus::CounterVec::new(
+                opts("stage_blocked_seconds_total", "Time a stage waited for room in the next queue."),
+                &["stage"],
+            )),
+            in_flight_bytes: r.gauges("in_flight_bytes", &["pool"], "Bytes of a pool in use."),
+            in_flight_bytes_limit: r.gauges("in_flight_bytes_limit", &["pool"], "Bytes of a pool."),
+            device_busy: r.add(GaugeVec::new(
+                opts("device_busy_ratio", "Share of the time since the last scrape that a device was at work."),
+                &["device"],
+            )),
+            lag: r.gauges("kafka_consumer_lag", &["topic", "partition"], "Messages behind the end of a partition."),
+            committed: r.gauges("kafka_committed_offset", &["topic", "partition"], "Offset committed last."),
+            incomplete: r.gauges(
+                "kafka_incomplete_offsets",
+                &["topic", "partition"],
+                "Messages consumed and not resolved.",
+            ),
+            paused: r.gauge("kafka_paused_partitions", "Partitions paused by backpressure or by an operator."),
+            rebalances: r.counter("kafka_rebalances_total", "Changes of this worker's partitions."),
+            backpressure: r.gauges("backpressure_active", &["reason"], "1 while consumption is held for this reason."),
+            fetch_responses: r.counters("fetch_responses_total", &["class"], "Answers of image hosts."),
+            fetch_bytes: r.counter("fetch_bytes_total", "Bytes of bodies received."),
+            state: r.gauges("state", &["state"], "1 for the state the worker is in."),
+            memory: r.gauge("resident_memory_bytes", "Memory of this process that is resident."),
+            build_info: r.add(Gauge::with_opts(
+                opts("build_info", "Always 1; the version is a label.")
+                    .const_label("version", env!("CARGO_PKG_VERSION")),
+            )),
+            registry: r.registry,
+            families: r.families,
+        };
+        metrics.build_info.set(1.0);
+        metrics.start_at_zero();
+        metrics
+    }
+
+    fn start_at_zero(&self) {
+        for code in Code::ALL {
+            self.dead_lettered.with_label_values(&[code.as_str()]);
+        }
+        for flush in Flush::ALL {
+            self.batch_flush.with_label_values(&[flush.as_str()]);
+        }
+        for class in ResponseClass::ALL {
+            self.fetch_responses.with_label_values(&[class.as_str()]);
+        }
+        self.set_state(State::Starting);
+    }
+
+    /// What is registered, in the order of this file.
+    pub fn families(&self) -> &[Family] {
+        &self.families
+    }
+
+    /// The text exposition format.
+    pub fn render(&self) -> String {
+        self.memory.set(resident_bytes().unwrap_or(0) as i64);
+        let mut text = Vec::new();
+        // Writing into memory, and every family has a name and a help: it cannot fail.
+        let _ = TextEncoder::new().encode(&self.registry.gather(), &mut text);
+        String::from_utf8(text).unwrap_or_default()
+    }
+
+    /// A message was consumed.
+    pub fn consumed(&self, topic: &str) {
+        self.messages_consumed.with_label_values(&[topic]).inc();
+    }
+
+    /// A message without a value was skipped.
+    pub fn skipped(&self) {
+        self.messages_skipped.inc();
+    }
+
+    /// Messages consumed so far, over all topics.
+    pub fn consumed_so_far(&self) -> u64 {
+        sum(&self.messages_consumed)
+    }
+
+    /// Captions published so far, over all devices.
+    pub fn captions_so_far(&self) -> u64 {
+        sum(&self.captions)
+    }
+
+    /// Dead letters published so far.
+    pub fn dead_letters_so_far(&self) -> u64 {
+        sum(&self.dead_lettered)
+    }
+
+    /// Batches run so far, and the images in them.
+    pub fn batches_so_far(&self) -> (u64, u64) {
+        let families = self.batch_size.collect();
+        let encode = families.iter().flat_map(prometheus::proto::MetricFamily::get_metric);
+        let encode = encode.filter(|m| m.get_label().iter().any(|l| l.value() == Phase::Encode.as_str()));
+        encode.fold((0, 0), |(batches, images), m| {
+            let h = m.get_histogram();
+            (batches + h.get_sample_count(), images + h.get_sample_sum() as u64)
+        })
+    }
+
+    /// Rows that went through a stage, and their time in it.
+    pub fn stage_so_far(&self, stage: Stage) -> (u64, Duration) {
+        let histogram = self.stage_duration.with_label_values(&[stage.as_str()]);
+        (histogram.get_sample_count(), Duration::from_secs_f64(histogram.get_sample_sum()))
+    }
+
+    /// A caption was acknowledged.
+    pub fn captioned(&self, device: &str, model: &str) {
+        self.captions.with_label_values(&[device, model]).inc();
+    }
+
+    /// A row failed.
+    pub fn failed(&self, stage: Stage, code: Code) {
+        self.failures.with_label_values(&[stage.as_str(), code.as_str()]).inc();
+    }
+
+    /// A dead letter was acknowledged.
+    pub fn dead_lettered(&self, code: Code) {
+        self.dead_lettered.with_label_values(&[code.as_str()]).inc();
+    }
+
+    /// Something is tried again.
+    pub fn retried(&self, stage: Stage, code: Code) {
+        self.retries.with_label_values(&[stage.as_str(), code.as_str()]).inc();
+    }
+
+    /// A row left a stage after this time in it.
+    pub fn stage(&self, stage: Stage, duration: Duration) {
+        self.stage_duration.with_label_values(&[stage.as_str()]).observe(duration.as_secs_f64());
+    }
+
+    /// A stage waited this long for room in the next queue.
+    pub fn blocked(&self, stage: Stage, duration: Duration) {
+        self.stage_blocked.with_label_values(&[stage.as_str()]).inc_by(duration.as_secs_f64());
+    }
+
+    /// A caption was acknowledged this many milliseconds after its request's timestamp; negative where clocks differ.
+    pub fn end_to_end(&self, milliseconds: i64) {
+        if milliseconds < 0 {
+            self.clock_skew.inc();
+        }
+        self.end_to_end.observe(milliseconds.max(0) as f64 / 1000.0);
+    }
+
+    /// A device ran a phase on `items` images or rows.
+    pub fn phase(&self, device: &str, model: &str, phase: Phase, items: usize, duration: Duration) {
+        self.model_phase.with_label_values(&[device, model, phase.as_str()]).observe(duration.as_secs_f64());
+        self.batch_size.with_label_values(&[device, model, phase.as_str()]).observe(items as f64);
+    }
+
+    /// A batch was started.
+    pub fn flushed(&self, reason: Flush) {
+        self.batch_flush.with_label_values(&[reason.as_str()]).inc();
+    }
+
+    /// Rows and bytes that wait for a stage.
+    pub fn queue(&self, stage: Stage, items: usize, bytes: usize) {
+        self.queue_items.with_label_values(&[stage.as_str()]).set(items as i64);
+        self.queue_bytes.with_label_values(&[stage.as_str()]).set(bytes as i64);
+    }
+
+    /// Use and limit of a pool, in bytes.
+    pub fn pool(&self, pool: PoolName, used: usize, limit: usize) {
+        self.in_flight_bytes.with_label_values(&[pool.as_str()]).set(used as i64);
+        self.in_flight_bytes_limit.with_label_values(&[pool.as_str()]).set(limit as i64);
+    }
+
+    /// Share of the time that a device was at work.
+    pub fn device_busy(&self, device: &str, ratio: f64) {
+        self.device_busy.with_label_values(&[device]).set(ratio);
+    }
+
+    /// Where a partition stands.
+    pub fn partition(&self, topic: &str, partition: i32, standing: Standing) {
+        let labels = [topic, &partition.to_string()];
+        if let Some(lag) = standing.lag {
+            self.lag.with_label_values(&labels).set(lag);
+        }
+        if let Some(committed) = standing.committed {
+            self.committed.with_label_values(&labels).set(committed);
+        }
+        self.incomplete.with_label_values(&labels).set(standing.incomplete);
+    }
+
+    /// A partition went to another worker: its series are removed.
+    pub fn partition_gone(&self, topic: &str, partition: i32) {
+        let labels = [topic, &partition.to_string()];
+        for family in [&self.lag, &self.committed, &self.incomplete] {
+            // An error only says that the series was never set.
+            let _ = family.remove_label_values(&labels);
+        }
+    }
+
+    /// Partitions paused.
+    pub fn paused_partitions(&self, count: usize) {
+        self.paused.set(count as i64);
+    }
+
+    /// This worker's partitions changed.
+    pub fn rebalanced(&self) {
+        self.rebalances.inc();
+    }
+
+    /// Consumption is held for a reason, or no longer.
+    pub fn backpressure(&self, reason: &'static str, active: bool) {
+        self.backpressure.with_label_values(&[reason]).set(i64::from(active));
+    }
+
+    /// An image host answered.
+    pub fn response(&self, class: ResponseClass) {
+        self.fetch_responses.with_label_values(&[class.as_str()]).inc();
+    }
+
+    /// Bytes of bodies came in.
+    pub fn fetched_bytes(&self, bytes: usize) {
+        self.fetch_bytes.inc_by(bytes as u64);
+    }
+
+    /// The worker is in this state.
+    pub fn set_state(&self, state: State) {
+        for other in State::ALL {
+            self.state.with_label_values(&[other.as_str()]).set(i64::from(*other == state));
+        }
+    }
+}
+
+/// Where a partition stands.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Standing {
+    /// Messages behind its end, if known.
+    pub lag: Option<i64>,
+    /// Offset committed last, if any.
+    pub committed: Option<i64>,
+    /// Messages consumed and not resolved.
+    pub incomplete: i64,
+}
+
+fn sum(counters: &IntCounterVec) -> u64 {
+    let families = counters.collect();
+    let metrics = families.iter().flat_map(prometheus::proto::MetricFamily::get_metric);
+    metrics.map(|m| m.get_counter().get_value() as u64).sum()
+}
+
+/// Resident memory from `/proc/self/status`, in bytes; `None` where there is no such file.
+fn resident_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kb| kb * 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_family_has_the_prefix_a_help_and_the_names_that_promtool_asks_for() {
+        let metrics = Metrics::new();
+        for family in metrics.families() {
+            assert!(family.name.starts_with("blipstream_"), "{}", family.name);
+            assert!(family.help.ends_with('.'), "{}: the help is a sentence", family.name);
+        }
+        let text = metrics.render();
+        for line in text.lines().filter(|l| l.starts_with("# TYPE") && l.ends_with("counter")) {
+            assert!(line.split(' ').nth(2).unwrap().ends_with("_total"), "{line}");
+        }
+    }
+
+    #[test]
+    fn the_series_of_a_revoked_partition_are_removed() {
+        let metrics = Metrics::new();
+        metrics.partition("requests", 3, Standing { lag: Some(7), committed: Some(1), incomplete: 2 });
+        assert!(metrics.render().contains("kafka_consumer_lag{partition=\"3\",topic=\"requests\"} 7"));
+        metrics.partition_gone("requests", 3);
+        assert!(!metrics.render().contains("partition=\"3\""));
+    }
+
+    #[test]
+    fn a_latency_of_a_skewed_clock_is_clamped_and_counted() {
+        let metrics = Metrics::new();
+        metrics.end_to_end(-5000);
+        let text = metrics.render();
+        assert!(text.contains("blipstream_clock_skew_total 1"));
+        assert!(text.contains("blipstream_end_to_end_seconds_sum 0"));
+    }
+
+    #[test]
+    fn names_and_labels_change_only_on_purpose() {
+        let metrics = Metrics::new();
+        let lines = metrics.families().iter().map(|f| format!("{}{{{}}} {}", f.name, f.labels.join(","), f.help));
+        insta::assert_snapshot!(lines.collect::<Vec<_>>().join("\n"));
+    }
+}

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// A partition of a topic.
@@ -124,8 +124,14 @@ impl Ledger {
         entry.open += 1;
         let epoch = entry.epoch;
         books.open += 1;
-        let message =
-            Shared { ledger: self.clone(), partition: partition.clone(), epoch, offset, parts: AtomicUsize::new(1) };
+        let message = Shared {
+            ledger: self.clone(),
+            partition: partition.clone(),
+            epoch,
+            offset,
+            parts: AtomicUsize::new(1),
+            lost: AtomicBool::new(false),
+        };
         Some(Ticket { message: Arc::new(message), done: false })
     }
 
@@ -202,6 +208,8 @@ struct Shared {
     offset: i64,
     /// Tickets of this message that are not resolved; the last one closes it.
     parts: AtomicUsize,
+    /// Whether a ticket of this message was dropped and reported: once is enough, however many rows it has.
+    lost: AtomicBool,
 }
 
 /// The promise that a consumed message, or one row of it, ends as something the broker has acknowledged.
@@ -221,6 +229,12 @@ impl Ticket {
         if self.message.parts.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.message.ledger.lock().close(&self.message);
         }
+    }
+
+    /// Gives up on the promise on purpose: at the deadline of a drain. The offset stays uncommitted, the message counts
+    /// as open, and the next worker reads it again. Unlike a drop, this is not reported as [`Lost`].
+    pub fn abandon(mut self) {
+        self.done = true;
     }
 
     /// One ticket for each of `rows` rows (at least one); the message closes when all of them are resolved.
@@ -247,10 +261,13 @@ impl Drop for Ticket {
         // The part stays open, so that no sibling can close the message and move the watermark past it.
         if !self.done {
             let mut books = self.message.ledger.lock();
-            let lost = Lost { partition: self.message.partition.clone(), offset: self.message.offset };
-            if books.current(&self.message).is_some() && !books.lost.contains(&lost) {
+            if books.current(&self.message).is_some() && !self.message.lost.swap(true, Ordering::Relaxed) {
+                let lost = Lost { partition: self.message.partition.clone(), offset: self.message.offset };
                 books.lost.push_back(lost);
             }
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

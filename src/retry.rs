@@ -38,3 +38,6 @@ impl Backoff {
         (!late).then_some(wait)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -83,6 +83,17 @@ impl<T> Tracked<T> {
         self.tag.ticket.partition()
     }
 
+    /// Offset of the message.
+    pub fn offset(&self) -> i64 {
+        self.tag.ticket.offset()
+    }
+
+    /// Gives up on the value at the deadline of a drain: its message is read again by the next worker.
+    pub fn abandon(self) -> T {
+        self.tag.abandon();
+        self.value
+    }
+
     /// Ends the value's way.
     pub fn resolve(self, outcome: Outcome) -> T {
         self.tag.resolve(outcome);
@@ -91,8 +102,16 @@ impl<T> Tracked<T> {
 }
 
 impl Tag {
+    /// Gives up on the ticket, see [`Ticket::abandon`], and gives the permits back.
+    pub fn abandon(self) {
+        self.ticket.abandon();
+    }
+
     /// Resolves the ticket and gives the permits back.
     pub fn resolve(self, outcome: Outcome) {
         self.ticket.resolve(outcome);
     }
 }
+
+#[cfg(test)]
+mod tests;

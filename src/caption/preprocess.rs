@@ -1,1 +1,19 @@
-//! Images of any size to the model's size, as the reference's image processor does it.
+//! Images of any size and kind to pixels at the model's size, as the reference's image processor does it.
+//!
+//! The reference is `BlipImageProcessorPil` of HF transformers: Pillow opens the file, converts it to RGB and
+//! stretches it to a square with its bicubic filter. Rescaling and normalisation follow in the engine, from the 8-bit
+//! pixels and the values of [`Normalize`].
+//!
+//! ```text
+//!  encoded bytes ──decode(Limits)──► Picture ──Preprocessor::resize──► Pixels
+//! ```
+
+mod config;
+mod decode;
+mod gif;
+mod jpeg;
+mod resize;
+
+pub use config::{ConfigError, Filter, Normalize, Preprocessor};
+pub use decode::{DecodeError, Format, Limits, Picture, decode};
+pub use resize::Resizer;

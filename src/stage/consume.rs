@@ -1,1 +1,574 @@
-//! consume
+//! Consume: one OS thread that owns the consumer, polls it all the time, and hands messages on while there is room.
+//!
+//! A message gets its ticket and its permit here. When there is no room, it is held, all partitions are paused, and
+//! polling goes on, so that the group keeps its member. Which partitions rest is decided in one place,
+//! [`Partitions::change`]; nothing else pauses or resumes.
+
+mod partitions;
+mod status;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_channel::Sender;
+use tokio::sync::oneshot;
+
+use self::partitions::Partitions;
+pub use self::status::{Consume, ConsumeStatus, ConsumeView, PartitionStatus};
+use self::status::{Control, Phase};
+use crate::budget::Pool;
+use crate::gate::{Gate, Hysteresis, Passage, Reason};
+use crate::kafka::{Committer, Consumer, Error, Event, Start};
+use crate::message::Message;
+use crate::offsets::{Ledger, Outcome, TopicPartition};
+use crate::settings;
+use crate::tracked::Tracked;
+
+/// What a message costs beside its bytes: its structs, its headers' list, its ticket, its place in a queue.
+pub const MESSAGE_OVERHEAD: usize = 1024;
+
+/// Longest wait for an event; commands are noticed within it.
+const IDLE_POLL: Duration = Duration::from_millis(20);
+
+/// A message that finds no room waits this long before everything is paused: a pause throws away what was prefetched,
+/// and most waits are shorter than reading it again.
+const PATIENCE: Duration = Duration::from_millis(50);
+
+/// Longest wait for one more try while a message is held and nothing is paused yet.
+const HELD_POLL: Duration = Duration::from_millis(1);
+
+/// How often the state of all partitions is looked at; after every message only its own is.
+const SWEEP: Duration = Duration::from_millis(20);
+
+/// How old a status may be.
+const STATUS_AGE: Duration = Duration::from_millis(100);
+
+/// Wait between two tries to learn the committed offsets of new partitions.
+const RETRY_ASSIGN: Duration = Duration::from_secs(1);
+
+/// The limit on messages in flight opens again at this share of it.
+const LIMIT_RESUME: f64 = 0.5;
+
+/// Longest wait at the end for the result of a commit that is under way.
+const COMMIT_SETTLE: Duration = Duration::from_secs(5);
+
+/// What the stage needs.
+pub struct Setup {
+    /// Broker, topics, group.
+    pub kafka: settings::Kafka,
+    /// Limits.
+    pub flow: settings::Flow,
+    /// Where tickets come from.
+    pub ledger: Ledger,
+    /// Permits of messages.
+    pub messages: Pool,
+    /// Permits of images; only looked at.
+    pub images: Pool,
+    /// Whether to consume at all.
+    pub gate: Gate,
+    /// What is to be committed.
+    pub committer: Box<dyn Committer>,
+}
+
+/// Starts the thread. Messages go to `output`, of which nobody else may hold a sender: it closes after
+/// [`Consume::stop`], so that the flow drains.
+///
+/// # Errors
+/// librdkafka refuses the settings. That brokers are away is no error; the status tells.
+pub fn start(setup: Setup, output: Sender<Tracked<Message>>) -> Result<Consume, Error> {
+    let consumer = Consumer::new(&setup.kafka)?;
+    let control = Arc::new(Control::default());
+    let (failure, failed) = oneshot::channel();
+    let (end, ended) = oneshot::channel();
+    let ledger = setup.ledger.clone();
+    let worker = Worker::new(setup, output, consumer, Signals { control: control.clone(), failure: Some(failure) });
+    let thread = std::thread::Builder::new().name("consume".into());
+    let spawned = thread.spawn(move || {
+        // Nobody listens when the handle was dropped; then nobody wants to know.
+        let _ = end.send(worker.run());
+    });
+    let starting = |error: std::io::Error| Error::Other { doing: "starting a thread", reason: error.to_string() };
+    spawned.map_err(starting)?;
+    Ok(Consume { control, ledger, failed, ended })
+}
+
+/// A rebalance that the group waits for.
+enum Rebalance {
+    Assign { partitions: Vec<TopicPartition>, next_try: Instant },
+    Revoke { partitions: Vec<TopicPartition>, lost: bool, deadline: Instant },
+}
+
+/// The times at which things are due.
+struct Clock {
+    commit: Instant,
+    sweep: Instant,
+    status: Instant,
+}
+
+/// Hysteresis of everything that can shut the gate by itself.
+struct Pressure {
+    messages: Hysteresis,
+    images: Hysteresis,
+    limit: Hysteresis,
+    /// A message found no room for longer than patience lasts.
+    held: bool,
+}
+
+/// What the handle sees.
+struct Signals {
+    control: Arc<Control>,
+    failure: Option<oneshot::Sender<Error>>,
+}
+
+struct Worker {
+    setup: Setup,
+    output: Option<Sender<Tracked<Message>>>,
+    consumer: Consumer,
+    signals: Signals,
+    /// The error to end with.
+    error: Option<Error>,
+    partitions: Partitions,
+    /// Messages that found no room; without tickets, so that they can be forgotten.
+    held: VecDeque<Message>,
+    held_since: Option<Instant>,
+    pressure: Pressure,
+    rebalance: Option<Rebalance>,
+    /// Since when a commit waits for its result.
+    committing: Option<Instant>,
+    committed: BTreeMap<TopicPartition, i64>,
+    clock: Clock,
+}
+
+impl Worker {
+    fn new(setup: Setup, output: Sender<Tracked<Message>>, consumer: Consumer, signals: Signals) -> Self {
+        let now = Instant::now();
+        let (pause, resume) = (setup.flow.pause_at, setup.flow.resume_at);
+        Self {
+            output: Some(output),
+            consumer,
+            signals,
+            error: None,
+            partitions: Partitions::default(),
+            held: VecDeque::new(),
+            held_since: None,
+            pressure: Pressure {
+                messages: Hysteresis::new(pause, resume),
+                images: Hysteresis::new(pause, resume),
+                limit: Hysteresis::new(1.0, LIMIT_RESUME),
+                held: false,
+            },
+            rebalance: None,
+            committing: None,
+            committed: BTreeMap::new(),
+            clock: Clock { commit: now + setup.kafka.commit_interval, sweep: now, status: now },
+            setup,
+        }
+    }
+
+    fn run(mut self) -> Result<(), Error> {
+        while self.signals.control.phase() < Phase::Closing || self.commit_unsettled() {
+            if self.signals.control.phase() > Phase::Running {
+                self.stop_delivery();
+            }
+            self.offer_held();
+            let now = Instant::now();
+            self.advance_rebalance(now);
+            self.commit_if_due(now);
+            self.sweep_if_due(now);
+            if let Some(event) = self.consumer.poll(self.patience()) {
+                self.handle(event);
+            }
+        }
+        self.close()
+    }
+
+    /// How long to wait for an event.
+    fn patience(&self) -> Duration {
+        if self.held.is_empty() || self.pressure.held { IDLE_POLL } else { HELD_POLL }
+    }
+
+    fn handle(&mut self, event: Event) {
+        let now = Instant::now();
+        match event {
+            Event::Message(message) => self.receive(message, now),
+            Event::End(number) => self.partitions.ended(number, now),
+            Event::Assigned(partitions) => {
+                self.signals.control.status().rebalances += 1;
+                self.rebalance = Some(Rebalance::Assign { partitions, next_try: now });
+            }
+            Event::Revoked { partitions, lost } => self.begin_revoke(partitions, lost, now),
+            Event::Committed(offsets, result) => {
+                self.committing = None;
+                self.record_commit(&offsets, &result);
+            }
+            Event::Stats(stats) => {
+                self.partitions.learn(&stats, now);
+                let mut status = self.signals.control.status();
+                status.joined = stats.joined;
+                status.brokers_up = stats.brokers_up;
+            }
+            Event::Passing(class) => tracing::debug!(?class, "passing kafka error"),
+            Event::OffsetOutOfRange => {
+                let error = self.out_of_range();
+                self.fail(error);
+            }
+            Event::Fatal(error) => self.fail(error),
+        }
+    }
+
+    // --- messages
+
+    fn receive(&mut self, message: Message, now: Instant) {
+        let partition = partition_of(&message);
+        if !self.partitions.received(&partition, message.offset, now) || self.output.is_none() {
+            // Of a partition that goes to others, or after the stop: the next reader begins before it.
+            self.signals.control.status().skipped += 1;
+            return;
+        }
+        self.signals.control.set_at_end(false);
+        if self.held.is_empty() {
+            self.offer(message, now);
+        } else {
+            self.held.push_back(message);
+        }
+        self.look_at_span(&partition);
+        self.apply_pauses(now);
+    }
+
+    fn look_at_span(&mut self, partition: &TopicPartition) {
+        let span = self.setup.ledger.position(partition).map_or(0, |position| position.span);
+        self.partitions.spanned(partition, span, self.setup.flow.max_span);
+    }
+
+    /// Hands a message on, or holds it.
+    fn offer(&mut self, message: Message, now: Instant) {
+        if let Some(message) = self.pass(message) {
+            self.held_since.get_or_insert(now);
+            self.held.push_front(message);
+        }
+    }
+
+    /// Tries the held messages again.
+    fn offer_held(&mut self) {
+        while let Some(message) = self.held.pop_front() {
+            if !self.partitions.takes(&partition_of(&message)) {
+                continue;
+            }
+            if let Some(message) = self.pass(message) {
+                self.held.push_front(message);
+                return;
+            }
+        }
+        self.held_since = None;
+    }
+
+    /// Gives the message back when there is no room for it.
+    fn pass(&mut self, message: Message) -> Option<Message> {
+        let Some(output) = &self.output else { return None };
+        let ledger = &self.setup.ledger;
+        let partition = partition_of(&message);
+        if message.payload.is_none() {
+            let ticket = ledger.open(&partition, message.offset);
+            self.count(&message, ticket.is_some());
+            if let Some(ticket) = ticket {
+                ticket.resolve(Outcome::Skipped);
+            }
+            return None;
+        }
+        if !self.setup.gate.admits(ledger.open_tickets()) || output.is_full() {
+            return Some(message);
+        }
+        let Some(permit) = self.setup.messages.try_acquire(message.size() + MESSAGE_OVERHEAD) else {
+            return Some(message);
+        };
+        let ticket = ledger.open(&partition, message.offset);
+        self.count(&message, ticket.is_some());
+        let ticket = ticket?;
+        // There is room: nobody else sends on this channel.
+        if let Err(refused) = output.try_send(Tracked::new(message, ticket, permit)) {
+            refused.into_inner().abandon();
+            let reason = "the stage behind it has ended".into();
+            self.fail(Error::Other { doing: "handing messages on", reason });
+        }
+        None
+    }
+
+    fn count(&self, message: &Message, taken: bool) {
+        let mut status = self.signals.control.status();
+        if !taken {
+            status.skipped += 1;
+            return;
+        }
+        status.tombstones += u64::from(message.payload.is_none());
+        match status.messages.get_mut(&*message.topic) {
+            Some(count) => *count += 1,
+            None => drop(status.messages.insert(message.topic.to_string(), 1)),
+        }
+    }
+
+    // --- pausing
+
+    /// Whether all partitions are to rest. Sets the gate's own reasons on the way.
+    fn shut(&mut self, now: Instant) -> bool {
+        let Setup { gate, messages, images, ledger, .. } = &self.setup;
+        let fill = messages.fill();
+        gate.set(Reason::Messages, self.pressure.messages.update(fill));
+        gate.set(Reason::Images, self.pressure.images.update(images.fill()));
+        let limited = match gate.passage() {
+            Passage::Limited(limit) => self.pressure.limit.update(ledger.open_tickets() as f64 / limit.max(1) as f64),
+            Passage::Open | Passage::Shut => self.pressure.limit.update(0.0),
+        };
+        let queue_low = self.output.as_ref().is_none_or(|output| {
+            output.capacity().is_none_or(|capacity| output.len() <= capacity / 2)
+        });
+        if self.held_since.is_some_and(|since| now.saturating_duration_since(since) >= PATIENCE) {
+            self.pressure.held = true;
+        } else if self.held.is_empty() && queue_low && fill <= self.setup.flow.resume_at {
+            self.pressure.held = false;
+        }
+        limited || self.pressure.held || self.output.is_none() || gate.passage() == Passage::Shut
+    }
+
+    /// The one place that pauses and resumes.
+    fn apply_pauses(&mut self, now: Instant) {
+        let shut = self.shut(now);
+        let change = self.partitions.change(shut, now);
+        let pause = if change.pause.is_empty() { Ok(()) } else { self.consumer.pause(&change.pause) };
+        let resume = if change.resume.is_empty() { Ok(()) } else { self.consumer.resume(&change.resume) };
+        if let Err(error) = pause.and(resume) {
+            tracing::warn!(%error, "could not pause or resume");
+        }
+    }
+
+    fn sweep_if_due(&mut self, now: Instant) {
+        if now < self.clock.sweep {
+            return;
+        }
+        self.clock.sweep = now + SWEEP;
+        for partition in self.partitions.names() {
+            self.look_at_span(&partition);
+        }
+        self.apply_pauses(now);
+        self.signals.control.set_at_end(self.held.is_empty() && self.rebalance.is_none() && self.partitions.all_at_end());
+        if self.signals.control.status().brokers_up > 0 {
+            self.seek_stuck(now);
+        }
+        if now >= self.clock.status {
+            self.clock.status = now + STATUS_AGE;
+            self.publish_status();
+        }
+    }
+
+    fn seek_stuck(&mut self, now: Instant) {
+        for (partition, start) in self.partitions.stuck(self.setup.kafka.stuck_after, now) {
+            tracing::warn!(%partition, ?start, "the partition was silent and is read anew");
+            self.signals.control.status().reseeks += 1;
+            if let Err(error) = self.consumer.seek(&partition, start) {
+                tracing::warn!(%error, %partition, "could not read the partition anew");
+            }
+        }
+    }
+
+    // --- rebalances
+
+    fn begin_revoke(&mut self, partitions: Vec<TopicPartition>, lost: bool, now: Instant) {
+        self.signals.control.status().rebalances += 1;
+        self.signals.control.set_at_end(false);
+        self.partitions.leaving(&partitions);
+        // Should a partition come back, its first message must be the committed one, not a held one.
+        self.held.retain(|message| !partitions.contains(&partition_of(message)));
+        let deadline = if lost { now } else { now + self.setup.kafka.revoke_drain };
+        self.rebalance = Some(Rebalance::Revoke { partitions, lost, deadline });
+    }
+
+    /// Takes the next step of a rebalance; the group waits until it is done.
+    fn advance_rebalance(&mut self, now: Instant) {
+        match self.rebalance.take() {
+            None => {}
+            Some(Rebalance::Assign { partitions, next_try }) if now < next_try => {
+                self.rebalance = Some(Rebalance::Assign { partitions, next_try });
+            }
+            Some(Rebalance::Assign { partitions, .. }) => self.assign(partitions, now),
+            Some(Rebalance::Revoke { partitions, lost, deadline }) => {
+                let open: usize = partitions.iter().map(|p| self.setup.ledger.open_in(p)).sum();
+                if now < deadline && (open > 0 || self.committing.is_some()) {
+                    self.rebalance = Some(Rebalance::Revoke { partitions, lost, deadline });
+                } else {
+                    self.revoke(&partitions, lost, open);
+                }
+            }
+        }
+    }
+
+    fn assign(&mut self, partitions: Vec<TopicPartition>, now: Instant) {
+        let committed = if partitions.is_empty() { Ok(Vec::new()) } else { self.consumer.committed(&partitions) };
+        let committed = match committed {
+            Ok(committed) => committed,
+            Err(error) => {
+                tracing::warn!(%error, partitions = partitions.len(), "new partitions wait for the brokers");
+                self.rebalance = Some(Rebalance::Assign { partitions, next_try: now + RETRY_ASSIGN });
+                return;
+            }
+        };
+        let mut starts = Vec::with_capacity(committed.len());
+        for (partition, offset) in committed {
+            // librdkafka would treat "no offset yet" as it treats "out of range", which must stop the worker.
+            let start = offset.map_or(Start::Beginning, Start::At);
+            tracing::info!(%partition, ?start, "partition assigned");
+            self.setup.ledger.assign(partition.clone());
+            self.setup.committer.assigned(&partition, offset);
+            self.committed.remove(&partition);
+            self.committed.extend(offset.map(|offset| (partition.clone(), offset)));
+            self.partitions.assigned(partition.clone(), start, now);
+            starts.push((partition, start));
+        }
+        if let Err(error) = self.consumer.assign(&starts) {
+            self.fail(error);
+        }
+        self.apply_pauses(now);
+    }
+
+    fn revoke(&mut self, partitions: &[TopicPartition], lost: bool, open: usize) {
+        if lost || self.consumer.assignment_lost() {
+            tracing::warn!(partitions = partitions.len(), "partitions were lost to others; nothing is committed");
+        } else {
+            // Its failure is recorded; the partitions go all the same, and are read again from the older offset.
+            let _ = self.commit_now(|partition| partitions.contains(partition));
+            tracing::info!(partitions = partitions.len(), undrained = open, "partitions revoked");
+        }
+        if let Err(error) = self.consumer.unassign(partitions) {
+            self.fail(error);
+        }
+        self.forget(partitions);
+    }
+
+    fn forget(&mut self, partitions: &[TopicPartition]) {
+        for partition in partitions {
+            self.setup.ledger.revoke(partition);
+            self.setup.committer.revoked(partition);
+            self.partitions.removed(partition);
+            self.committed.remove(partition);
+        }
+    }
+
+    // --- commits
+
+    fn commit_if_due(&mut self, now: Instant) {
+        let stale = 2 * self.setup.kafka.session_timeout;
+        if self.committing.is_some_and(|since| now.saturating_duration_since(since) >= stale) {
+            self.committing = None;
+        }
+        if now < self.clock.commit || self.committing.is_some() || self.rebalance.is_some() {
+            return;
+        }
+        self.clock.commit = now + self.setup.kafka.commit_interval;
+        let due = self.setup.committer.due();
+        if due.is_empty() {
+            return;
+        }
+        match self.consumer.commit(&due) {
+            Ok(()) => self.committing = Some(now),
+            Err(error) => self.record_commit(&due, &Err(error)),
+        }
+    }
+
+    /// Commits what is due of some partitions and waits for it.
+    fn commit_now(&mut self, of: impl Fn(&TopicPartition) -> bool) -> Result<(), Error> {
+        let mut due = self.setup.committer.due();
+        due.retain(|(partition, _)| of(partition));
+        let result = self.consumer.commit_now(&due);
+        self.record_commit(&due, &result);
+        result
+    }
+
+    fn record_commit(&mut self, offsets: &[(TopicPartition, i64)], result: &Result<(), Error>) {
+        if offsets.is_empty() {
+            return;
+        }
+        self.setup.committer.committed(offsets, result);
+        if result.is_ok() {
+            self.committed.extend(offsets.iter().cloned());
+        } else {
+            self.signals.control.status().failed_commits += 1;
+        }
+    }
+
+    // --- the end
+
+    /// Remembers what the worker ends with, and begins the end.
+    fn fail(&mut self, error: Error) {
+        if self.error.is_none() {
+            self.error = Some(error.clone());
+            if let Some(failure) = self.signals.failure.take() {
+                let _ = failure.send(error);
+            }
+        }
+        self.signals.control.advance(Phase::Stopping);
+    }
+
+    /// Closes the channel, so that the flow drains; what is held has no ticket and is simply read again.
+    fn stop_delivery(&mut self) {
+        if self.output.take().is_some() {
+            self.held.clear();
+            self.held_since = None;
+            self.setup.gate.shut(Reason::Drain);
+            self.apply_pauses(Instant::now());
+        }
+    }
+
+    fn commit_unsettled(&self) -> bool {
+        self.committing.is_some_and(|since| since.elapsed() < COMMIT_SETTLE)
+    }
+
+    fn close(mut self) -> Result<(), Error> {
+        self.stop_delivery();
+        let committed = if self.consumer.assignment_lost() { Ok(()) } else { self.commit_now(|_| true) };
+        self.publish_status();
+        self.signals.control.set_at_end(false);
+        let partitions = self.partitions.names();
+        self.forget(&partitions);
+        self.consumer.close();
+        self.signals.control.status().joined = false;
+        self.error.map_or(committed, Err)
+    }
+
+    /// Names the partition whose offset is out of range, as far as the brokers tell.
+    fn out_of_range(&self) -> Error {
+        for (partition, state) in self.partitions.iter() {
+            let Some(offset) = state.next() else { continue };
+            if let Ok((low, high)) = self.consumer.bounds(partition)
+                && (offset < low || offset > high)
+            {
+                return Error::OffsetOutOfRange { partition: partition.clone(), offset, low, high };
+            }
+        }
+        let reason = self.consumer.last_error().map_or_else(|| "no partition found".into(), |(_, reason)| reason);
+        Error::Other { doing: "reading from an offset that is not in the log", reason }
+    }
+
+    fn publish_status(&mut self) {
+        let ledger = &self.setup.ledger;
+        let of = |(partition, state): (&TopicPartition, &partitions::State)| {
+            let position = ledger.position(partition);
+            PartitionStatus {
+                topic: partition.topic.to_string(),
+                partition: partition.partition,
+                paused: state.paused == Some(true),
+                at_end: state.at_end,
+                lag: state.lag(position.map(|position| position.watermark)),
+                committed: self.committed.get(partition).copied(),
+                open: position.map_or(0, |position| position.open),
+            }
+        };
+        let partitions = self.partitions.iter().map(of).collect();
+        let mut status = self.signals.control.status();
+        status.partitions = partitions;
+        status.holding = !self.held.is_empty();
+        status.last_error = self.consumer.last_error().map(|(_, reason)| reason);
+    }
+}
+
+fn partition_of(message: &Message) -> TopicPartition {
+    TopicPartition { topic: message.topic.clone(), partition: message.partition }
+}

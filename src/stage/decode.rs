@@ -1,1 +1,259 @@
-//! decode
+//! From encoded bytes to pixels at the model's size, on threads of its own.
+//!
+//! Decoding is the only code that meets a stranger's bytes at length, so it alone runs under `catch_unwind`: a panic
+//! of a decoder is a dead letter of its image.
+
+use std::any::Any;
+use std::fmt::Write as _;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use async_channel::{Receiver, Sender};
+use jiff::Timestamp;
+use sha2::{Digest, Sha256};
+use url::Url;
+
+use super::{Fetched, Finished, Ready, failed};
+use crate::caption::Pixels;
+use crate::caption::preprocess::{self, Limits, Preprocessor, Resizer};
+use crate::disposition::{Code, Disposed, Disposition, Failure, Stage};
+use crate::message::{ImageInfo, ImageRef, Request, Timing, redact_url};
+use crate::settings;
+use crate::tracked::Tracked;
+
+/// Why a row does not become pixels. All of it fails again with the same bytes.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DecodeError {
+    /// The image can't be used.
+    #[error(transparent)]
+    Image(#[from] preprocess::DecodeError),
+    /// The decoder panicked.
+    #[error("the decoder failed on this image: {0}")]
+    Panic(String),
+    /// The request's deadline passed before its image was decoded.
+    #[error("the deadline {0} passed before the image was decoded")]
+    Deadline(Timestamp),
+}
+
+impl Disposed for DecodeError {
+    fn disposition(&self) -> Disposition {
+        Disposition::Permanent
+    }
+
+    fn code(&self) -> Code {
+        use preprocess::DecodeError as Image;
+        match self {
+            Self::Image(Image::UnsupportedMedia(_)) => Code::UnsupportedMedia,
+            Self::Image(Image::TooManyPixels { .. } | Image::TooLongSide { .. } | Image::TooMuchMemory { .. }) => {
+                Code::TooManyPixels
+            }
+            Self::Image(Image::Broken(_)) | Self::Panic(_) => Code::Decode,
+            Self::Deadline(_) => Code::Deadline,
+        }
+    }
+}
+
+/// How images are decoded.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// What the model wants.
+    pub preprocessor: Preprocessor,
+    /// What an image may cost.
+    pub limits: Limits,
+    /// Threads; at least one.
+    pub threads: usize,
+    /// Whether records keep user-info and query of an image's address.
+    pub full_url: bool,
+}
+
+impl Config {
+    /// From the settings; no number of threads means one for each core.
+    pub fn new(preprocessor: Preprocessor, decode: &settings::Decode, output: &settings::Output) -> Self {
+        let cores = || thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        Self {
+            preprocessor,
+            limits: Limits {
+                max_pixels: decode.max_pixels,
+                max_side: decode.max_side,
+                max_memory: decode.max_memory.as_u64(),
+            },
+            threads: if decode.threads == 0 { cores() } else { decode.threads },
+            full_url: output.full_url,
+        }
+    }
+}
+
+/// Takes a decoded row: waits while the queue for devices is full, gives the row back when it is closed.
+pub type PushReady = dyn Fn(Tracked<Ready>) -> Result<(), Tracked<Ready>> + Send + Sync;
+
+/// Where rows go.
+#[derive(Clone)]
+pub struct Outputs {
+    /// Decoded rows.
+    pub ready: Arc<PushReady>,
+    /// Rows that failed.
+    pub failed: Sender<Finished>,
+    /// Told how long each image took, good or bad.
+    pub observe: Arc<dyn Fn(Duration) + Send + Sync>,
+}
+
+/// Starts the threads. Each ends when the input is closed and empty, or when an output is closed, and drops its ends
+/// of the channels then.
+///
+/// # Errors
+/// The system has no thread to give.
+pub fn spawn(
+    config: &Config,
+    input: &Receiver<Tracked<Fetched>>,
+    outputs: &Outputs,
+) -> std::io::Result<Vec<JoinHandle<()>>> {
+    spawn_with(config, input, outputs, |config| {
+        let (preprocessor, limits) = (config.preprocessor.clone(), config.limits);
+        let mut resizer = Resizer::new();
+        move |body: &[u8]| {
+            let picture = preprocess::decode(body, &limits)?;
+            let pixels = preprocessor.resize(&picture, &mut resizer)?;
+            let (width, height) = (picture.width, picture.height);
+            Ok(Decoded { pixels, width, height, format: picture.format.as_str() })
+        }
+    })
+}
+
+/// What a decoder makes of a body.
+struct Decoded {
+    pixels: Pixels,
+    width: u32,
+    height: u32,
+    format: &'static str,
+}
+
+/// The threads, with a decoder of their own for each: the tests bring worse ones.
+fn spawn_with<D>(
+    config: &Config,
+    input: &Receiver<Tracked<Fetched>>,
+    outputs: &Outputs,
+    decoder: impl Fn(&Config) -> D + Clone + Send + 'static,
+) -> std::io::Result<Vec<JoinHandle<()>>>
+where
+    D: FnMut(&[u8]) -> Result<Decoded, preprocess::DecodeError>,
+{
+    let start = |index| {
+        let (config, input, outputs, decoder) = (config.clone(), input.clone(), outputs.clone(), decoder.clone());
+        thread::Builder::new().name(format!("decode-{index}")).spawn(move || run(&config, &input, &outputs, decoder))
+    };
+    (0..config.threads.max(1)).map(start).collect()
+}
+
+fn run<D>(config: &Config, input: &Receiver<Tracked<Fetched>>, outputs: &Outputs, new_decoder: impl Fn(&Config) -> D)
+where
+    D: FnMut(&[u8]) -> Result<Decoded, preprocess::DecodeError>,
+{
+    let mut decoder = new_decoder(config);
+    while let Ok(fetched) = input.recv_blocking() {
+        let started = Instant::now();
+        let result = check_deadline(&fetched.value.row.request, Timestamp::now())
+            .and_then(|()| guarded(|| decoder(&fetched.value.body)));
+        if matches!(result, Err(DecodeError::Panic(_))) {
+            // Its scratch memory may be half-written.
+            decoder = new_decoder(config);
+        }
+        let sent = match result {
+            Ok(decoded) => pass_on(fetched, decoded, started, config, outputs),
+            Err(error) => reject(fetched, &error, started, outputs),
+        };
+        if sent.is_err() {
+            return;
+        }
+    }
+}
+
+/// An output is closed: the worker is going down, and what is left is read again by the next one.
+struct Closed;
+
+fn pass_on(
+    fetched: Tracked<Fetched>,
+    decoded: Decoded,
+    started: Instant,
+    config: &Config,
+    outputs: &Outputs,
+) -> Result<(), Closed> {
+    let Decoded { pixels, width, height, format } = decoded;
+    let bytes = pixels.data().len();
+    let mut ready = fetched.map(|Fetched { mut row, body }| {
+        let image = ImageInfo {
+            url: address(&row.request.image, config.full_url),
+            sha256: sha256(&body),
+            width,
+            height,
+            bytes: body.len(),
+            format: format.to_owned(),
+        };
+        row.timing.decode = Timing::ms(started.elapsed());
+        Ready { row, pixels, image }
+    });
+    ready.shrink_image(bytes);
+    (outputs.observe)(started.elapsed());
+    (outputs.ready)(ready).map_err(|row| {
+        let origin = &row.value.row.origin;
+        tracing::error!(%origin, "the queue for devices is closed; this image is left for the next worker");
+        Closed
+    })
+}
+
+fn reject(fetched: Tracked<Fetched>, error: &DecodeError, started: Instant, outputs: &Outputs) -> Result<(), Closed> {
+    let origin = fetched.value.row.origin.clone();
+    if matches!(error, DecodeError::Panic(_)) {
+        tracing::error!(%origin, "{error}; please report it as a bug, with the image if it is public");
+    }
+    let mut row = fetched.map(|fetched| fetched.row);
+    row.release_image();
+    row.value.timing.decode = Timing::ms(started.elapsed());
+    (outputs.observe)(started.elapsed());
+    outputs.failed.send_blocking(failed(row, Failure::new(Stage::Decode, error))).map_err(|_| {
+        tracing::error!(%origin, "the publisher is gone; this image is left for the next worker");
+        Closed
+    })
+}
+
+fn check_deadline(request: &Request, now: Timestamp) -> Result<(), DecodeError> {
+    match request.deadline {
+        Some(deadline) if deadline <= now => Err(DecodeError::Deadline(deadline)),
+        _ => Ok(()),
+    }
+}
+
+fn guarded<T>(work: impl FnOnce() -> Result<T, preprocess::DecodeError>) -> Result<T, DecodeError> {
+    // After a panic the decoder is thrown away, so that nobody sees it half-changed.
+    match catch_unwind(AssertUnwindSafe(work)) {
+        Ok(result) => result.map_err(DecodeError::Image),
+        Err(panic) => Err(DecodeError::Panic(panic_text(panic.as_ref()))),
+    }
+}
+
+fn panic_text(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    text.unwrap_or("it panicked").to_owned()
+}
+
+/// The address of an image as records show it; inline data has none.
+fn address(image: &ImageRef, full_url: bool) -> Option<String> {
+    match image {
+        ImageRef::Http(url) if full_url => Some(url.to_string()),
+        ImageRef::Http(url) => Some(redact_url(url)),
+        ImageRef::File(path) => Url::from_file_path(path).ok().map(String::from),
+        ImageRef::Base64(_) | ImageRef::Percent(_) => None,
+    }
+}
+
+fn sha256(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().fold(String::with_capacity(64), |mut text, byte| {
+        // Writing to a string can't fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,1 +1,413 @@
-//! infer
+//! From pixels to captions: one OS thread owns one device and its model, and pulls batches from the shared queue.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use async_channel::Sender;
+use jiff::Timestamp;
+
+use super::batch::{Queue, Take};
+use super::{Finished, Output, Ready, failed};
+use crate::caption::{self, Caption, Engine, EngineError, ErrorKind, Finish, Params, Phases, Pixels};
+use crate::disposition::{Code, Disposed, Disposition, Failure, Stage};
+use crate::message::{CaptionRecord, ModelRef, SCHEMA, Timing};
+use crate::metrics::{Metrics, Phase};
+use crate::settings;
+use crate::tracked::Tracked;
+
+/// A row that waits for a device, and since when.
+#[derive(Debug)]
+pub struct Queued {
+    /// The row.
+    pub ready: Tracked<Ready>,
+    /// When it was queued.
+    pub since: Instant,
+    /// Its lane, so that it can be put back.
+    pub lane: usize,
+}
+
+/// Why one row got no caption.
+#[derive(Debug, thiserror::Error)]
+enum InferError {
+    #[error("{0}")]
+    Params(String),
+    #[error("the model failed on this image alone, while others work: {0}")]
+    Image(EngineError),
+    #[error("the request's deadline passed while it waited for a device")]
+    Deadline,
+}
+
+impl Disposed for InferError {
+    fn disposition(&self) -> Disposition {
+        Disposition::Permanent
+    }
+
+    fn code(&self) -> Code {
+        match self {
+            Self::Params(_) => Code::BadParams,
+            Self::Image(_) => Code::Inference,
+            Self::Deadline => Code::Deadline,
+        }
+    }
+}
+
+/// A device that fails on an image it should caption: it is taken out, and its rows go to the others.
+#[derive(Debug, thiserror::Error)]
+#[error("device {device} is broken and was taken out: {error}")]
+pub struct DeviceFailure {
+    /// Name of the device.
+    pub device: String,
+    /// What it says.
+    pub error: EngineError,
+}
+
+impl DeviceFailure {
+    /// The device's thread panicked. Rows that it held are reported by the ledger.
+    pub fn panicked(device: &str) -> Self {
+        let error = EngineError::new(ErrorKind::Internal, "its thread panicked; the message is in the log");
+        Self { device: device.to_owned(), error }
+    }
+}
+
+/// What a device has done, read by metrics and status.
+#[derive(Debug)]
+pub struct DeviceStats {
+    /// Name, e.g. `cpu` or `cuda:0`, with `#n` where a device has several replicas.
+    pub name: String,
+    /// Images it takes at once.
+    pub batch_size: AtomicUsize,
+    /// Whether its thread is at work.
+    pub alive: AtomicBool,
+    busy_nanos: AtomicU64,
+}
+
+impl DeviceStats {
+    /// Time at work since the start.
+    pub fn busy(&self) -> Duration {
+        Duration::from_nanos(self.busy_nanos.load(Ordering::Relaxed))
+    }
+}
+
+/// What all devices share.
+pub struct Shared {
+    /// Where batches come from.
+    pub queue: Queue<Queued>,
+    /// Where captions and failures go.
+    pub finished: Sender<Finished>,
+    /// Metrics.
+    pub metrics: Arc<Metrics>,
+    /// Defaults and limits of a request's parameters.
+    pub model: settings::Model,
+    /// How long a free device waits for a fuller batch.
+    pub linger: Duration,
+    /// Name of this worker in records.
+    pub worker: String,
+    /// Terms that set `flags` on a record, in lower case.
+    pub flag_terms: Vec<String>,
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("infer::Shared").field("worker", &self.worker).finish_non_exhaustive()
+    }
+}
+
+/// A running device.
+#[derive(Debug)]
+pub struct Device {
+    /// What it has done.
+    pub stats: Arc<DeviceStats>,
+    /// Its thread; ends when the queue is closed and empty, or when the device breaks.
+    pub thread: JoinHandle<Result<(), DeviceFailure>>,
+}
+
+/// Starts the thread of one device. `replica` tells apart several engines on one device.
+pub fn spawn(
+    engine: Box<dyn Engine>,
+    batch_size: usize,
+    replica: Option<usize>,
+    shared: Arc<Shared>,
+) -> std::io::Result<Device> {
+    let info = engine.model();
+    let name = replica.map_or_else(|| info.device.clone(), |n| format!("{}#{n}", info.device));
+    let stats = Arc::new(DeviceStats {
+        name: name.clone(),
+        batch_size: AtomicUsize::new(batch_size.max(1)),
+        alive: AtomicBool::new(true),
+        busy_nanos: AtomicU64::new(0),
+    });
+    let model = ModelRef { id: info.id.clone(), revision: info.revision.clone(), dtype: info.dtype.clone() };
+    let mut runner = Runner { engine, model, shared, stats: stats.clone() };
+    let thread = thread::Builder::new().name(format!("infer {name}")).spawn(move || {
+        let alive = Alive(runner.stats.clone());
+        let result = runner.run();
+        drop(alive);
+        result
+    })?;
+    Ok(Device { stats, thread })
+}
+
+/// Marks the device dead however its thread ends.
+struct Alive(Arc<DeviceStats>);
+
+impl Drop for Alive {
+    fn drop(&mut self) {
+        self.0.alive.store(false, Ordering::Release);
+    }
+}
+
+struct Runner {
+    engine: Box<dyn Engine>,
+    model: ModelRef,
+    shared: Arc<Shared>,
+    stats: Arc<DeviceStats>,
+}
+
+impl Runner {
+    fn run(&mut self) -> Result<(), DeviceFailure> {
+        loop {
+            let take = Take { max: self.stats.batch_size.load(Ordering::Relaxed), linger: self.shared.linger };
+            let Some((batch, reason)) = self.shared.queue.take(take) else { return Ok(()) };
+            self.shared.metrics.flushed(reason);
+            let begun = Instant::now();
+            let batch = self.admit(batch, begun);
+            let result = self.caption(batch);
+            self.stats.busy_nanos.fetch_add(begun.elapsed().as_nanos() as u64, Ordering::Relaxed);
+            if let Err((error, rest)) = result {
+                self.shared.queue.put_back(rest.into_iter().map(|row| (row.queued.lane, row.queued)).collect());
+                return Err(DeviceFailure { device: self.stats.name.clone(), error });
+            }
+        }
+    }
+
+    /// Rows that can be captioned now; those that cannot are finished as failures.
+    fn admit(&self, batch: Vec<Queued>, now: Instant) -> Vec<Admitted> {
+        let mut rows = Vec::with_capacity(batch.len());
+        for mut queued in batch {
+            let waited = now.saturating_duration_since(queued.since);
+            self.shared.metrics.stage(Stage::Batch, waited);
+            let row = &mut queued.ready.value.row;
+            row.timing.queue = Timing::ms(waited);
+            if row.request.deadline.is_some_and(|deadline| Timestamp::now() > deadline) {
+                self.fail(queued, Stage::Batch, &InferError::Deadline);
+                continue;
+            }
+            match params(&self.shared.model, row) {
+                Ok(params) => rows.push(Admitted { queued, params }),
+                Err(error) => self.fail(queued, Stage::Infer, &error),
+            }
+        }
+        rows
+    }
+
+    /// Captions a batch. One that fails as a whole is halved until the guilty image is alone; whether image or device
+    /// is guilty then is told by a picture that is known to be good. An error gives back the rows that are unfinished.
+    fn caption(&mut self, mut batch: Vec<Admitted>) -> Result<(), (EngineError, Vec<Admitted>)> {
+        if batch.is_empty() {
+            return Ok(());
+        }
+        let items: Vec<_> = batch.iter().map(|a| (a.queued.ready.value.pixels.clone(), a.params.clone())).collect();
+        let begun = Instant::now();
+        let error = match caption::caption(self.engine.as_mut(), &items) {
+            Ok(results) => {
+                self.observe(batch.len(), begun.elapsed());
+                for (row, result) in batch.into_iter().zip(results) {
+                    self.finish(row.queued, result, begun.elapsed());
+                }
+                return Ok(());
+            }
+            Err(error) => error,
+        };
+        let device = &self.stats.name;
+        if batch.len() > 1 {
+            let half = batch.len() / 2;
+            if error.kind() == ErrorKind::OutOfMemory {
+                tracing::warn!(device, size = batch.len(), now = half, "out of memory: smaller batches from now on");
+                self.stats.batch_size.store(half, Ordering::Relaxed);
+            } else {
+                tracing::warn!(device, size = batch.len(), %error, "the batch failed: trying its halves");
+            }
+            let rest = batch.split_off(half);
+            return match self.caption(batch) {
+                Ok(()) => self.caption(rest),
+                Err((error, mut unfinished)) => {
+                    unfinished.extend(rest);
+                    Err((error, unfinished))
+                }
+            };
+        }
+        if let Err(broken) = self.probe() {
+            return Err((broken, batch));
+        }
+        for row in batch {
+            self.fail(row.queued, Stage::Infer, &InferError::Image(EngineError::new(error.kind(), error.to_string())));
+        }
+        Ok(())
+    }
+
+    /// Captions a grey picture, which no sound device fails on.
+    fn probe(&mut self) -> Result<(), EngineError> {
+        let picture = grey(self.engine.model().image_size)?;
+        caption::caption(self.engine.as_mut(), &[(picture, Params { max_new_tokens: 1, ..Params::default() })])?;
+        Ok(())
+    }
+
+    fn observe(&mut self, images: usize, took: Duration) {
+        let Phases { encode, cross_kv, decode, steps, tokens, .. } = self.engine.take_phases();
+        let (metrics, device, model) = (&self.shared.metrics, self.stats.name.as_str(), self.model.id.as_str());
+        metrics.phase(device, model, Phase::Encode, images, encode);
+        metrics.phase(device, model, Phase::CrossKv, images, cross_kv);
+        metrics.phase(device, model, Phase::Decode, tokens.div_ceil(steps.max(1)), decode);
+        for _ in 0..images {
+            metrics.stage(Stage::Infer, took);
+        }
+    }
+
+    fn finish(&self, queued: Queued, result: Result<Caption, EngineError>, took: Duration) {
+        let caption = match result {
+            Ok(caption) => caption,
+            Err(error) => return self.fail(queued, Stage::Infer, &InferError::Params(error.to_string())),
+        };
+        let finished = queued.ready.map(|ready| {
+            let Ready { mut row, image, .. } = ready;
+            row.timing.caption = Timing::ms(took);
+            row.timing.total = Timing::ms(row.message.received.elapsed());
+            let record = CaptionRecord {
+                schema: SCHEMA,
+                id: row.request.id.unwrap_or_else(|| row.origin.to_string()),
+                index: row.index,
+                flags: flags(&caption.text, &self.shared.flag_terms),
+                text: caption.text,
+                logprob: caption.logprob,
+                tokens: caption.tokens,
+                finish: match caption.finish {
+                    Finish::Stop => "stop",
+                    Finish::Length => "length",
+                },
+                model: self.model.clone(),
+                image,
+                timing_ms: row.timing,
+                origin: row.origin,
+                worker: self.shared.worker.clone(),
+                meta: row.request.meta,
+            };
+            Output::Caption { record: Box::new(record), message: row.message, device: self.stats.name.clone() }
+        });
+        self.send(finished);
+    }
+
+    fn fail(&self, queued: Queued, stage: Stage, error: &InferError) {
+        let failure = Failure::new(stage, error);
+        self.send(failed(queued.ready.map(|ready| ready.row), failure));
+    }
+
+    fn send(&self, finished: Finished) {
+        let begun = Instant::now();
+        if let Err(closed) = self.shared.finished.send_blocking(finished) {
+            // The publisher is gone, which happens only after the drain deadline: the next worker reads it again.
+            closed.into_inner().abandon();
+        }
+        self.shared.metrics.blocked(Stage::Infer, begun.elapsed());
+    }
+}
+
+#[derive(Debug)]
+struct Admitted {
+    queued: Queued,
+    params: Params,
+}
+
+fn params(model: &settings::Model, row: &crate::message::Row) -> Result<Params, InferError> {
+    let asked = &row.request.params;
+    let max_new_tokens = asked.max_new_tokens.unwrap_or(model.max_new_tokens);
+    let min_new_tokens = asked.min_new_tokens.unwrap_or(model.min_new_tokens.min(max_new_tokens));
+    if max_new_tokens == 0 || max_new_tokens > model.max_new_tokens_limit {
+        let limit = model.max_new_tokens_limit;
+        return Err(InferError::Params(format!(
+            "params.max_new_tokens is {max_new_tokens}; this fleet allows 1 to {limit} (model.max_new_tokens_limit)"
+        )));
+    }
+    if min_new_tokens > max_new_tokens {
+        return Err(InferError::Params(format!(
+            "params.min_new_tokens ({min_new_tokens}) is larger than max_new_tokens ({max_new_tokens})"
+        )));
+    }
+    let prompt = row.request.prompt.clone().or_else(|| model.prompt.clone());
+    Ok(Params { prompt, max_new_tokens, min_new_tokens })
+}
+
+/// The configured terms that stand in a caption as whole words.
+fn flags(text: &str, terms: &[String]) -> Vec<String> {
+    if terms.is_empty() {
+        return Vec::new();
+    }
+    let words = |text: &str| {
+        let words = text.split(|c: char| !c.is_alphanumeric()).filter(|w| !w.is_empty());
+        words.map(str::to_lowercase).collect::<Vec<_>>()
+    };
+    let text = words(text);
+    let found = |term: &&String| {
+        let term = words(term);
+        !term.is_empty() && text.windows(term.len()).any(|window| window == term)
+    };
+    terms.iter().filter(found).cloned().collect()
+}
+
+fn grey(size: usize) -> Result<Pixels, EngineError> {
+    Pixels::new(size, vec![128u8; size * size * 3])
+}
+
+/// How the best batch size is found.
+#[derive(Debug, Clone, Copy)]
+pub struct WarmUp {
+    /// The largest size tried.
+    pub max: usize,
+    /// Tokens generated for each picture.
+    pub tokens: usize,
+    /// No further size is tried when this is spent.
+    pub budget: Duration,
+}
+
+/// Runs batches of 1, 2, 4, … and returns the smallest size that reaches 95 % of the best throughput seen: beyond it
+/// a batch only adds latency. Stops when the time is spent or a size no longer fits into memory.
+pub fn warm_up(engine: &mut dyn Engine, plan: WarmUp) -> Result<usize, EngineError> {
+    let picture = grey(engine.model().image_size)?;
+    let params = Params { prompt: None, max_new_tokens: plan.tokens, min_new_tokens: plan.tokens };
+    let begun = Instant::now();
+    // The first batch pays for allocations and page faults.
+    caption::caption(engine, &[(picture.clone(), Params { max_new_tokens: 1, ..Params::default() })])?;
+    let mut rates: Vec<(usize, f64)> = Vec::new();
+    let mut size = 1;
+    while size <= plan.max.max(1) {
+        let items = vec![(picture.clone(), params.clone()); size];
+        let started = Instant::now();
+        match caption::caption(engine, &items) {
+            Ok(_) => rates.push((size, size as f64 / started.elapsed().as_secs_f64().max(1e-9))),
+            Err(error) if error.kind() == ErrorKind::OutOfMemory && size > 1 => break,
+            Err(error) => return Err(error),
+        }
+        // The next size takes about twice as long as this one.
+        if begun.elapsed() + started.elapsed() * 2 > plan.budget {
+            break;
+        }
+        size *= 2;
+    }
+    engine.take_phases();
+    let best = rates.iter().map(|(_, rate)| *rate).fold(0.0, f64::max);
+    Ok(rates.iter().find(|(_, rate)| *rate >= 0.95 * best).map_or(1, |(size, _)| *size))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_term_flags_whole_words_only_whatever_the_case() {
+        let terms = ["cat".to_owned(), "hot dog".to_owned(), "…".to_owned()];
+        assert_eq!(flags("a Cat and a hot dog", &terms), ["cat", "hot dog"]);
+        assert!(flags("a category of hot pavements and a dog", &terms).is_empty());
+    }
+}

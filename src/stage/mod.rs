@@ -12,13 +12,14 @@ pub mod infer;
 pub mod parse;
 pub mod publish;
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 
 use crate::caption::Pixels;
 use crate::disposition::Failure;
 use crate::message::{CaptionRecord, ImageInfo, Message, Row};
 use crate::tracked::Tracked;
-use std::sync::Arc;
 
 /// A row whose image was fetched.
 #[derive(Debug)]
@@ -43,8 +44,15 @@ pub struct Ready {
 /// The end of a row, or of a message that never became rows.
 #[derive(Debug)]
 pub enum Output {
-    /// A caption. Boxed, since it is much larger than the rest.
-    Caption(Box<CaptionRecord>, Arc<Message>),
+    /// A caption.
+    Caption {
+        /// The record. Boxed, since it is much larger than the rest.
+        record: Box<CaptionRecord>,
+        /// The message it answers, for its key, headers and timestamp.
+        message: Arc<Message>,
+        /// The device that wrote it.
+        device: String,
+    },
     /// One row failed.
     FailedRow(Box<Row>, Failure),
     /// The message as a whole failed, or one row of it that has no request.

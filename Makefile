@@ -1,0 +1,25 @@
+# `make demo` and `make test` do everything, set-up included. `make help` lists the rest.
+
+CARGO ?= cargo
+ARGS ?=
+
+.PHONY: help setup demo test lint deny
+
+help: ## Show this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
+
+setup: ## Install the system packages that the build needs
+	@ops/system-deps.sh
+
+demo: setup ## Run the main job: embedded broker, image server, worker, demo model (ARGS=--keep-running leaves it up)
+	$(CARGO) run --locked --quiet -- demo $(ARGS)
+
+test: setup ## Run every test
+	$(CARGO) test --locked
+
+lint: setup ## Check format and lints
+	$(CARGO) fmt --check
+	$(CARGO) clippy --locked --all-targets -- -D warnings
+
+deny: ## Check licences and sources of the dependencies (needs cargo-deny)
+	$(CARGO) deny --offline check licenses bans sources

@@ -1,0 +1,88 @@
+//! A look at the structure of a JPEG file, since the decoder paints over what is missing.
+
+use std::io::BufRead;
+
+/// What the markers of a JPEG say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Survey {
+    /// Whether the first image ends with its end marker; libjpeg (and so Pillow) calls the file truncated otherwise.
+    pub complete: bool,
+    /// Whether its coefficients are held in memory until the last scan: progressive, or one scan a component.
+    pub buffered: bool,
+}
+
+const START_OF_SCAN: u8 = 0xDA;
+const END_OF_IMAGE: u8 = 0xD9;
+
+/// Walks the markers (ITU T.81, annex B): segments by their length, entropy-coded data up to the next marker.
+pub(super) fn survey(bytes: &[u8]) -> Survey {
+    let mut rest = bytes.get(2..).unwrap_or_default();
+    let mut scans = 0;
+    let mut progressive = false;
+    while let Some(marker) = next_marker(&mut rest) {
+        match marker {
+            END_OF_IMAGE => return Survey { complete: true, buffered: progressive || scans > 1 },
+            // Stuffed bytes and restarts inside a scan, TEM, and a repeated start: no segment follows.
+            0x00 | 0x01 | 0xD0..=0xD8 => continue,
+            0xC2 | 0xC6 | 0xCA | 0xCE => progressive = true,
+            START_OF_SCAN => scans += 1,
+            _ => {}
+        }
+        let Some(length) = rest.first_chunk().map(|&length| usize::from(u16::from_be_bytes(length))) else { break };
+        rest = rest.get(length..).unwrap_or_default();
+    }
+    Survey { complete: false, buffered: progressive || scans > 1 }
+}
+
+/// The byte behind the next 0xFF, fill bytes skipped; 0 for a stuffed 0xFF.
+fn next_marker(rest: &mut &[u8]) -> Option<u8> {
+    // A slice can't fail to be read.
+    let skipped = rest.skip_until(0xFF).unwrap_or_default();
+    if skipped == 0 {
+        return None;
+    }
+    let fill = rest.iter().take_while(|byte| **byte == 0xFF).count();
+    let (marker, behind) = rest.get(fill..)?.split_first()?;
+    *rest = behind;
+    Some(*marker)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SOI: &[u8] = &[0xFF, 0xD8];
+    const EOI: &[u8] = &[0xFF, 0xD9];
+    /// A segment whose content looks like an end marker, as the thumbnail in an EXIF segment does.
+    const APP1: &[u8] = &[0xFF, 0xE1, 0, 4, 0xFF, 0xD9];
+    const SOF2: &[u8] = &[0xFF, 0xC2, 0, 2];
+    const SCAN: &[u8] = &[0xFF, 0xDA, 0, 2, 1, 2, 0xFF, 0x00, 3, 0xFF, 0xD0, 4, 0xFF];
+
+    fn of(parts: &[&[u8]]) -> Survey {
+        survey(&parts.concat())
+    }
+
+    #[test]
+    fn the_end_marker_of_the_image_itself_is_what_counts() {
+        assert!(of(&[SOI, APP1, SCAN, EOI]).complete);
+        assert!(of(&[SOI, APP1, SCAN, EOI, b"trailing junk"]).complete);
+        assert!(!of(&[SOI, APP1, SCAN]).complete);
+        assert!(!of(&[SOI, APP1, SCAN, &EOI[..1]]).complete);
+        assert!(!of(&[SOI, APP1]).complete);
+        assert!(!of(&[SOI, &APP1[..4]]).complete);
+    }
+
+    #[test]
+    fn tells_whether_coefficients_are_buffered() {
+        assert!(!of(&[SOI, SCAN, EOI]).buffered);
+        assert!(of(&[SOI, SOF2, SCAN, EOI]).buffered);
+        assert!(of(&[SOI, SCAN, SCAN, EOI]).buffered);
+    }
+
+    #[test]
+    fn empty_and_tiny_input_is_incomplete() {
+        for length in 0..4 {
+            assert!(!survey(&[0xFF, 0xD8, 0xFF, 0xFF][..length]).complete);
+        }
+    }
+}

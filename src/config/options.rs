@@ -1,0 +1,84 @@
+//! Which options of librdkafka `kafka.options` may not set.
+
+/// Options that blipstream sets itself, each with what to use instead. A name that ends in `*` stands for all that
+/// begin so.
+pub const OWNED_OPTIONS: &[(&str, &str)] = &[
+    ("acks", DELIVERY),
+    ("auto.offset.reset", DELIVERY),
+    ("batch.size", "librdkafka's own value is kept; see kafka.linger"),
+    ("bootstrap.servers", "use kafka.bootstrap_servers"),
+    ("compression.*", "use kafka.compression"),
+    ("delivery.timeout.ms", DELIVERY),
+    ("enable.auto.commit", DELIVERY),
+    ("enable.auto.offset.store", DELIVERY),
+    ("enable.gapless.guarantee", DELIVERY),
+    ("enable.idempotence", DELIVERY),
+    ("enable.partition.eof", "blipstream needs it to know when a topic is drained"),
+    ("fetch.message.max.bytes", "use kafka.max_message_size"),
+    ("group.id", "use kafka.group_id"),
+    ("group.instance.id", "workers of one group would shut each other out"),
+    ("group.protocol", "blipstream needs the classic protocol"),
+    ("group.remote.assignor", "blipstream needs the classic protocol"),
+    ("isolation.level", DELIVERY),
+    ("linger.ms", "use kafka.linger"),
+    ("max.in.flight*", DELIVERY),
+    ("max.partition.fetch.bytes", "use kafka.max_message_size"),
+    ("max.poll.interval.ms", "use kafka.max_poll_interval"),
+    ("message.max.bytes", "use kafka.max_message_size"),
+    ("message.send.max.retries", DELIVERY),
+    ("message.timeout.ms", DELIVERY),
+    ("metadata.broker.list", "use kafka.bootstrap_servers"),
+    ("partition.assignment.strategy", "blipstream needs cooperative-sticky"),
+    ("partitioner", "keys are placed as Java clients place them"),
+    ("plugin.library.paths", "blipstream loads no plugins"),
+    ("queue.buffering.max.*", "queues are bounded by blipstream; see kafka.linger and flow"),
+    ("queued.max.messages.kbytes", "use kafka.prefetch"),
+    ("queued.min.messages", "use kafka.prefetch"),
+    ("request.required.acks", DELIVERY),
+    ("retries", DELIVERY),
+    ("sasl.*", "use kafka.sasl_mechanism, kafka.sasl_username and kafka.sasl_password_file"),
+    ("security.protocol", "use kafka.security_protocol"),
+    ("session.timeout.ms", "use kafka.session_timeout"),
+    ("ssl.ca.location", "use kafka.ssl_ca_file"),
+    ("ssl.certificate.location", "use kafka.ssl_certificate_file"),
+    ("ssl.key.location", "use kafka.ssl_key_file"),
+    ("statistics.interval.ms", "the consumer lag is read from these statistics"),
+    ("transaction.timeout.ms", DELIVERY),
+    ("transactional.id", DELIVERY),
+];
+
+const DELIVERY: &str = "the promise of delivery depends on it";
+
+/// Why this option is refused, if it is.
+pub(super) fn refusal(name: &str) -> Option<String> {
+    // `topic.` reaches the same option of the topic.
+    let name = name.trim();
+    let bare = name.strip_prefix("topic.").unwrap_or(name);
+    let owned = |pattern: &str| match pattern.strip_suffix('*') {
+        Some(prefix) => bare.starts_with(prefix),
+        None => bare == pattern,
+    };
+    let (_, reason) = OWNED_OPTIONS.iter().find(|(pattern, _)| owned(pattern))?;
+    Some(format!("blipstream sets this option of librdkafka itself: {reason}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn owned_options_are_refused_with_what_to_use_instead_and_others_pass() {
+        assert!(refusal("group.id").is_some_and(|reason| reason.contains("kafka.group_id")));
+        for name in ["sasl.password", "compression.codec", "topic.acks", "transactional.id", "max.in.flight"] {
+            assert!(refusal(name).is_some(), "{name}");
+        }
+        for name in ["fetch.wait.max.ms", "socket.keepalive.enable", "client.id", "ssl.key.password", "ackss"] {
+            assert_eq!(refusal(name), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn the_list_is_sorted_and_has_no_name_twice() {
+        assert!(OWNED_OPTIONS.is_sorted_by(|a, b| a.0 < b.0));
+    }
+}

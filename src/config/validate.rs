@@ -1,0 +1,352 @@
+//! What types cannot say: ranges, pairs, and values that contradict each other. Pure; files are looked at in
+//! [`super::paths`].
+
+use std::collections::BTreeSet;
+use std::fmt::Display;
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use tracing_subscriber::EnvFilter;
+
+use super::error::{ConfigError, Origin};
+use super::{Given, GivenMap, HIDDEN};
+use crate::settings::{Admin, Fetch, Flow, Input, Kafka, Log, Model, SecurityProtocol, Settings};
+
+const MECHANISMS: [&str; 3] = ["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"];
+const DTYPES: [&str; 4] = ["auto", "f32", "bf16", "f16"];
+
+/// librdkafka's own ranges (CONFIGURATION.md, 2.12): over them the client would refuse to start, less clearly.
+const MESSAGE_SIZES: (ByteSize, ByteSize) = (ByteSize::b(1_000), ByteSize::b(1_000_000_000));
+const PREFETCH_SIZES: (ByteSize, ByteSize) = (ByteSize::kib(1), ByteSize::kib(2_097_151));
+const LONGEST_SESSION: Duration = Duration::from_secs(3_600);
+const LONGEST_POLL_INTERVAL: Duration = Duration::from_secs(86_400);
+const LONGEST_LINGER: Duration = Duration::from_secs(900);
+
+/// A contradiction, before it is known where its values come from.
+pub(super) struct Problem {
+    /// The keys at odds; the first is the one to change.
+    pub(super) keys: Vec<String>,
+    pub(super) message: String,
+}
+
+impl Problem {
+    pub(super) fn new(keys: &[&str], message: impl Into<String>) -> Self {
+        Self { keys: keys.iter().map(|&key| key.to_owned()).collect(), message: message.into() }
+    }
+
+    /// Blames the first of the keys that somebody gave: a default alone is never wrong.
+    pub(super) fn into_error(self, given: &GivenMap) -> ConfigError {
+        let culprit = self.keys.iter().find(|key| given.contains_key(*key)).or(self.keys.first());
+        let key = culprit.cloned().unwrap_or_default();
+        let origin = given.get(&key).map_or(Origin::Default, |Given { origin, .. }| origin.clone());
+        ConfigError { key, origin, message: self.message }
+    }
+}
+
+/// Everything that is at odds, in the order of the sections.
+pub(super) fn settings(settings: &Settings) -> Vec<Problem> {
+    let mut check = Check(Vec::new());
+    check.kafka(&settings.kafka);
+    check.topics(&settings.kafka);
+    check.sasl(&settings.kafka);
+    check.tls(&settings.kafka);
+    check.flow(&settings.flow);
+    check.fetch(&settings.fetch);
+    check.at_least_one("decode.max_pixels", settings.decode.max_pixels);
+    check.at_least_one("decode.max_side", u64::from(settings.decode.max_side));
+    check.at_least_one("decode.max_memory", settings.decode.max_memory.as_u64());
+    check.model(&settings.model);
+    check.at_least_one("batch.queue", settings.batch.queue as u64);
+    if let Some(worker) = &settings.output.worker {
+        check.header("output.worker", worker);
+    }
+    check.admin(&settings.admin);
+    check.log(&settings.log);
+    check.0
+}
+
+/// What is allowed but probably not meant.
+pub(super) fn warnings(settings: &Settings) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut warn = |yes: bool, text: String| found.extend(yes.then_some(text));
+    let (kafka, flow, fetch) = (&settings.kafka, &settings.flow, &settings.fetch);
+    warn(
+        kafka.max_message_size > flow.max_message_bytes,
+        format!(
+            "kafka.max_message_size ({}) is over flow.max_message_bytes ({}): such a message is admitted only while \
+             no other is under way",
+            kafka.max_message_size, flow.max_message_bytes
+        ),
+    );
+    warn(
+        fetch.max_body > flow.max_image_bytes,
+        format!(
+            "fetch.max_body ({}) is over flow.max_image_bytes ({}): an image whose length is not announced is fetched \
+             only while no other is under way",
+            fetch.max_body, flow.max_image_bytes
+        ),
+    );
+    warn(
+        fetch.connect_timeout > fetch.total_timeout,
+        "fetch.connect_timeout is over fetch.total_timeout and has no effect".into(),
+    );
+    found
+}
+
+struct Check(Vec<Problem>);
+
+impl Check {
+    fn need(&mut self, holds: bool, keys: &[&str], message: impl Into<String>) {
+        if !holds {
+            self.0.push(Problem::new(keys, message));
+        }
+    }
+
+    fn at_least_one(&mut self, key: &str, value: u64) {
+        self.need(value >= 1, &[key], "must be at least 1");
+    }
+
+    fn not_empty(&mut self, key: &str, text: &str) {
+        self.need(!text.trim().is_empty(), &[key], "must not be empty");
+    }
+
+    fn longer_than_zero(&mut self, key: &str, duration: Duration) {
+        self.need(!duration.is_zero(), &[key], "must be longer than 0");
+    }
+
+    fn within<T: PartialOrd + Display>(&mut self, key: &str, value: T, low: T, high: T) {
+        let message = format!("must be from {low} to {high}, not {value}");
+        self.need(value >= low && value <= high, &[key], message);
+    }
+
+    fn no_longer_than(&mut self, key: &str, value: Duration, limit: Duration) {
+        let message = format!("must be at most {}", humantime::format_duration(limit));
+        self.need(value <= limit, &[key], message);
+    }
+
+    /// A value that is sent as a header of HTTP or Kafka.
+    fn header(&mut self, key: &str, text: &str) {
+        let plain = !text.is_empty() && text.len() <= 256 && text.bytes().all(|byte| (0x20..0x7f).contains(&byte));
+        self.need(plain, &[key], "must be 1 to 256 printable ASCII characters, since it is sent as a header");
+    }
+
+    fn kafka(&mut self, kafka: &Kafka) {
+        let servers = || kafka.bootstrap_servers.split(',').map(str::trim);
+        let wrong = servers().find(|server| !is_server(server));
+        let message = format!("must be a list like host1:9092,host2:9092; {:?} is not", wrong.unwrap_or_default());
+        self.need(wrong.is_none(), &["kafka.bootstrap_servers"], message);
+        self.not_empty("kafka.group_id", &kafka.group_id);
+        self.within("kafka.prefetch", kafka.prefetch, PREFETCH_SIZES.0, PREFETCH_SIZES.1);
+        self.within("kafka.max_message_size", kafka.max_message_size, MESSAGE_SIZES.0, MESSAGE_SIZES.1);
+        for (key, duration) in [
+            ("kafka.session_timeout", kafka.session_timeout),
+            ("kafka.max_poll_interval", kafka.max_poll_interval),
+            ("kafka.commit_interval", kafka.commit_interval),
+            ("kafka.stuck_after", kafka.stuck_after),
+        ] {
+            self.longer_than_zero(key, duration);
+        }
+        self.no_longer_than("kafka.session_timeout", kafka.session_timeout, LONGEST_SESSION);
+        self.no_longer_than("kafka.max_poll_interval", kafka.max_poll_interval, LONGEST_POLL_INTERVAL);
+        self.no_longer_than("kafka.linger", kafka.linger, LONGEST_LINGER);
+        self.need(
+            kafka.session_timeout <= kafka.max_poll_interval,
+            &["kafka.session_timeout", "kafka.max_poll_interval"],
+            "kafka.session_timeout must not be longer than kafka.max_poll_interval",
+        );
+        self.need(
+            kafka.revoke_drain < kafka.max_poll_interval,
+            &["kafka.revoke_drain", "kafka.max_poll_interval"],
+            "kafka.revoke_drain must be shorter than kafka.max_poll_interval, or the group expels a draining worker",
+        );
+    }
+
+    fn topics(&mut self, kafka: &Kafka) {
+        self.need(!kafka.inputs.is_empty(), &["kafka.inputs"], "must name at least one topic");
+        let mut seen = BTreeSet::new();
+        for Input { topic, weight } in &kafka.inputs {
+            self.topic("kafka.inputs", topic);
+            self.need(*weight >= 1, &["kafka.inputs"], format!("the weight of {topic} must be at least 1"));
+            self.need(seen.insert(topic), &["kafka.inputs"], format!("{topic} is named twice"));
+        }
+        let outputs =
+            [("kafka.captions_topic", &kafka.captions_topic), ("kafka.dead_letter_topic", &kafka.dead_letter_topic)];
+        for (key, topic) in outputs {
+            self.topic(key, topic);
+            let message = format!("{topic} is also an input: blipstream would read what it writes, for ever");
+            self.need(!seen.contains(topic), &[key, "kafka.inputs"], message);
+        }
+        self.need(
+            kafka.captions_topic != kafka.dead_letter_topic,
+            &["kafka.dead_letter_topic", "kafka.captions_topic"],
+            "captions and dead letters need a topic each",
+        );
+    }
+
+    fn topic(&mut self, key: &str, topic: &str) {
+        // The rule of `org.apache.kafka.common.internals.Topic`.
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
+        let valid = (1..=249).contains(&topic.len()) && topic.bytes().all(plain) && topic != "." && topic != "..";
+        let message = format!("{topic:?} is no topic name: 1 to 249 letters, digits, dots, underscores and hyphens");
+        self.need(valid, &[key], message);
+    }
+
+    fn sasl(&mut self, kafka: &Kafka) {
+        let wanted = matches!(kafka.security_protocol, SecurityProtocol::SaslPlaintext | SecurityProtocol::SaslSsl);
+        let protocol = kafka.security_protocol.as_str();
+        let given = [
+            ("kafka.sasl_mechanism", &kafka.sasl_mechanism),
+            ("kafka.sasl_username", &kafka.sasl_username),
+            ("kafka.sasl_password", &kafka.sasl_password),
+        ];
+        for (key, value) in given {
+            let missing = value.as_deref().unwrap_or_default().is_empty();
+            let message = format!("kafka.security_protocol = \"{protocol}\" needs {key}");
+            let file = super::keys::file_key(key);
+            self.need(!(wanted && missing), &[key, &file, "kafka.security_protocol"], message);
+            let message = format!("has no effect while kafka.security_protocol is \"{protocol}\"; use \"sasl_ssl\"");
+            self.need(wanted || value.is_none(), &[key, &file, "kafka.security_protocol"], message);
+        }
+        if let Some(mechanism) = &kafka.sasl_mechanism {
+            let message = format!("must be one of {}, not {mechanism:?}", MECHANISMS.join(", "));
+            self.need(MECHANISMS.contains(&mechanism.as_str()), &["kafka.sasl_mechanism"], message);
+        }
+    }
+
+    fn tls(&mut self, kafka: &Kafka) {
+        let protocol = kafka.security_protocol;
+        let wanted = matches!(protocol, SecurityProtocol::Ssl | SecurityProtocol::SaslSsl);
+        let (certificate, key) = ("kafka.ssl_certificate_file", "kafka.ssl_key_file");
+        let given = [
+            ("kafka.ssl_ca_file", &kafka.ssl_ca_file),
+            (certificate, &kafka.ssl_certificate_file),
+            (key, &kafka.ssl_key_file),
+        ];
+        for (key, value) in given {
+            let message = format!("has no effect while kafka.security_protocol is \"{}\"", protocol.as_str());
+            self.need(wanted || value.is_none(), &[key, "kafka.security_protocol"], message);
+        }
+        let paired = kafka.ssl_certificate_file.is_some() == kafka.ssl_key_file.is_some();
+        let message = "a client certificate needs both kafka.ssl_certificate_file and kafka.ssl_key_file";
+        self.need(paired, &[certificate, key], message);
+    }
+
+    fn flow(&mut self, flow: &Flow) {
+        for (key, value) in [
+            ("flow.max_messages", flow.max_messages as u64),
+            ("flow.max_message_bytes", flow.max_message_bytes.as_u64()),
+            ("flow.max_images", flow.max_images as u64),
+            ("flow.max_image_bytes", flow.max_image_bytes.as_u64()),
+            ("flow.max_span", flow.max_span),
+            ("flow.max_rows", flow.max_rows as u64),
+        ] {
+            self.at_least_one(key, value);
+        }
+        self.within("flow.pause_at", flow.pause_at, 0.0, 1.0);
+        self.within("flow.resume_at", flow.resume_at, 0.0, 1.0);
+        self.need(
+            flow.resume_at < flow.pause_at,
+            &["flow.resume_at", "flow.pause_at"],
+            format!(
+                "flow.resume_at ({}) must be below flow.pause_at ({}), or partitions would flap",
+                flow.resume_at, flow.pause_at
+            ),
+        );
+        self.longer_than_zero("flow.drain_timeout", flow.drain_timeout);
+    }
+
+    fn fetch(&mut self, fetch: &Fetch) {
+        self.at_least_one("fetch.concurrency", fetch.concurrency as u64);
+        self.at_least_one("fetch.per_host", fetch.per_host as u64);
+        self.at_least_one("fetch.attempts", u64::from(fetch.attempts));
+        self.at_least_one("fetch.max_body", fetch.max_body.as_u64());
+        self.longer_than_zero("fetch.connect_timeout", fetch.connect_timeout);
+        self.longer_than_zero("fetch.read_timeout", fetch.read_timeout);
+        self.longer_than_zero("fetch.total_timeout", fetch.total_timeout);
+        let message = "fetch.backoff must not be longer than fetch.max_backoff";
+        self.need(fetch.backoff <= fetch.max_backoff, &["fetch.backoff", "fetch.max_backoff"], message);
+        self.header("fetch.user_agent", &fetch.user_agent);
+    }
+
+    fn model(&mut self, model: &Model) {
+        self.not_empty("model.source", &model.source);
+        self.devices(&model.devices);
+        self.at_least_one("model.replicas", model.replicas as u64);
+        let message = format!("must be one of {}, not {:?}", DTYPES.join(", "), model.dtype);
+        self.need(DTYPES.contains(&model.dtype.as_str()), &["model.dtype"], message);
+        if let Some(endpoint) = &model.hub_endpoint {
+            let url = url::Url::parse(endpoint).ok();
+            let http = url.is_some_and(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
+            self.need(http, &["model.hub_endpoint"], "must be an http or https address");
+        }
+        self.at_least_one("model.max_new_tokens", model.max_new_tokens as u64);
+        self.need(
+            model.min_new_tokens <= model.max_new_tokens,
+            &["model.min_new_tokens", "model.max_new_tokens"],
+            format!(
+                "model.min_new_tokens ({}) must not be over model.max_new_tokens ({})",
+                model.min_new_tokens, model.max_new_tokens
+            ),
+        );
+        self.need(
+            model.max_new_tokens <= model.max_new_tokens_limit,
+            &["model.max_new_tokens", "model.max_new_tokens_limit"],
+            format!(
+                "model.max_new_tokens ({}) must not be over model.max_new_tokens_limit ({})",
+                model.max_new_tokens, model.max_new_tokens_limit
+            ),
+        );
+    }
+
+    fn devices(&mut self, devices: &[String]) {
+        let key = &["model.devices"];
+        self.need(!devices.is_empty(), key, "must name at least one device; \"auto\" finds them");
+        for device in devices {
+            let message = format!("{device:?} is no device: auto, cpu, cuda:0, cuda:1, …");
+            self.need(is_device(device), key, message);
+        }
+        let auto = devices.iter().any(|device| device == "auto");
+        self.need(!auto || devices.len() == 1, key, "\"auto\" stands alone, since it takes every device");
+        let distinct: BTreeSet<_> = devices.iter().collect();
+        let message = "names a device twice; model.replicas sets the copies on each";
+        self.need(auto || distinct.len() == devices.len(), key, message);
+    }
+
+    fn admin(&mut self, admin: &Admin) {
+        let open = !admin.listen.ip().is_loopback();
+        self.need(
+            !open || admin.token.is_some(),
+            &["admin.listen", "admin.token_file"],
+            format!(
+                "{} can be reached from other machines, so the routes that change something need admin.token_file \
+                 (or admin.token)",
+                admin.listen
+            ),
+        );
+        // Anything else cannot stand in an Authorization header.
+        let sendable = |token: &String| !token.is_empty() && token.bytes().all(|byte| byte.is_ascii_graphic());
+        let message = format!("must be printable ASCII without spaces ({HIDDEN})");
+        self.need(admin.token.as_ref().is_none_or(sendable), &["admin.token"], message);
+    }
+
+    fn log(&mut self, log: &Log) {
+        let wrong = EnvFilter::builder().parse(&log.filter).err().map(|error| error.to_string());
+        let message = format!("is no filter like info or blipstream=debug: {}", wrong.as_deref().unwrap_or_default());
+        self.need(wrong.is_none(), &["log.filter"], message);
+    }
+}
+
+/// `host`, `host:port` or `[v6]:port`.
+fn is_server(server: &str) -> bool {
+    let (host, port) = match server.rsplit_once(':') {
+        Some((host, port)) if !server.ends_with(']') => (host, Some(port)),
+        _ => (server, None),
+    };
+    let named = !host.is_empty() && !host.contains(|c: char| c.is_whitespace() || c == '/');
+    named && port.is_none_or(|port| port.parse::<u16>().is_ok_and(|port| port > 0))
+}
+
+fn is_device(device: &str) -> bool {
+    let gpu = device.strip_prefix("cuda:").is_some_and(|number| number.parse::<u16>().is_ok());
+    gpu || matches!(device, "auto" | "cpu")
+}

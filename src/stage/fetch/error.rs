@@ -1,0 +1,258 @@
+//! What can go wrong between a reference and its bytes.
+
+use std::error::Error;
+use std::io;
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use jiff::Timestamp;
+use reqwest::StatusCode;
+
+use super::address::{LookupError, Refused};
+use crate::disposition::{Code, Disposed, Disposition, Failure, Stage};
+
+/// Why an image was not fetched. The text says what happened and what to do; [`FailedFetch`] says to which reference.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum FetchError {
+    /// The reference cannot be read.
+    #[error("the reference is broken: {0}")]
+    BadReference(String),
+    /// The address is not public.
+    #[error("{0}; if it is to be reached, add its network to fetch.allow_networks")]
+    Blocked(#[from] Refused),
+    /// A redirect that leaves http and https.
+    #[error("the host redirects to a {0}: address, and only http: and https: are followed")]
+    BlockedScheme(String),
+    /// The name does not resolve.
+    #[error("the host name does not resolve: {0}")]
+    Dns(LookupError),
+    /// No connection, or it broke.
+    #[error("the connection failed: {0}")]
+    Connect(String),
+    /// The TLS handshake failed.
+    #[error("TLS failed: {cause}")]
+    Tls {
+        /// Whether the certificate is at fault, which another try does not change.
+        certificate: bool,
+        /// What the TLS library says.
+        cause: String,
+    },
+    /// A time limit passed.
+    #[error("it took longer than {}, the limit of {setting}", humantime::format_duration(*.limit))]
+    Timeout {
+        /// The setting whose limit passed.
+        setting: &'static str,
+        /// That limit.
+        limit: Duration,
+    },
+    /// The host answered with something else than an image.
+    #[error("the host answered {status}: {}", advice(*.status))]
+    Status {
+        /// The answer.
+        status: StatusCode,
+        /// Wait that the host asked for.
+        retry_after: Option<Duration>,
+    },
+    /// The redirects lead nowhere.
+    #[error("the host's redirects lead nowhere: {0}")]
+    Redirect(String),
+    /// No such file.
+    #[error("there is no such file")]
+    NoFile,
+    /// The file may not be read.
+    #[error("the file is not read: {0}")]
+    FileDenied(&'static str),
+    /// Reading the file failed.
+    #[error("the file could not be read: {0}")]
+    FileBroken(String),
+    /// The body is over the limit.
+    #[error("it is larger than {}, the limit of fetch.max_body", ByteSize(*.limit as u64))]
+    TooLarge {
+        /// The limit, in bytes.
+        limit: usize,
+    },
+    /// There is nothing in it.
+    #[error("it is empty, so it is no image")]
+    Empty,
+    /// The request's deadline passed.
+    #[error("its deadline passed before it was there{}", last_words(.0.as_deref()))]
+    Deadline(Option<Box<FetchError>>),
+}
+
+fn advice(status: StatusCode) -> &'static str {
+    match status.as_u16() {
+        404 | 410 => "the link is dead",
+        401 | 403 | 451 => "the image is not open to everybody, or not to this User-Agent",
+        429 => "it asks for fewer requests; lower fetch.per_host if this happens often",
+        408 | 500..=599 => "the fault is on its side; send the request again later",
+        _ => "it has no image for this address",
+    }
+}
+
+fn last_words(error: Option<&FetchError>) -> String {
+    error.map_or_else(String::new, |error| format!("; the last try: {error}"))
+}
+
+impl Disposed for FetchError {
+    fn disposition(&self) -> Disposition {
+        let transient = match self {
+            Self::Status { status, .. } => status.is_server_error() || matches!(status.as_u16(), 408 | 429),
+            Self::Dns(lookup) => !lookup.unknown_name,
+            Self::Tls { certificate, .. } => !certificate,
+            Self::Connect(_) | Self::Timeout { .. } | Self::FileBroken(_) => true,
+            _ => false,
+        };
+        let Self::Status { retry_after, .. } = self else {
+            return if transient { Disposition::Transient { retry_after: None } } else { Disposition::Permanent };
+        };
+        if transient { Disposition::Transient { retry_after: *retry_after } } else { Disposition::Permanent }
+    }
+
+    fn code(&self) -> Code {
+        match self {
+            Self::BadReference(_) => Code::BadReference,
+            Self::Blocked(_) | Self::BlockedScheme(_) => Code::BlockedAddress,
+            Self::Dns(_) => Code::Dns,
+            // A disk that fails is to a file what a broken connection is to a URL.
+            Self::Connect(_) | Self::FileBroken(_) => Code::Connect,
+            Self::Tls { .. } => Code::Tls,
+            Self::Timeout { .. } => Code::Timeout,
+            Self::Status { status, .. } => status_code(*status),
+            // Like an odd 4xx, it is an answer that no retry will improve.
+            Self::Redirect(_) => Code::Http4xx,
+            Self::NoFile => Code::NotFound,
+            Self::FileDenied(_) => Code::AccessDenied,
+            Self::TooLarge { .. } => Code::TooLarge,
+            Self::Empty => Code::UnsupportedMedia,
+            Self::Deadline(_) => Code::Deadline,
+        }
+    }
+}
+
+/// The code of an answer that is not 2xx. What is neither 4xx nor 5xx (300, 304, 305, 306) was not asked for, and counts
+/// as an odd 4xx.
+fn status_code(status: StatusCode) -> Code {
+    match status.as_u16() {
+        404 | 410 => Code::NotFound,
+        401 | 403 | 451 => Code::AccessDenied,
+        408 => Code::Timeout,
+        429 => Code::Http429,
+        500.. => Code::Http5xx,
+        _ => Code::Http4xx,
+    }
+}
+
+impl FetchError {
+    /// What an error of the HTTP client means, while the connection may take `connect`.
+    pub(super) fn from_client(error: &reqwest::Error, connect: Duration) -> Self {
+        if let Some(refused) = find::<Refused>(error) {
+            Self::Blocked(*refused)
+        } else if let Some(lookup) = find::<LookupError>(error) {
+            Self::Dns(lookup.clone())
+        } else if let Some(tls) = find::<rustls::Error>(error) {
+            let certificate = matches!(tls, rustls::Error::InvalidCertificate(_));
+            Self::Tls { certificate, cause: tls.to_string() }
+        } else if error.is_builder() {
+            Self::BadReference("no HTTP request can be made for this URL".into())
+        } else if error.is_timeout() && error.is_connect() {
+            Self::Timeout { setting: "fetch.connect_timeout", limit: connect }
+        } else {
+            Self::Connect(deepest(error))
+        }
+    }
+}
+
+/// The first error of a type in a chain of causes.
+fn find<'a, E: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a E> {
+    std::iter::successors(Some(error), |error| cause(*error)).find_map(|error| error.downcast_ref())
+}
+
+/// The text of the innermost cause. The outer ones only repeat "error sending request", and the outermost one the URL
+/// with its secrets.
+pub(super) fn deepest(error: &reqwest::Error) -> String {
+    let chain = std::iter::successors(error.source(), |error| cause(*error));
+    chain.last().map_or_else(|| "the HTTP client gave no reason".into(), ToString::to_string)
+}
+
+fn cause<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a (dyn Error + 'static)> {
+    // An I/O error hides what it wraps from `source`.
+    let wrapped = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+    wrapped.map_or_else(|| error.source(), |inner| Some(inner as &(dyn Error + 'static)))
+}
+
+/// The end of a fetch that failed, after all its tries.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{reference}: {error}")]
+pub struct FailedFetch {
+    /// The reference, fit for logs: no user-info, no query string, no inline data, and not over-long.
+    pub reference: String,
+    /// The last error.
+    pub error: FetchError,
+    /// Tries made; 0 where the deadline had passed before the first.
+    pub attempts: u32,
+    /// When the first try failed.
+    pub first_failed_at: Timestamp,
+}
+
+impl Disposed for FailedFetch {
+    fn disposition(&self) -> Disposition {
+        self.error.disposition()
+    }
+
+    fn code(&self) -> Code {
+        self.error.code()
+    }
+}
+
+impl FailedFetch {
+    /// What it means for its row.
+    pub fn failure(&self) -> Failure {
+        Failure::new(Stage::Fetch, self).after(self.attempts, self.first_failed_at)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answered(status: u16) -> FetchError {
+        FetchError::Status { status: StatusCode::from_u16(status).unwrap(), retry_after: None }
+    }
+
+    #[test]
+    fn an_answer_has_the_code_of_the_contract() {
+        for (status, code, transient) in [
+            (300, Code::Http4xx, false),
+            (304, Code::Http4xx, false),
+            (400, Code::Http4xx, false),
+            (401, Code::AccessDenied, false),
+            (403, Code::AccessDenied, false),
+            (404, Code::NotFound, false),
+            (408, Code::Timeout, true),
+            (410, Code::NotFound, false),
+            (418, Code::Http4xx, false),
+            (429, Code::Http429, true),
+            (451, Code::AccessDenied, false),
+            (500, Code::Http5xx, true),
+            (503, Code::Http5xx, true),
+            (599, Code::Http5xx, true),
+        ] {
+            let error = answered(status);
+            let is_transient = matches!(error.disposition(), Disposition::Transient { .. });
+            assert_eq!((error.code(), is_transient), (code, transient), "{status}");
+        }
+    }
+
+    #[test]
+    fn an_error_inside_an_io_error_is_found() {
+        let hidden = io::Error::other(io::Error::other(Refused([10, 0, 0, 1].into())));
+        assert_eq!(find::<Refused>(&hidden), Some(&Refused([10, 0, 0, 1].into())));
+        assert_eq!(find::<LookupError>(&hidden), None);
+    }
+
+    #[test]
+    fn a_passed_deadline_still_says_what_went_wrong() {
+        let text = FetchError::Deadline(Some(Box::new(answered(503)))).to_string();
+        assert!(text.contains("deadline") && text.contains("503"), "{text}");
+    }
+}

@@ -1,0 +1,309 @@
+//! From a reference to bytes: http(s), inline data, files.
+//!
+//! [`Fetcher`] is the core and knows no Kafka; [`run`] is the stage on top of it. Who may be reached is decided in
+//! [`address`], how much at once in `host`, how many bytes in `intake`.
+
+pub mod address;
+mod error;
+mod host;
+mod http;
+mod intake;
+mod local;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_channel::{Receiver, Sender};
+use bytes::Bytes;
+use jiff::Timestamp;
+use tokio::task::{JoinError, JoinSet};
+
+pub use error::{FailedFetch, FetchError};
+
+use self::host::Hosts;
+use self::http::{Http, Means};
+use self::intake::Intake;
+use self::local::{Encoding, Files};
+use super::{Fetched, Finished, failed};
+use crate::budget::{Permit, Pool};
+use crate::disposition::{Code, Disposed, Disposition, names};
+use crate::message::{ImageRef, Row, Timing, redact_url};
+use crate::retry::Backoff;
+use crate::settings;
+use crate::tracked::Tracked;
+
+/// Rows that may wait for each fetch that may run. With the default concurrency this is about `flow.max_messages`: a
+/// slow host then holds back other hosts only when it fills the message pool.
+const WAITING_PER_SLOT: usize = 32;
+
+/// Most characters of a reference in a message, so that what went wrong still fits behind it.
+const MAX_REFERENCE_CHARS: usize = 300;
+
+/// The name under which files take their slots; no host is called so.
+const FILES: &str = "file:";
+
+names! {
+    /// How a host answered one request.
+    ResponseClass {
+        /// 2xx.
+        Success = "2xx",
+        /// 3xx.
+        Redirect = "3xx",
+        /// 4xx.
+        ClientError = "4xx",
+        /// 5xx.
+        ServerError = "5xx",
+        /// Any other number.
+        Other = "other",
+        /// Not at all.
+        None = "none",
+    }
+}
+
+/// Who watches the fetches; the default of each method does nothing.
+pub trait Observer: Send + Sync {
+    /// A host answered, or did not. Each try and each redirect counts.
+    fn response(&self, class: ResponseClass) {
+        let _ = class;
+    }
+    /// An image of `length` bytes arrived, from wherever.
+    fn bytes(&self, length: usize) {
+        let _ = length;
+    }
+    /// A try failed and another one will follow.
+    fn retry(&self, code: Code) {
+        let _ = code;
+    }
+    /// A fetch ended, well or badly, after all its tries and waits.
+    fn finished(&self, took: Duration) {
+        let _ = took;
+    }
+}
+
+/// Watches nothing.
+struct Unwatched;
+
+impl Observer for Unwatched {}
+
+/// The settings do not make a fetcher.
+#[derive(Debug, thiserror::Error)]
+pub enum SetupError {
+    /// The HTTP client cannot be built.
+    #[error(
+        "the HTTP client cannot be set up: {cause}. Check fetch.user_agent, and that CA certificates are installed"
+    )]
+    Client {
+        /// What the client says.
+        cause: String,
+    },
+    /// A root is not there.
+    #[error("the folder {path} of fetch.file_roots cannot be opened: {source}. Create it, or take it out")]
+    Root {
+        /// The folder.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+}
+
+/// Fetches images, with every limit of the settings. Shared by all who fetch in a process.
+pub struct Fetcher {
+    http: Http,
+    hosts: Hosts,
+    intake: Intake,
+    files: Files,
+    backoff: Backoff,
+    waiting: usize,
+    observer: Arc<dyn Observer>,
+}
+
+impl Fetcher {
+    /// A fetcher that takes its permits from `pool` (the image pool), none smaller than `pixel_bytes`: the bytes of an
+    /// image at the model's size (side² × 3), so that decoding only shrinks them.
+    pub fn new(settings: &settings::Fetch, pool: Pool, pixel_bytes: usize) -> Result<Self, SetupError> {
+        let http = Http::new(settings).map_err(|error| SetupError::Client { cause: error::deepest(&error) })?;
+        let files = Files::new(&settings.file_roots, settings.total_timeout)
+            .map_err(|(path, source)| SetupError::Root { path, source })?;
+        let max_body = usize::try_from(settings.max_body.as_u64()).unwrap_or(usize::MAX);
+        Ok(Self {
+            http,
+            hosts: Hosts::new(settings.concurrency, settings.per_host),
+            intake: Intake { pool, pixel_bytes, max_body },
+            files,
+            backoff: Backoff { attempts: settings.attempts, base: settings.backoff, max: settings.max_backoff },
+            waiting: settings.concurrency.max(1).saturating_mul(WAITING_PER_SLOT),
+            observer: Arc::new(Unwatched),
+        })
+    }
+
+    /// The same fetcher, watched.
+    #[must_use]
+    pub fn with_observer(mut self, observer: Arc<dyn Observer>) -> Self {
+        self.observer = observer;
+        self
+    }
+
+    /// The encoded image and its permit of the image pool: max(length, `pixel_bytes`). Transient errors are tried again;
+    /// `deadline` bounds everything, the waits for slots and permits included.
+    pub async fn fetch(&self, reference: &ImageRef, deadline: Option<Instant>) -> Result<(Bytes, Permit), FailedFetch> {
+        let started = Instant::now();
+        let mut tries = Tries::default();
+        let result = match deadline {
+            None => self.try_until_done(reference, None, &mut tries).await,
+            Some(deadline) if deadline <= started => Err(FetchError::Deadline(None)),
+            Some(deadline) => {
+                let work = self.try_until_done(reference, Some(deadline), &mut tries);
+                let bounded = tokio::time::timeout_at(deadline.into(), work).await;
+                bounded.unwrap_or_else(|_| Err(FetchError::Deadline(tries.last.take().map(Box::new))))
+            }
+        };
+        self.observer.finished(started.elapsed());
+        match result {
+            Ok((body, permit)) => {
+                self.observer.bytes(body.len());
+                Ok((body, permit))
+            }
+            Err(error) => Err(FailedFetch {
+                reference: describe(reference),
+                error,
+                attempts: tries.made,
+                first_failed_at: tries.first_failed_at.unwrap_or_else(Timestamp::now),
+            }),
+        }
+    }
+
+    async fn try_until_done(
+        &self,
+        reference: &ImageRef,
+        deadline: Option<Instant>,
+        tries: &mut Tries,
+    ) -> Result<(Bytes, Permit), FetchError> {
+        loop {
+            tries.made += 1;
+            let error = match self.try_once(reference).await {
+                Ok(done) => return Ok(done),
+                Err(error) => error,
+            };
+            tries.first_failed_at.get_or_insert_with(Timestamp::now);
+            let Disposition::Transient { retry_after } = error.disposition() else { return Err(error) };
+            let now = Instant::now();
+            let Some(wait) = self.backoff.wait(tries.made, retry_after, now, deadline, fastrand::f64()) else {
+                let spent = tries.made >= self.backoff.attempts;
+                return Err(if spent { error } else { FetchError::Deadline(Some(Box::new(error))) });
+            };
+            tracing::debug!(reference = describe(reference), %error, ?wait, "a fetch failed and is tried again");
+            self.observer.retry(error.code());
+            tries.last = Some(error);
+            tokio::time::sleep(wait).await;
+        }
+    }
+
+    async fn try_once(&self, reference: &ImageRef) -> Result<(Bytes, Permit), FetchError> {
+        match reference {
+            ImageRef::Http(url) => {
+                let means = Means { hosts: &self.hosts, intake: &self.intake, observer: &*self.observer };
+                self.http.get(url, &means).await
+            }
+            ImageRef::File(path) => {
+                let slot = self.hosts.acquire(FILES).await;
+                self.files.fetch(path, &self.intake, slot).await
+            }
+            ImageRef::Base64(text) => local::inline(text.clone(), Encoding::Base64, &self.intake).await,
+            ImageRef::Percent(text) => local::inline(text.clone(), Encoding::Percent, &self.intake).await,
+        }
+    }
+}
+
+/// What became of the tries so far.
+#[derive(Debug, Default)]
+struct Tries {
+    made: u32,
+    first_failed_at: Option<Timestamp>,
+    last: Option<FetchError>,
+}
+
+/// A reference as messages and logs may show it.
+fn describe(reference: &ImageRef) -> String {
+    let text = match reference {
+        ImageRef::Http(url) => redact_url(url),
+        ImageRef::File(path) => format!("file {}", path.display()),
+        ImageRef::Base64(text) | ImageRef::Percent(text) => format!("inline image ({} characters)", text.len()),
+    };
+    match text.char_indices().nth(MAX_REFERENCE_CHARS) {
+        Some((cut, _)) => format!("{}…", &text[..cut]),
+        None => text,
+    }
+}
+
+/// The stage: fetches every row of `input`, on to `fetched`, or to `finished` where that failed. Returns when the input
+/// is closed and every row is done.
+///
+/// # Panics
+/// When fetching a row panicked, after all other rows are done.
+pub async fn run(
+    fetcher: Arc<Fetcher>,
+    input: Receiver<Tracked<Row>>,
+    fetched: Sender<Tracked<Fetched>>,
+    finished: Sender<Finished>,
+) {
+    let mut rows = JoinSet::new();
+    let mut panicked = None;
+    loop {
+        tokio::select! {
+            // Ended rows first: they make room for the next.
+            biased;
+            Some(ended) = rows.join_next() => note_panic(ended, &mut panicked),
+            row = input.recv(), if rows.len() < fetcher.waiting => match row {
+                Ok(row) => {
+                    rows.spawn(fetch_row(fetcher.clone(), row, fetched.clone(), finished.clone()));
+                }
+                Err(_) => break,
+            },
+        }
+    }
+    while let Some(ended) = rows.join_next().await {
+        note_panic(ended, &mut panicked);
+    }
+    if let Some(panic) = panicked {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+type Panic = Box<dyn std::any::Any + Send>;
+
+fn note_panic(ended: Result<(), JoinError>, panicked: &mut Option<Panic>) {
+    if let Err(error) = ended
+        && error.is_panic()
+    {
+        panicked.get_or_insert_with(|| error.into_panic());
+    }
+}
+
+async fn fetch_row(
+    fetcher: Arc<Fetcher>,
+    mut row: Tracked<Row>,
+    fetched: Sender<Tracked<Fetched>>,
+    finished: Sender<Finished>,
+) {
+    let started = Instant::now();
+    let deadline = row.value.request.deadline.and_then(|deadline| instant_of(deadline, Timestamp::now(), started));
+    let result = fetcher.fetch(&row.value.request.image, deadline).await;
+    row.value.timing.fetch = Timing::ms(started.elapsed());
+    let delivered = match result {
+        Ok((body, permit)) => {
+            let row = row.map(|row| Fetched { row, body }).with_image(permit);
+            fetched.send(row).await.is_ok()
+        }
+        Err(error) => finished.send(failed(row, error.failure())).await.is_ok(),
+    };
+    // The row is dropped with its ticket, and the ledger reports it.
+    if !delivered {
+        tracing::error!("the stage behind the fetches ended before them; a row is lost and will be consumed again");
+    }
+}
+
+/// A moment of the calendar on the clock of this process; `None` where it is too far off to matter.
+fn instant_of(moment: Timestamp, now: Timestamp, clock: Instant) -> Option<Instant> {
+    clock.checked_add(Duration::try_from(moment.duration_since(now)).unwrap_or_default())
+}

@@ -1,0 +1,320 @@
+//! A local web server for images, good and bad. It speaks raw HTTP/1.1, so that it can break every rule of it, and it
+//! counts what reaches it.
+
+use std::collections::HashMap;
+use std::io::Cursor;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use image::{ImageFormat, Rgb, RgbImage};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use url::Url;
+
+/// How long [`ImageServer::until`] waits before it fails its test.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Longest request head, in bytes.
+const MAX_HEAD: u64 = 16 * 1024;
+
+/// What a path answers.
+#[derive(Debug, Clone)]
+pub enum Answer {
+    /// 200 with a Content-Length.
+    Body(Vec<u8>),
+    /// 200, chunked, of unannounced length.
+    Chunked(Vec<u8>),
+    /// 200 that announces `declared` bytes, sends `body` and closes the connection.
+    Lying { declared: usize, body: Vec<u8> },
+    /// 200, chunked, without end.
+    Endless,
+    /// 200 with a Content-Length, a byte at a time.
+    Drip { body: Vec<u8>, every: Duration },
+    /// 200 that announces a body and sends none of it.
+    Stalled,
+    /// Any other status, with headers and no body.
+    Status(u16, Vec<(&'static str, String)>),
+    /// Closes the connection without an answer.
+    Closed,
+    /// Nothing, until the client gives up.
+    Silence,
+    /// The answer inside, once the test opens the gate.
+    Held(Box<Answer>),
+}
+
+impl Answer {
+    /// 302 to `location`.
+    pub fn redirect(location: impl Into<String>) -> Self {
+        Self::Status(302, vec![("location", location.into())])
+    }
+
+    /// A status without headers.
+    pub fn status(status: u16) -> Self {
+        Self::Status(status, Vec::new())
+    }
+}
+
+/// What the server has seen.
+#[derive(Debug, Clone, Default)]
+pub struct Seen {
+    /// Connections accepted.
+    pub connections: usize,
+    /// Requests under way.
+    pub active: usize,
+    /// Most requests under way at once.
+    pub peak: usize,
+    /// Heads of the requests, by path, in their order.
+    pub heads: HashMap<String, Vec<String>>,
+}
+
+impl Seen {
+    /// Requests of a path.
+    pub fn requests(&self, path: &str) -> usize {
+        self.heads.get(path).map_or(0, Vec::len)
+    }
+
+    /// Requests in all.
+    pub fn total(&self) -> usize {
+        self.heads.values().map(Vec::len).sum()
+    }
+}
+
+/// The server; it ends when it is dropped.
+pub struct ImageServer {
+    address: SocketAddr,
+    shared: Arc<Shared>,
+    listener: JoinHandle<()>,
+}
+
+struct Shared {
+    routes: Mutex<HashMap<String, Vec<Answer>>>,
+    seen: watch::Sender<Seen>,
+    gate: watch::Sender<bool>,
+}
+
+impl ImageServer {
+    /// A server without paths on a free port of 127.0.0.1.
+    pub async fn start() -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port");
+        let address = listener.local_addr().expect("a bound port");
+        let shared = Arc::new(Shared {
+            routes: Mutex::default(),
+            seen: watch::Sender::default(),
+            gate: watch::Sender::new(false),
+        });
+        let listener = tokio::spawn(listen(listener, shared.clone()));
+        Self { address, shared, listener }
+    }
+
+    /// Gives a path its answer.
+    #[must_use]
+    pub fn with(self, path: &str, answer: Answer) -> Self {
+        self.with_all(path, vec![answer])
+    }
+
+    /// Gives a path its answers, one a request; the last one stays.
+    #[must_use]
+    pub fn with_all(self, path: &str, answers: Vec<Answer>) -> Self {
+        assert!(!answers.is_empty(), "a path without an answer");
+        self.shared.routes.lock().unwrap().insert(path.to_owned(), answers);
+        self
+    }
+
+    /// The port.
+    pub fn port(&self) -> u16 {
+        self.address.port()
+    }
+
+    /// The address of a path.
+    pub fn url(&self, path: &str) -> Url {
+        self.url_at("127.0.0.1", path)
+    }
+
+    /// The address of a path, under another name of this host.
+    pub fn url_at(&self, host: &str, path: &str) -> Url {
+        Url::parse(&format!("http://{host}:{}{path}", self.port())).expect("a URL")
+    }
+
+    /// What it has seen so far.
+    pub fn seen(&self) -> Seen {
+        self.shared.seen.borrow().clone()
+    }
+
+    /// Waits until it has seen something.
+    pub async fn until(&self, mut condition: impl FnMut(&Seen) -> bool) {
+        let mut seen = self.shared.seen.subscribe();
+        let result = tokio::time::timeout(PATIENCE, seen.wait_for(|seen| condition(seen))).await;
+        assert!(matches!(result, Ok(Ok(_))), "the server never saw that: {:?}", self.seen());
+    }
+
+    /// Lets the held answers go, now and from now on.
+    pub fn open_gate(&self) {
+        self.shared.gate.send_replace(true);
+    }
+}
+
+impl Drop for ImageServer {
+    fn drop(&mut self) {
+        self.listener.abort();
+    }
+}
+
+async fn listen(listener: TcpListener, shared: Arc<Shared>) {
+    // Aborted together with this task.
+    let mut connections = tokio::task::JoinSet::new();
+    while let Ok((stream, _)) = listener.accept().await {
+        shared.seen.send_modify(|seen| seen.connections += 1);
+        connections.spawn(serve(stream, shared.clone()));
+    }
+}
+
+/// Counts a request as under way.
+struct Active<'a>(&'a Shared);
+
+impl<'a> Active<'a> {
+    fn enter(shared: &'a Shared, path: &str, head: String) -> Self {
+        shared.seen.send_modify(|seen| {
+            seen.heads.entry(path.to_owned()).or_default().push(head);
+            seen.active += 1;
+            seen.peak = seen.peak.max(seen.active);
+        });
+        Self(shared)
+    }
+}
+
+impl Drop for Active<'_> {
+    fn drop(&mut self) {
+        self.0.seen.send_modify(|seen| seen.active -= 1);
+    }
+}
+
+async fn serve(stream: TcpStream, shared: Arc<Shared>) {
+    let (reader, mut writer) = stream.into_split();
+    let mut reader = BufReader::new(reader);
+    while let Some((path, head)) = read_head(&mut reader).await {
+        let _active = Active::enter(&shared, &path, head);
+        let answer = {
+            let mut routes = shared.routes.lock().unwrap();
+            match routes.get_mut(&path) {
+                Some(answers) if answers.len() > 1 => answers.remove(0),
+                Some(answers) => answers[0].clone(),
+                None => Answer::status(404),
+            }
+        };
+        let answer = match answer {
+            Answer::Held(inner) => {
+                let mut gate = shared.gate.subscribe();
+                // The client may give up first.
+                tokio::select! {
+                    _ = gate.wait_for(|open| *open) => *inner,
+                    _ = reader.read_u8() => return,
+                }
+            }
+            other => other,
+        };
+        if matches!(answer, Answer::Silence) {
+            let _ = reader.read_u8().await;
+            return;
+        }
+        // A client that gave up closes its side: the write fails, or the read of a stalled one returns.
+        let stays = tokio::select! {
+            kept = write(&mut writer, answer) => kept.unwrap_or(false),
+            _ = reader.read_u8() => false,
+        };
+        if !stays {
+            return;
+        }
+    }
+}
+
+async fn read_head(reader: &mut (impl AsyncBufReadExt + Unpin)) -> Option<(String, String)> {
+    let mut reader = reader.take(MAX_HEAD);
+    let mut head = String::new();
+    while !head.ends_with("\r\n\r\n") {
+        if reader.read_line(&mut head).await.ok()? == 0 {
+            return None;
+        }
+    }
+    let path = head.split(' ').nth(1)?.split('?').next()?.to_owned();
+    Some((path, head))
+}
+
+/// Writes an answer; tells whether the connection goes on.
+async fn write(to: &mut (impl AsyncWriteExt + Unpin), answer: Answer) -> std::io::Result<bool> {
+    match answer {
+        Answer::Body(body) => {
+            to.write_all(head(200, &[], &format!("content-length: {}", body.len())).as_bytes()).await?;
+            to.write_all(&body).await?;
+            return Ok(true);
+        }
+        Answer::Status(status, headers) => {
+            // 204 and 304 have no body, and may not say that they have none.
+            let length = if matches!(status, 204 | 304) { "x: y" } else { "content-length: 0" };
+            to.write_all(head(status, &headers, length).as_bytes()).await?;
+            return Ok(true);
+        }
+        Answer::Chunked(body) => {
+            to.write_all(head(200, &[], "transfer-encoding: chunked").as_bytes()).await?;
+            for piece in body.chunks(1000) {
+                to.write_all(&chunk(piece)).await?;
+            }
+            to.write_all(b"0\r\n\r\n").await?;
+            return Ok(true);
+        }
+        Answer::Lying { declared, body } => {
+            to.write_all(head(200, &[], &format!("content-length: {declared}")).as_bytes()).await?;
+            to.write_all(&body).await?;
+        }
+        Answer::Endless => {
+            to.write_all(head(200, &[], "transfer-encoding: chunked").as_bytes()).await?;
+            loop {
+                to.write_all(&chunk(&[0; 4096])).await?;
+            }
+        }
+        Answer::Drip { body, every } => {
+            to.write_all(head(200, &[], &format!("content-length: {}", body.len())).as_bytes()).await?;
+            for byte in body {
+                tokio::time::sleep(every).await;
+                to.write_all(&[byte]).await?;
+            }
+        }
+        Answer::Stalled => {
+            to.write_all(head(200, &[], "content-length: 1000").as_bytes()).await?;
+            std::future::pending::<()>().await;
+        }
+        Answer::Closed | Answer::Silence | Answer::Held(_) => {}
+    }
+    Ok(false)
+}
+
+fn head(status: u16, headers: &[(&str, String)], last: &str) -> String {
+    let headers: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+    format!("HTTP/1.1 {status} Status\r\ncontent-type: image/png\r\n{headers}{last}\r\n\r\n")
+}
+
+fn chunk(piece: &[u8]) -> Vec<u8> {
+    let mut chunk = format!("{:x}\r\n", piece.len()).into_bytes();
+    chunk.extend_from_slice(piece);
+    chunk.extend_from_slice(b"\r\n");
+    chunk
+}
+
+/// A PNG of a colour gradient; another `seed` is another picture.
+pub fn png(width: u32, height: u32, seed: u8) -> Vec<u8> {
+    encode(width, height, seed, ImageFormat::Png)
+}
+
+/// The same as a JPEG.
+pub fn jpeg(width: u32, height: u32, seed: u8) -> Vec<u8> {
+    encode(width, height, seed, ImageFormat::Jpeg)
+}
+
+fn encode(width: u32, height: u32, seed: u8, format: ImageFormat) -> Vec<u8> {
+    let picture = RgbImage::from_fn(width, height, |x, y| Rgb([(x % 256) as u8, (y % 256) as u8, seed]));
+    let mut out = Cursor::new(Vec::new());
+    picture.write_to(&mut out, format).expect("an encoded picture");
+    out.into_inner()
+}

@@ -1,0 +1,4 @@
+//! What the integration tests share. Each test program uses a part of it.
+#![allow(dead_code, missing_docs)]
+
+pub mod images;
