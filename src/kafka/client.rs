@@ -22,8 +22,8 @@ use crate::settings::Kafka;
 const STEP: Duration = Duration::from_millis(50);
 
 #[derive(Debug, Default)]
-struct PlainSide {
-    errors: Errors,
+pub(super) struct PlainSide {
+    pub(super) errors: Errors,
 }
 
 impl ClientContext for PlainSide {
@@ -82,9 +82,22 @@ impl TopicCheck {
 /// # Errors
 /// The first thing that is wrong: no broker, a refused login, a topic that does not exist or may not be seen.
 pub fn check_topics(settings: &Kafka, topics: &[TopicCheck], timeout: Duration) -> Result<Brokers, Error> {
+    let (addresses, found) = find_topics(settings, topics, timeout)?;
+    Ok(Brokers { addresses, topics: found.into_iter().collect::<Result<_, _>>()? })
+}
+
+/// The same, with the brokers' addresses and what is known of each topic, in the order of `topics`.
+///
+/// # Errors
+/// No broker answers within `timeout`, or the login is refused.
+pub fn find_topics(
+    settings: &Kafka,
+    topics: &[TopicCheck],
+    timeout: Duration,
+) -> Result<(Vec<String>, Vec<Result<FoundTopic, Error>>), Error> {
     let client = plain_consumer(settings, &[("topic.metadata.refresh.interval.ms", "-1")])?;
     let deadline = Instant::now() + timeout;
-    let mut brokers = Brokers { addresses: Vec::new(), topics: Vec::new() };
+    let (mut addresses, mut topics_found) = (Vec::new(), Vec::new());
     for check in topics {
         let metadata = loop {
             // Poll first: the reason of a failure is told only to who polls.
@@ -99,10 +112,10 @@ pub fn check_topics(settings: &Kafka, topics: &[TopicCheck], timeout: Duration) 
                 return Err(unreachable(settings, &client, &KafkaError::Canceled));
             }
         };
-        brokers.addresses = metadata.brokers().iter().map(|b| format!("{}:{}", b.host(), b.port())).collect();
-        brokers.topics.push(found(check, &metadata)?);
+        addresses = metadata.brokers().iter().map(|b| format!("{}:{}", b.host(), b.port())).collect();
+        topics_found.push(found(check, &metadata));
     }
-    Ok(brokers)
+    Ok((addresses, topics_found))
 }
 
 fn found(check: &TopicCheck, metadata: &rdkafka::metadata::Metadata) -> Result<FoundTopic, Error> {
@@ -131,7 +144,7 @@ fn unreachable(settings: &Kafka, client: &BaseConsumer<PlainSide>, error: &Kafka
     }
 }
 
-fn plain_consumer(settings: &Kafka, more: &[(&str, &str)]) -> Result<BaseConsumer<PlainSide>, Error> {
+pub(super) fn plain_consumer(settings: &Kafka, more: &[(&str, &str)]) -> Result<BaseConsumer<PlainSide>, Error> {
     let mut config = config::client(settings)?;
     for (key, value) in more {
         config.set(*key, *value);
@@ -286,8 +299,7 @@ pub fn read_records(
     let checks = [TopicCheck { topic: topic.into(), setting: "the topic's name" }];
     let partitions = check_topics(settings, &checks, limits.timeout)?.topics.first().map_or(0, |t| t.partitions);
     // librdkafka wants a group's name to assign partitions, and never joins it.
-    let more =
-        [("group.id", "blipstream-reader"), ("enable.auto.commit", "false"), ("enable.partition.eof", "true")];
+    let more = [("group.id", "blipstream-reader"), ("enable.auto.commit", "false"), ("enable.partition.eof", "true")];
     let client = plain_consumer(settings, &more)?;
     let reading = |error| Error::from_kafka("reading records", &error);
     let name: std::sync::Arc<str> = topic.into();

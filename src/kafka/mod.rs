@@ -7,6 +7,7 @@
 //! - [`Producer`] writes records and says of each whether the broker has it
 //! - [`Committer`] is what the consumer's thread asks which offsets to commit
 //! - [`EmbeddedBroker`] is a Kafka cluster inside this process, for demonstrations and tests
+//! - [`Follower`] reads whole topics outside of any group, as long as somebody wants to see more
 //! - [`check_topics`], [`write_records`] and [`read_records`] are for commands that do one thing and end
 
 mod broker;
@@ -15,14 +16,17 @@ mod config;
 mod consumer;
 mod context;
 mod error;
+mod follow;
 mod messages;
 mod producer;
 
 pub use broker::{EmbeddedBroker, Fault};
 pub use client::{
-    Brokers, FoundTopic, From, NewRecord, ReadLimits, TopicCheck, check_topics, group_offsets, read_records, write_records,
+    Brokers, FoundTopic, From, NewRecord, ReadLimits, TopicCheck, check_topics, find_topics, group_offsets, read_records,
+    write_records,
 };
 pub use config::{OWNED_OPTIONS, check_options};
 pub use consumer::{Committer, Consumer, Event, PartitionStats, Start, Stats};
 pub use error::{Class, Error};
+pub use follow::Follower;
 pub use producer::{Deliver, NotDelivered, NotSent, Producer, Record};

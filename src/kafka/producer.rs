@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use rdkafka::Message as _;
 use rdkafka::Statistics;
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
@@ -22,6 +23,11 @@ pub trait Deliver: Send + Sync + 'static {
     type Tag: Send + Sync;
     /// The broker has the record, or will not get it from this call.
     fn delivered(&self, tag: Box<Self::Tag>, result: Result<(), NotDelivered>);
+    /// Called before [`Deliver::delivered`] for a record that the broker has, with the place it got: for those who
+    /// look for what becomes of it. `offset` is `None` where the broker did not say.
+    fn placed(&self, tag: &mut Self::Tag, partition: i32, offset: Option<i64>) {
+        let _ = (tag, partition, offset);
+    }
 }
 
 /// A record that was taken on and did not arrive.
@@ -80,7 +86,11 @@ impl<D: Send + Sync> ClientContext for ProducerSide<D> {
 impl<D: Deliver> ProducerContext for ProducerSide<D> {
     type DeliveryOpaque = Box<D::Tag>;
 
-    fn delivery(&self, result: &DeliveryResult<'_>, tag: Box<D::Tag>) {
+    fn delivery(&self, result: &DeliveryResult<'_>, mut tag: Box<D::Tag>) {
+        if let Ok(record) = result {
+            let offset = Some(record.offset()).filter(|offset| *offset >= 0);
+            self.deliver.placed(&mut tag, record.partition(), offset);
+        }
         let result = result.as_ref().map(|_| ()).map_err(|(error, _)| not_delivered(error));
         self.deliver.delivered(tag, result);
     }

@@ -1,0 +1,263 @@
+//! `blipstream check`: says what a worker with this configuration would do, and what would stop it.
+
+mod broker;
+mod model;
+
+use std::fmt::Write as _;
+use std::io::{self, IsTerminal, Write};
+use std::net::TcpListener;
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use serde::Serialize;
+use serde_json::json;
+
+use super::{Exit, broken_pipe, telemetry};
+use crate::config::{ConfigOptions, Loaded};
+use crate::settings::{Admin, Log, Settings};
+
+/// Arguments of `check`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  blipstream check --config blipstream.toml
+  blipstream check --set kafka.bootstrap_servers=broker:9092 --offline
+  blipstream check --load-model          also load the model and find its batch size
+  blipstream check --json | jq '.items[] | select(.state == \"failed\")'
+
+Nothing is consumed, written or created: the brokers are only asked for their topics. A hub model's config.json is
+fetched unless it is in the cache (--offline asks nobody), its weights only with --load-model.
+Exit codes: 0 a worker would start, 1 something is wrong, 2 the configuration is.")]
+pub struct CheckArgs {
+    /// Do not ask the model hub
+    #[arg(long)]
+    offline: bool,
+    /// Load the model, as a worker would
+    #[arg(long)]
+    load_model: bool,
+    /// How long the brokers, and the hub, may take to answer
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = humantime::parse_duration)]
+    timeout: Duration,
+    /// Print one JSON object: `ok` and `items`, each with `name`, `state` and `text`
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    config: ConfigOptions,
+}
+
+/// How one thing stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum State {
+    Ok,
+    Warning,
+    Failed,
+    Skipped,
+}
+
+impl State {
+    fn mark(self, terminal: bool) -> &'static str {
+        match (self, terminal) {
+            (Self::Ok, true) => "✓",
+            (Self::Warning, true) => "!",
+            (Self::Failed, true) => "✗",
+            (Self::Skipped, true) => "–",
+            (Self::Ok, false) => "ok  ",
+            (Self::Warning, false) => "warn",
+            (Self::Failed, false) => "FAIL",
+            (Self::Skipped, false) => "skip",
+        }
+    }
+}
+
+/// One thing that was looked at.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+struct Item {
+    name: &'static str,
+    state: State,
+    text: String,
+}
+
+impl Item {
+    fn ok(name: &'static str, text: impl Into<String>) -> Self {
+        Self { name, state: State::Ok, text: text.into() }
+    }
+
+    fn warning(name: &'static str, text: impl Into<String>) -> Self {
+        Self { name, state: State::Warning, text: text.into() }
+    }
+
+    fn failed(name: &'static str, text: impl Into<String>) -> Self {
+        Self { name, state: State::Failed, text: text.into() }
+    }
+
+    fn skipped(name: &'static str, text: impl Into<String>) -> Self {
+        Self { name, state: State::Skipped, text: text.into() }
+    }
+}
+
+/// Runs the command.
+pub fn run(args: CheckArgs) -> anyhow::Result<Exit> {
+    let loaded = args.config.load()?;
+    let settings = &loaded.settings;
+    telemetry::init(&only_errors(&settings.log))?;
+    let mut report = Report { json: args.json, items: Vec::new() };
+    // Each is printed as soon as it is known: some take their time.
+    let result = report.all(&args, &loaded).and_then(|()| report.end());
+    match result {
+        Err(error) if !broken_pipe(&error) => Err(error.into()),
+        _ if report.failed() > 0 => Ok(Exit::Failed),
+        _ => Ok(Exit::Done),
+    }
+}
+
+/// What goes wrong is told by the items; the log would tell it twice.
+fn only_errors(log: &Log) -> Log {
+    let filter = if log.filter == Log::default().filter { "error".to_owned() } else { log.filter.clone() };
+    telemetry::quiet(&Log { filter, ..log.clone() })
+}
+
+struct Report {
+    json: bool,
+    items: Vec<Item>,
+}
+
+impl Report {
+    fn all(&mut self, args: &CheckArgs, loaded: &Loaded) -> io::Result<()> {
+        let settings = &loaded.settings;
+        self.add(configuration(&args.config))?;
+        for warning in loaded.warnings() {
+            self.add(Item::warning("configuration", warning))?;
+        }
+        for item in broker::items(&settings.kafka, args.timeout) {
+            self.add(item)?;
+        }
+        self.add(delivery(settings))?;
+        let found = model::source(&settings.model, args.offline, args.timeout);
+        let usable = matches!(found.state, State::Ok | State::Warning);
+        self.add(found)?;
+        self.add(model::devices(&settings.model))?;
+        if args.load_model {
+            self.add(if usable {
+                model::load(&settings.model, &settings.batch)
+            } else {
+                Item::skipped("load", "the model was not loaded, since it was not found")
+            })?;
+        }
+        self.add(memory(settings))?;
+        self.add(admin(&settings.admin))
+    }
+
+    fn add(&mut self, item: Item) -> io::Result<()> {
+        if !self.json {
+            let mut out = io::stdout().lock();
+            let mark = item.state.mark(out.is_terminal());
+            writeln!(out, "{mark} {}: {}", item.name, item.text.replace('\n', " "))?;
+        }
+        self.items.push(item);
+        Ok(())
+    }
+
+    fn end(&self) -> io::Result<()> {
+        let mut out = io::stdout().lock();
+        let failed = self.failed();
+        if self.json {
+            return writeln!(out, "{:#}", json!({"ok": failed == 0, "items": self.items}));
+        }
+        match failed {
+            0 => writeln!(out, "\nA worker would start: `blipstream worker` with the same options."),
+            1 => writeln!(out, "\nOne thing is wrong; a worker would not run."),
+            _ => writeln!(out, "\n{failed} things are wrong; a worker would not run."),
+        }
+    }
+
+    fn failed(&self) -> usize {
+        self.items.iter().filter(|item| item.state == State::Failed).count()
+    }
+}
+
+fn configuration(options: &ConfigOptions) -> Item {
+    let mut text = match options.files.as_slice() {
+        [] => "no file, so defaults".to_owned(),
+        files => files.iter().map(|file| file.display().to_string()).collect::<Vec<_>>().join(", then "),
+    };
+    if !options.set.is_empty() {
+        let _ = write!(text, ", and {} by --set", options.set.len());
+    }
+    Item::ok("configuration", text + "; environment variables BLIPSTREAM_* count (`blipstream config` shows all)")
+}
+
+fn delivery(settings: &Settings) -> Item {
+    Item::ok(
+        "delivery",
+        format!(
+            "at least once; after a crash at most {} requests of each partition are captioned again (flow.max_span)",
+            settings.flow.max_span
+        ),
+    )
+}
+
+fn memory(settings: &Settings) -> Item {
+    let (flow, decode) = (&settings.flow, &settings.decode);
+    let prefetch = settings.kafka.prefetch;
+    let sum =
+        [flow.max_message_bytes, flow.max_image_bytes, prefetch].iter().fold(0u64, |a, b| a.saturating_add(b.as_u64()));
+    let threads = match decode.threads {
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        threads => threads,
+    };
+    Item::ok(
+        "memory",
+        format!(
+            "beside the model {} at most: {} of messages (flow.max_message_bytes), {} of images \
+             (flow.max_image_bytes), {} of prefetch (kafka.prefetch). Each of {threads} decoding threads may take {} \
+             more for an extreme image (decode.max_memory)",
+            ByteSize::b(sum),
+            flow.max_message_bytes,
+            flow.max_image_bytes,
+            prefetch,
+            decode.max_memory
+        ),
+    )
+}
+
+fn admin(admin: &Admin) -> Item {
+    match TcpListener::bind(admin.listen) {
+        Ok(_) if admin.listen.port() == 0 => {
+            Item::ok("admin", format!("a free port of {}; the log says which", admin.listen.ip()))
+        }
+        Ok(_) => Item::ok("admin", format!("http://{} (/livez, /readyz, /metrics, /status)", admin.listen)),
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => Item::warning(
+            "admin",
+            format!(
+                "{} is taken, perhaps by a worker that runs here already; a second one needs another admin.listen",
+                admin.listen
+            ),
+        ),
+        Err(error) => Item::failed("admin", format!("cannot listen on {} (admin.listen): {error}", admin.listen)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use super::*;
+
+    #[test]
+    fn a_taken_admin_port_is_told() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let taken = Admin { listen: listener.local_addr().unwrap(), ..Admin::default() };
+        assert_eq!(admin(&taken).state, State::Warning);
+        let free = Admin { listen: SocketAddr::from(([127, 0, 0, 1], 0)), ..Admin::default() };
+        assert_eq!(admin(&free).state, State::Ok);
+        // An address of the documentation (RFC 5737): no machine has it.
+        let foreign = Admin { listen: SocketAddr::from(([192, 0, 2, 1], 9464)), ..Admin::default() };
+        assert_eq!(admin(&foreign).state, State::Failed);
+    }
+
+    #[test]
+    fn the_memory_is_the_sum_of_its_parts() {
+        let text = memory(&Settings::default()).text;
+        assert!(text.starts_with("beside the model 592.0 MiB at most: 64.0 MiB of messages"), "{text}");
+    }
+}

@@ -1,0 +1,63 @@
+//! Brokers and topics.
+
+use std::time::Duration;
+
+use super::Item;
+use crate::kafka::{Error, FoundTopic, TopicCheck, find_topics};
+use crate::settings::Kafka;
+
+/// Asks the brokers for every topic that a worker needs.
+pub fn items(kafka: &Kafka, timeout: Duration) -> Vec<Item> {
+    let checks = TopicCheck::of(kafka);
+    match find_topics(kafka, &checks, timeout) {
+        Ok((addresses, topics)) => {
+            let broker = Item::ok("broker", format!("reached at {}{}", addresses.join(", "), login(kafka)));
+            let topics = checks.iter().zip(topics).map(|(check, found)| topic(kafka, check, found));
+            std::iter::once(broker).chain(topics).collect()
+        }
+        Err(error) => {
+            let names: Vec<_> = checks.into_iter().map(|check| check.topic).collect();
+            let unknown = Item::skipped("topics", format!("not looked up: {}", names.join(", ")));
+            vec![Item::failed("broker", error.to_string()), unknown]
+        }
+    }
+}
+
+fn login(kafka: &Kafka) -> String {
+    let protocol = kafka.security_protocol.as_str();
+    match &kafka.sasl_username {
+        Some(user) => format!(" over {protocol} as {user}"),
+        None => format!(" over {protocol}"),
+    }
+}
+
+fn topic(kafka: &Kafka, check: &TopicCheck, found: Result<FoundTopic, Error>) -> Item {
+    let (name, does) = match check.setting {
+        "kafka.captions_topic" => ("captions", "captions go to"),
+        "kafka.dead_letter_topic" => ("dead letters", "what fails goes to"),
+        _ => ("requests", "requests come from"),
+    };
+    let found = match found {
+        Ok(found) => found,
+        Err(error @ Error::UnknownTopic { .. }) => {
+            let (servers, topic) = (&kafka.bootstrap_servers, &check.topic);
+            return Item::failed(
+                name,
+                format!(
+                    "{error}: kafka-topics.sh --bootstrap-server {servers} --create --topic {topic} --partitions 12"
+                ),
+            );
+        }
+        Err(error) => return Item::failed(name, error.to_string()),
+    };
+    let partitions = match found.partitions {
+        1 => "1 partition".to_owned(),
+        partitions => format!("{partitions} partitions"),
+    };
+    let mut text = format!("{does} {} ({partitions})", found.topic);
+    if name == "requests" {
+        let (group, most) = (&kafka.group_id, found.partitions);
+        text += &format!(", shared by the workers of the group {group}, of which at most {most} have work");
+    }
+    Item::ok(name, text)
+}

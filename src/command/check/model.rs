@@ -1,0 +1,224 @@
+//! The model and the devices.
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use bytesize::ByteSize;
+use hf_hub::api::sync::ApiBuilder;
+use hf_hub::{Cache, Repo, RepoType};
+use indicatif::HumanCount;
+
+use super::Item;
+use crate::caption::config::BlipConfig;
+use crate::caption::{DeviceSpec, HubSource, ModelSource};
+use crate::command::models;
+use crate::settings::{Batch, Model};
+
+/// A longer config.json is not what it claims to be.
+const MAX_CONFIG: u64 = 1 << 20;
+/// Of each line, one file is needed.
+const WEIGHTS: [&str; 3] = ["model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"];
+const TOKENIZERS: [&str; 2] = ["tokenizer.json", "vocab.txt"];
+
+/// Looks for the model without loading it.
+pub fn source(model: &Model, offline: bool, timeout: Duration) -> Item {
+    let found = match models::source(model) {
+        Err(error) => Err(format!("{error:#}")),
+        Ok(ModelSource::Dir(path)) => directory(&path),
+        Ok(ModelSource::Memory { id, .. }) => Ok(format!("{id}, compiled into this program")),
+        Ok(ModelSource::Random { id, .. }) => {
+            return Item::warning(
+                "model",
+                format!("{id} has random weights: good for measuring speed, not for captions"),
+            );
+        }
+        Ok(ModelSource::Hub(hub)) if !is_hub_id(&hub.id) => Err(format!(
+            "{hub} (model.source) is neither a folder that exists nor a name of the hub (organisation/name)"
+        )),
+        Ok(ModelSource::Hub(hub)) if offline => {
+            return match cached(&hub) {
+                Some(path) => {
+                    from(config(&path).map(|config| format!("{hub}, in the cache of this machine: {}", sizes(&config))))
+                }
+                None => {
+                    Item::skipped("model", format!("{hub} is not a folder here, and the hub is not asked (--offline)"))
+                }
+            };
+        }
+        Ok(ModelSource::Hub(hub)) => on_hub(hub, timeout),
+    };
+    from(found)
+}
+
+fn from(found: Result<String, String>) -> Item {
+    match found {
+        Ok(text) => Item::ok("model", text),
+        Err(why) => Item::failed("model", why),
+    }
+}
+
+fn directory(path: &Path) -> Result<String, String> {
+    let place = path.display();
+    let config = config(&path.join("config.json"))?;
+    let has = |names: &[&'static str]| names.iter().copied().find(|name| path.join(name).is_file());
+    let weights = has(&WEIGHTS).ok_or(format!("{place} has no weights: one of {} is needed", WEIGHTS.join(", ")))?;
+    has(&TOKENIZERS).ok_or(format!("{place} has no tokenizer: one of {} is needed", TOKENIZERS.join(", ")))?;
+    let size = path.join(weights).metadata().map_or(0, |metadata| metadata.len());
+    Ok(format!("{place}: {}, {weights} ({})", sizes(&config), ByteSize::b(size)))
+}
+
+fn config(path: &Path) -> Result<BlipConfig, String> {
+    let named = |error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
+    let mut json = Vec::new();
+    let file = std::fs::File::open(path).map_err(|error| named(&error))?;
+    file.take(MAX_CONFIG).read_to_end(&mut json).map_err(|error| named(&error))?;
+    BlipConfig::from_json(&json).map_err(|error| format!("{} ({})", error, path.display()))
+}
+
+fn sizes(config: &BlipConfig) -> String {
+    format!("{} parameters, images of {} px", HumanCount(config.parameters()), config.vision.image_size)
+}
+
+/// The rule of the hub itself: two plain parts.
+fn is_hub_id(id: &str) -> bool {
+    let plain = |part: &str| {
+        !part.is_empty()
+            && !part.starts_with('.')
+            && part.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
+    };
+    id.split('/').count() == 2 && id.split('/').all(plain)
+}
+
+fn repo(hub: &HubSource) -> Repo {
+    let revision = hub.revision.clone().unwrap_or_else(|| "main".into());
+    Repo::with_revision(hub.id.clone(), RepoType::Model, revision)
+}
+
+fn cache(hub: &HubSource) -> Cache {
+    hub.cache.clone().map_or_else(Cache::from_env, Cache::new)
+}
+
+fn cached(hub: &HubSource) -> Option<PathBuf> {
+    cache(hub).repo(repo(hub)).get("config.json")
+}
+
+/// Fetches config.json unless it is in the cache, on a thread of its own, since the client knows no time limit.
+fn on_hub(hub: HubSource, timeout: Duration) -> Result<String, String> {
+    if let Some(path) = cached(&hub) {
+        return config(&path).map(|config| format!("{hub}, in the cache of this machine: {}", sizes(&config)));
+    }
+    let name = hub.to_string();
+    let (sender, receiver) = mpsc::sync_channel(1);
+    std::thread::spawn(move || {
+        let _ = sender.send(fetch(&hub));
+    });
+    let fetched = receiver.recv_timeout(timeout).map_err(|_| {
+        let time = humantime::format_duration(timeout);
+        format!("{name}: the hub has not answered for {time}; a local folder as model.source needs no hub")
+    })?;
+    let config = fetched.and_then(|path| config(&path))?;
+    Ok(format!("{name}, on the hub: {}; the worker fetches the weights when it starts", sizes(&config)))
+}
+
+fn fetch(hub: &HubSource) -> Result<PathBuf, String> {
+    let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+    let mut builder = ApiBuilder::from_cache(cache(hub)).with_progress(false);
+    if let Some(endpoint) = hub.endpoint.clone().or_else(|| variable("HF_ENDPOINT")) {
+        builder = builder.with_endpoint(endpoint.trim_end_matches('/').to_owned());
+    }
+    if let Some(token) = hub.token.clone().or_else(|| variable("HF_TOKEN")) {
+        builder = builder.with_token(Some(token));
+    }
+    let fetched = builder.build().and_then(|api| api.repo(repo(hub)).get("config.json"));
+    fetched.map_err(|error| {
+        format!(
+            "{hub}: the hub does not give its config.json ({error}). Check model.source, and for a private model \
+             model.hub_token_file or HF_TOKEN; a local folder needs no hub"
+        )
+    })
+}
+
+/// Says where the model would run.
+pub fn devices(model: &Model) -> Item {
+    let devices = match models::devices(model) {
+        Ok(devices) => devices,
+        Err(error) => return Item::failed("devices", format!("{error:#}")),
+    };
+    let gpus = cfg!(feature = "cuda");
+    if let Some(gpu) = devices.iter().find(|device| !gpus && matches!(device, DeviceSpec::Cuda(_))) {
+        return Item::failed(
+            "devices",
+            format!(
+                "{gpu} is in model.devices, but this build has no GPU support: build with `--features cuda`, or \
+                 choose cpu"
+            ),
+        );
+    }
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let word = |device: &DeviceSpec| match device {
+        DeviceSpec::Auto if gpus => "the GPU, if there is one, or else the CPU".to_owned(),
+        DeviceSpec::Auto => format!("the CPU ({cores} cores; this build has no GPU support)"),
+        DeviceSpec::Cpu => format!("the CPU ({cores} cores)"),
+        DeviceSpec::Cuda(number) => format!("GPU {number}"),
+    };
+    Item::ok("devices", devices.iter().map(word).collect::<Vec<_>>().join(", "))
+}
+
+/// Loads the model and finds its batch size, as a worker does when it starts.
+pub fn load(model: &Model, batch: &Batch) -> Item {
+    let begun = Instant::now();
+    match models::load(model, batch) {
+        Err(error) => Item::failed("load", format!("{error:#}")),
+        Ok(loaded) => {
+            let info = &loaded.info;
+            let batches: Vec<_> = loaded
+                .engines
+                .iter()
+                .map(|loaded| format!("{} takes {} images at once", loaded.engine.model().device, loaded.batch_size))
+                .collect();
+            let seconds = begun.elapsed().as_secs_f64();
+            let text = format!("{} in {}, in {seconds:.1} s; {}", info.id, info.dtype, batches.join(", "));
+            Item::ok("load", text)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::State;
+    use super::*;
+
+    fn offline(source: &str) -> Item {
+        let model = Model { source: source.into(), ..Model::default() };
+        super::source(&model, true, Duration::from_secs(1))
+    }
+
+    #[test]
+    fn a_missing_folder_is_not_taken_for_a_name_of_the_hub() {
+        for path in ["/nowhere/at/all", "./missing", "missing", "a/b/c"] {
+            let item = offline(path);
+            assert_eq!(item.state, State::Failed, "{item:?}");
+            assert!(item.text.contains("neither a folder"), "{item:?}");
+        }
+    }
+
+    #[test]
+    fn a_folder_without_its_files_names_what_is_missing() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().display().to_string();
+        assert!(offline(&path).text.contains("config.json"), "{:?}", offline(&path));
+        std::fs::write(folder.path().join("config.json"), "{\"text_config\": 7}").unwrap();
+        assert_eq!(offline(&path).state, State::Failed);
+    }
+
+    #[test]
+    fn a_gpu_is_refused_by_a_build_without_gpus() {
+        let model = Model { devices: vec!["cuda:1".into()], ..Model::default() };
+        let expected = if cfg!(feature = "cuda") { State::Ok } else { State::Failed };
+        assert_eq!(devices(&model).state, expected);
+        let unknown = Model { devices: vec!["gpu".into()], ..Model::default() };
+        assert_eq!(devices(&unknown).state, State::Failed);
+    }
+}

@@ -1,0 +1,276 @@
+//! From arguments to records: references, folders, lists of several forms. Lists are read as they are sent.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read};
+use std::ops::ControlFlow;
+use std::path::Path;
+
+use bytes::Bytes;
+use serde_json::{Map, Value};
+
+use super::lines::Lines;
+use super::request::{Bad, Builder, Given, Item};
+use crate::command::input;
+
+/// Columns that hold the reference where `--column` names none.
+const COLUMNS: [&str; 3] = ["image", "url", "image_url"];
+/// A `.json` file is read as a whole; a longer one should be a `.jsonl` file.
+const MAX_JSON_FILE: u64 = 256 << 20;
+/// Name of standard input in error texts.
+const STDIN: &str = "standard input";
+
+/// Takes an input on, or says that it was the last one wanted.
+pub type Emit<'e> = dyn FnMut(Result<Item, Bad>) -> ControlFlow<()> + 'e;
+
+/// Reads the inputs of the command line.
+pub struct Inputs {
+    pub builder: Builder,
+    /// `--column`.
+    pub column: Option<String>,
+}
+
+#[derive(Clone, Copy)]
+enum Form {
+    Csv,
+    JsonLines,
+    Json,
+    Text,
+}
+
+impl Form {
+    /// The form that a file's name tells; `None` for all that is no list.
+    fn of(argument: &str) -> Option<Self> {
+        if argument.contains("://") || argument.starts_with("data:") {
+            return None;
+        }
+        let extension = Path::new(argument).extension()?.to_str()?.to_ascii_lowercase();
+        match extension.as_str() {
+            "csv" => Some(Self::Csv),
+            "jsonl" | "ndjson" => Some(Self::JsonLines),
+            "json" => Some(Self::Json),
+            "txt" => Some(Self::Text),
+            _ => None,
+        }
+    }
+}
+
+impl Inputs {
+    /// Hands every record on, in the order of the arguments, and every input that is none.
+    pub fn read(&self, arguments: &[String], emit: &mut Emit<'_>) -> ControlFlow<()> {
+        arguments.iter().try_for_each(|argument| self.argument(argument, emit))
+    }
+
+    fn argument(&self, argument: &str, emit: &mut Emit<'_>) -> ControlFlow<()> {
+        let path = Path::new(argument);
+        if argument == "-" {
+            return self.text(&List { name: STDIN, folder: None }, io::stdin().lock(), emit);
+        }
+        if path.is_dir() {
+            return self.folder(argument, emit);
+        }
+        let Some(form) = Form::of(argument) else {
+            return emit(self.builder.reference(argument, argument, Given::default()));
+        };
+        let file = match File::open(path) {
+            Ok(file) => BufReader::new(file),
+            Err(error) => return emit(Err(Bad::new(argument, format!("cannot be read: {error}")))),
+        };
+        let list = List { name: argument, folder: path.parent() };
+        match form {
+            Form::Csv => self.csv(&list, file, emit),
+            Form::JsonLines => self.json_lines(&list, file, emit),
+            Form::Json => self.json(&list, file, emit),
+            Form::Text => self.text(&list, file, emit),
+        }
+    }
+
+    fn folder(&self, argument: &str, emit: &mut Emit<'_>) -> ControlFlow<()> {
+        let mut empty = true;
+        for image in input::images(vec![argument.to_owned()]) {
+            empty = false;
+            emit(match image {
+                Ok(image) => self.builder.reference(&image, &image, Given::default()),
+                Err(error) => Err(Bad::new(argument, error)),
+            })?;
+        }
+        if empty { emit(Err(Bad::new(argument, "no images in this folder"))) } else { ControlFlow::Continue(()) }
+    }
+
+    fn lines<R: BufRead>(&self, reader: R) -> Lines<R> {
+        Lines::new(reader, self.builder.max_bytes)
+    }
+
+    /// References, or JSON requests, a line each.
+    fn text(&self, list: &List<'_>, reader: impl BufRead, emit: &mut Emit<'_>) -> ControlFlow<()> {
+        for (number, line) in self.lines(reader) {
+            let place = list.place(number);
+            emit(match line {
+                Err(why) => Err(Bad::new(place, why)),
+                Ok(line) if line.starts_with(['{', '"']) => self.json_line(list, &place, line),
+                Ok(line) => self.builder.reference(&place, &line, list.given()),
+            })?;
+        }
+        ControlFlow::Continue(())
+    }
+
+    fn json_lines(&self, list: &List<'_>, reader: impl BufRead, emit: &mut Emit<'_>) -> ControlFlow<()> {
+        for (number, line) in self.lines(reader) {
+            let place = list.place(number);
+            emit(match line {
+                Err(why) => Err(Bad::new(place, why)),
+                Ok(line) => self.json_line(list, &place, line),
+            })?;
+        }
+        ControlFlow::Continue(())
+    }
+
+    /// A string is a reference; an object is a request and goes as it is.
+    fn json_line(&self, list: &List<'_>, place: &str, line: String) -> Result<Item, Bad> {
+        if line.starts_with('{') {
+            return self.builder.json(place, Bytes::from(line));
+        }
+        match serde_json::from_str(&line) {
+            Ok(Value::String(text)) => self.builder.reference(place, &text, list.given()),
+            Ok(_) => Err(Bad::new(place, "neither a request (an object) nor a reference (a string)")),
+            Err(error) => Err(Bad::new(place, format!("no JSON: {error}"))),
+        }
+    }
+
+    /// One request, one table, or a list of requests and references.
+    fn json(&self, list: &List<'_>, reader: impl BufRead, emit: &mut Emit<'_>) -> ControlFlow<()> {
+        let mut text = Vec::new();
+        if let Err(error) = reader.take(MAX_JSON_FILE + 1).read_to_end(&mut text) {
+            return emit(Err(Bad::new(list.name, error)));
+        }
+        if text.len() as u64 > MAX_JSON_FILE {
+            let why = "too long to be read as a whole; a .jsonl file, with one request a line, has no limit";
+            return emit(Err(Bad::new(list.name, why)));
+        }
+        let first = text.iter().find(|byte| !byte.is_ascii_whitespace());
+        if first == Some(&b'{') {
+            return emit(self.builder.json(list.name, text.into()));
+        }
+        let values = match serde_json::from_slice(&text) {
+            Ok(Value::Array(values)) => values,
+            Ok(value) => vec![value],
+            Err(error) => return emit(Err(Bad::new(list.name, format!("no JSON: {error}")))),
+        };
+        drop(text);
+        for (index, value) in values.into_iter().enumerate() {
+            let place = format!("{}[{index}]", list.name);
+            emit(match value {
+                Value::String(text) => self.builder.reference(&place, &text, list.given()),
+                Value::Object(_) => self.builder.json(&place, value.to_string().into()),
+                _ => Err(Bad::new(place, "neither a request (an object) nor a reference (a string)")),
+            })?;
+        }
+        ControlFlow::Continue(())
+    }
+
+    fn csv(&self, list: &List<'_>, reader: impl Read, emit: &mut Emit<'_>) -> ControlFlow<()> {
+        let mut reader = csv::ReaderBuilder::new().trim(csv::Trim::All).from_reader(reader);
+        let columns = reader.headers().map_err(|error| error.to_string()).and_then(|h| self.columns(h));
+        let columns = match columns {
+            Ok(columns) => columns,
+            Err(why) => return emit(Err(Bad::new(list.name, why))),
+        };
+        let mut record = csv::StringRecord::new();
+        loop {
+            let line = reader.position().line();
+            match reader.read_record(&mut record) {
+                Ok(false) => return ControlFlow::Continue(()),
+                Ok(true) => {
+                    let place = list.place(record.position().map_or(line, csv::Position::line));
+                    emit(self.csv_row(list, &place, &columns, &record))?;
+                }
+                Err(error) => {
+                    let line = error.position().map_or(line, csv::Position::line);
+                    emit(Err(Bad::new(list.place(line), csv_error(&error))))?;
+                    if error.is_io_error() {
+                        return ControlFlow::Continue(());
+                    }
+                }
+            }
+        }
+    }
+
+    fn csv_row(
+        &self,
+        list: &List<'_>,
+        place: &str,
+        columns: &Columns,
+        record: &csv::StringRecord,
+    ) -> Result<Item, Bad> {
+        let cell = |at: usize| record.get(at).filter(|text| !text.is_empty());
+        let Some(image) = cell(columns.image) else {
+            return Err(Bad::new(place, format!("the column {} is empty", columns.names[columns.image])));
+        };
+        let others = columns.others().filter_map(|at| Some((columns.names[at].clone(), cell(at)?.into())));
+        let given = Given {
+            id: columns.id.and_then(cell).map(str::to_owned),
+            prompt: columns.prompt.and_then(cell).map(str::to_owned),
+            meta: others.collect::<Map<String, Value>>(),
+            ..list.given()
+        };
+        self.builder.reference(place, image, given)
+    }
+
+    fn columns(&self, header: &csv::StringRecord) -> Result<Columns, String> {
+        let names: Vec<String> = header.iter().map(str::to_owned).collect();
+        let find = |name: &str| names.iter().position(|column| column == name);
+        let all = names.join(", ");
+        let image = match (&self.column, names.as_slice()) {
+            (Some(name), _) => find(name).ok_or(format!("has no column {name} (--column); it has {all}"))?,
+            (None, [_]) => 0,
+            (None, _) => COLUMNS.iter().find_map(|name| find(name)).ok_or(format!(
+                "none of the columns ({all}) is called {}; say with --column which one holds the image",
+                COLUMNS.join(", ")
+            ))?,
+        };
+        let other = |name| find(name).filter(|at| *at != image);
+        Ok(Columns { image, id: other("id"), prompt: other("prompt"), names })
+    }
+}
+
+fn csv_error(error: &csv::Error) -> String {
+    match error.kind() {
+        csv::ErrorKind::UnequalLengths { expected_len, len, .. } => {
+            format!("{len} values for {expected_len} columns")
+        }
+        csv::ErrorKind::Utf8 { .. } => "not UTF-8".into(),
+        _ => error.to_string(),
+    }
+}
+
+/// A list's name for messages, and the folder it lies in.
+struct List<'a> {
+    name: &'a str,
+    folder: Option<&'a Path>,
+}
+
+impl<'a> List<'a> {
+    fn place(&self, line: u64) -> String {
+        format!("{}:{line}", self.name)
+    }
+
+    fn given(&self) -> Given<'a> {
+        Given { beside: self.folder, ..Given::default() }
+    }
+}
+
+/// Which column is what.
+struct Columns {
+    names: Vec<String>,
+    image: usize,
+    id: Option<usize>,
+    prompt: Option<usize>,
+}
+
+impl Columns {
+    fn others(&self) -> impl Iterator<Item = usize> {
+        (0..self.names.len()).filter(|at| *at != self.image && ![self.id, self.prompt].contains(&Some(*at)))
+    }
+}
+
+#[cfg(test)]
+mod tests;

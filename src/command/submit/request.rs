@@ -1,0 +1,188 @@
+//! From a reference, a row of a list or a JSON request to the record that is sent.
+
+use std::io::Read;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use bytesize::ByteSize;
+use jiff::{SignedDuration, Timestamp};
+use serde_json::{Map, Value};
+
+use crate::command::input;
+use crate::message::{self, ImageRef, Message, ParseError, RECORD_OVERHEAD, Request, RequestParams};
+
+/// A record to send.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Item {
+    /// Where it comes from, in words: an argument, or `file:line`.
+    pub place: String,
+    /// The record's key.
+    pub key: Option<Vec<u8>>,
+    /// The record's value.
+    pub value: Bytes,
+    /// Images in it, and so answers to it.
+    pub rows: usize,
+}
+
+/// An input that cannot be sent.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{place}: {why}")]
+pub struct Bad {
+    /// Where it comes from, as in [`Item::place`].
+    pub place: String,
+    /// What is wrong and what to do.
+    pub why: String,
+}
+
+impl Bad {
+    pub fn new(place: impl Into<String>, why: impl ToString) -> Self {
+        Self { place: place.into(), why: why.to_string() }
+    }
+}
+
+/// What is known of an image beside its reference.
+#[derive(Debug, Default)]
+pub struct Given<'a> {
+    /// The sender's id.
+    pub id: Option<String>,
+    /// Text that the caption begins with.
+    pub prompt: Option<String>,
+    /// Goes into `meta`, over what the command line gave.
+    pub meta: Map<String, Value>,
+    /// Folder that a relative path may be meant from, after the current one.
+    pub beside: Option<&'a Path>,
+}
+
+/// Makes records, as the command line asks for them.
+#[derive(Debug, Clone)]
+pub struct Builder {
+    /// `--prompt`.
+    pub prompt: Option<String>,
+    /// `--max-new-tokens`.
+    pub params: RequestParams,
+    /// `--meta`.
+    pub meta: Map<String, Value>,
+    /// `--deadline`, counted from the moment a request is made.
+    pub deadline: Option<Duration>,
+    /// Whether records have the id as their key.
+    pub keyed: bool,
+    /// Whether local files are sent as addresses.
+    pub as_file_url: bool,
+    /// `kafka.max_message_size`.
+    pub max_bytes: u64,
+    /// `flow.max_rows`.
+    pub max_rows: usize,
+}
+
+impl Builder {
+    /// A request for the image that `text` names.
+    pub fn reference(&self, place: &str, text: &str, given: Given<'_>) -> Result<Item, Bad> {
+        let bad = |why: &dyn ToString| Bad::new(place, why.to_string());
+        let text = text.trim();
+        let (image, is_local) = find(text, given.beside).map_err(|error| bad(&error))?;
+        let image = match image {
+            ImageRef::File(path) if is_local && !self.as_file_url => {
+                ImageRef::Base64(self.inline(&path).map_err(|why| bad(&why))?)
+            }
+            ImageRef::File(path) if is_local && !path.is_file() => return Err(bad(&"no such file")),
+            image => image,
+        };
+        let mut request = Request::of(image);
+        // Inline bytes have no name: without an id, nobody could tell whose caption it is.
+        request.id = given.id.or_else(|| is_local.then(|| text.to_owned()));
+        request.prompt = given.prompt.or_else(|| self.prompt.clone());
+        request.params.clone_from(&self.params);
+        request.deadline = self.deadline.map(from_now).transpose().map_err(|why| bad(&why))?;
+        request.meta.clone_from(&self.meta);
+        request.meta.extend(given.meta);
+        self.item(place, request.id.as_deref(), request.to_native(), 1)
+    }
+
+    /// A request that is there as JSON already, in any of the forms that workers read; sent as it is.
+    pub fn json(&self, place: &str, text: Bytes) -> Result<Item, Bad> {
+        let rows = message::parse(&unsent(text.clone()), self.max_rows).map_err(|error| Bad::new(place, error))?;
+        if rows.is_empty() {
+            return Err(Bad::new(place, "a table without rows"));
+        }
+        let id = match rows.as_slice() {
+            [Ok(only)] => only.id.as_deref(),
+            _ => None,
+        };
+        self.item(place, id, text, rows.len())
+    }
+
+    fn item(&self, place: &str, id: Option<&str>, value: Bytes, rows: usize) -> Result<Item, Bad> {
+        let key = id.filter(|_| self.keyed).map(|id| id.as_bytes().to_vec());
+        let size = (RECORD_OVERHEAD + value.len() + key.as_ref().map_or(0, Vec::len)) as u64;
+        if size > self.max_bytes {
+            return Err(Bad::new(place, self.too_long(size, "")));
+        }
+        Ok(Item { place: place.to_owned(), key, value, rows })
+    }
+
+    /// The file as base64.
+    fn inline(&self, path: &Path) -> Result<Bytes, String> {
+        let file = std::fs::File::open(path).map_err(|error| error.to_string())?;
+        let metadata = file.metadata().map_err(|error| error.to_string())?;
+        if metadata.is_dir() {
+            return Err("a folder cannot be in a list; give it as an argument".into());
+        }
+        let encoded = |length: u64| length.div_ceil(3) * 4;
+        // What grows meanwhile is not read without end.
+        let most = self.max_bytes / 4 * 3 + 3;
+        let mut bytes = Vec::new();
+        let length = metadata.len().max(file.take(most).read_to_end(&mut bytes).map_err(|e| e.to_string())? as u64);
+        if length == 0 {
+            return Err("an empty file".into());
+        }
+        if encoded(length) > self.max_bytes {
+            return Err(self.too_long(encoded(length), " as base64"));
+        }
+        Ok(STANDARD.encode(bytes).into())
+    }
+
+    fn too_long(&self, size: u64, how: &str) -> String {
+        format!(
+            "{}{how}, and kafka.max_message_size is {}. Send an address instead: the image's URL, or --as-file-url if \
+             the workers can read the file (fetch.file_roots); or raise kafka.max_message_size here and at the \
+             workers, and max.message.bytes of the topic",
+            ByteSize::b(size),
+            ByteSize::b(self.max_bytes)
+        )
+    }
+}
+
+/// What a text refers to, and whether it names a local file by its path, not by its address.
+fn find(text: &str, beside: Option<&Path>) -> Result<(ImageRef, bool), ParseError> {
+    let path = Path::new(text);
+    let near = beside.filter(|_| path.is_relative() && !path.exists()).map(|folder| folder.join(path));
+    if let Some(near) = near.filter(|near| near.is_file()) {
+        return Ok((ImageRef::File(std::path::absolute(&near).unwrap_or(near)), true));
+    }
+    let is_address = text.get(..5).is_some_and(|scheme| scheme.eq_ignore_ascii_case("file:"));
+    let image = input::reference(text)?;
+    let is_local = matches!(image, ImageRef::File(_)) && !is_address;
+    Ok((image, is_local))
+}
+
+fn from_now(after: Duration) -> Result<Timestamp, String> {
+    let after = SignedDuration::try_from(after).map_err(|error| format!("--deadline: {error}"))?;
+    Timestamp::now().checked_add(after).map_err(|error| format!("--deadline: {error}"))
+}
+
+/// A message as a worker would get it.
+fn unsent(payload: Bytes) -> Message {
+    Message {
+        topic: "".into(),
+        partition: 0,
+        offset: 0,
+        timestamp_ms: None,
+        key: None,
+        payload: Some(payload),
+        headers: Vec::new(),
+        received: Instant::now(),
+    }
+}
