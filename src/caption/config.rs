@@ -288,62 +288,6 @@ impl VisionConfig {
     }
 }
 
-/// How pixel values become the encoder's input: `(value * rescale - mean) / std`, for each of red, green and blue.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Normalization {
-    /// Applied to the 8-bit value first.
-    pub rescale: f32,
-    /// Subtracted, channel by channel.
-    pub mean: [f32; 3],
-    /// Divided by, channel by channel.
-    pub std: [f32; 3],
-}
-
-impl Default for Normalization {
-    /// CLIP's statistics, the default of the reference's image processor.
-    fn default() -> Self {
-        Self {
-            rescale: 1.0 / 255.0,
-            mean: [0.481_454_66, 0.457_827_5, 0.408_210_73],
-            std: [0.268_629_55, 0.261_302_58, 0.275_777_1],
-        }
-    }
-}
-
-#[derive(Deserialize)]
-#[serde(default)]
-struct RawPreprocessor {
-    do_rescale: bool,
-    rescale_factor: f32,
-    do_normalize: bool,
-    image_mean: [f32; 3],
-    image_std: [f32; 3],
-}
-
-impl Default for RawPreprocessor {
-    fn default() -> Self {
-        let Normalization { rescale, mean, std } = Normalization::default();
-        Self { do_rescale: true, rescale_factor: rescale, do_normalize: true, image_mean: mean, image_std: std }
-    }
-}
-
-impl Normalization {
-    /// Parses `preprocessor_config.json`.
-    pub fn from_json(json: &[u8]) -> Result<Self, LoadError> {
-        let file = "preprocessor_config.json";
-        let invalid = |reason: String| LoadError::Invalid { file: file.into(), reason };
-        let raw: RawPreprocessor = serde_json::from_slice(json).map_err(|error| invalid(error.to_string()))?;
-        let rescale = if raw.do_rescale { raw.rescale_factor } else { 1.0 };
-        if !raw.do_normalize {
-            return Ok(Self { rescale, mean: [0.0; 3], std: [1.0; 3] });
-        }
-        if raw.image_std.iter().any(|&std| std <= 0.0) {
-            return Err(invalid(format!("image_std: {:?} has a value that is not positive", raw.image_std)));
-        }
-        Ok(Self { rescale, mean: raw.image_mean, std: raw.image_std })
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -369,12 +313,5 @@ mod tests {
         refuse(r#"{"model_type":"blip","text_config":{"vocab_size":100}}"#, "text_config.bos_token_id");
         refuse(r#"{"model_type":"blip","text_config":{"hidden_size":0}}"#, "text_config.hidden_size");
         refuse("{", "EOF");
-    }
-
-    #[test]
-    fn normalization_can_be_switched_off() {
-        let off = Normalization::from_json(br#"{"do_normalize":false,"do_rescale":false}"#).unwrap();
-        assert_eq!(off, Normalization { rescale: 1.0, mean: [0.0; 3], std: [1.0; 3] });
-        assert_eq!(Normalization::from_json(b"{}").unwrap(), Normalization::default());
     }
 }

@@ -10,12 +10,13 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use super::Engine;
-use super::config::{BlipConfig, Normalization};
+use super::config::BlipConfig;
 use super::device::{DeviceSpec, DtypeSpec};
 use super::engine::BlipEngine;
 use super::files::ModelFiles;
 use super::hub::{self, HubSource};
 use super::model::{Identity, Model};
+use super::preprocess::Preprocessor;
 use super::random;
 use super::tokenizer::CaptionTokenizer;
 use super::weights::{Scope, Weights};
@@ -168,17 +169,32 @@ pub fn load_model(options: &LoadOptions) -> Result<Arc<Model>, LoadError> {
     };
     let started = std::time::Instant::now();
     let scope = Scope::root(&parts.weights, &device, dtype);
-    let model = Model::build(parts.config, &parts.normalization, parts.tokenizer, &scope, identity)?;
+    let model = Model::build(parts.config, parts.preprocessor, parts.tokenizer, &scope, identity)?;
     let seconds = started.elapsed().as_secs_f32();
     let info = model.info();
     tracing::info!(model = %info.id, device = %info.device, dtype = %info.dtype, parameters = info.parameters, seconds, "model loaded");
     Ok(Arc::new(model))
 }
 
+/// File of the image processor's settings; without it, BLIP's own are taken.
+const PREPROCESSOR: &str = "preprocessor_config.json";
+
+/// Reads the image processor's settings, which must make images of the size that the model takes.
+fn preprocessor(json: &[u8], image_size: usize) -> Result<Preprocessor, LoadError> {
+    let invalid = |reason: String| LoadError::Invalid { file: PREPROCESSOR.into(), reason };
+    let text = std::str::from_utf8(json).map_err(|error| invalid(error.to_string()))?;
+    let preprocessor = Preprocessor::from_json(text).map_err(|error| invalid(error.to_string()))?;
+    if preprocessor.size() != image_size {
+        let size = preprocessor.size();
+        return Err(invalid(format!("size is {size}, but vision_config.image_size of config.json is {image_size}")));
+    }
+    Ok(preprocessor)
+}
+
 /// What a model is built from.
 pub(super) struct Parts {
     pub(super) config: BlipConfig,
-    pub(super) normalization: Normalization,
+    pub(super) preprocessor: Preprocessor,
     pub(super) tokenizer: CaptionTokenizer,
     pub(super) weights: Weights,
 }
@@ -186,12 +202,12 @@ pub(super) struct Parts {
 impl Parts {
     fn read(files: &ModelFiles) -> Result<Self, LoadError> {
         let config = BlipConfig::from_json(&files.require("config.json", ": is this a model directory?")?)?;
-        let normalization = match files.read("preprocessor_config.json")? {
-            Some(json) => Normalization::from_json(&json)?,
-            None => Normalization::default(),
+        let preprocessor = match files.read(PREPROCESSOR)? {
+            Some(json) => preprocessor(&json, config.vision.image_size)?,
+            None => Preprocessor::blip(config.vision.image_size),
         };
         let tokenizer = CaptionTokenizer::read(files)?;
         let weights = Weights::open(files)?;
-        Ok(Self { config, normalization, tokenizer, weights })
+        Ok(Self { config, preprocessor, tokenizer, weights })
     }
 }

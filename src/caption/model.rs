@@ -2,10 +2,11 @@
 
 use candle_core::{DType, Device, Result, Tensor};
 
-use super::config::{BlipConfig, Normalization};
+use super::config::BlipConfig;
 use super::error::EngineError;
 use super::load::LoadError;
 use super::memory::{self, Block, ImageMemory, Memory, Sizes};
+use super::preprocess::Preprocessor;
 use super::text::TextDecoder;
 use super::tokenizer::CaptionTokenizer;
 use super::vision::VisionEncoder;
@@ -19,6 +20,7 @@ pub struct Model {
     pub(super) text: TextDecoder,
     pub(super) tokenizer: CaptionTokenizer,
     pub(super) config: BlipConfig,
+    preprocessor: Preprocessor,
     pub(super) device: Device,
     dtype: DType,
     info: ModelInfo,
@@ -36,12 +38,12 @@ impl Model {
     /// Reads `vision_model` and `text_decoder`.
     pub(super) fn build(
         config: BlipConfig,
-        normalization: &Normalization,
+        preprocessor: Preprocessor,
         tokenizer: CaptionTokenizer,
         scope: &Scope<'_>,
         identity: Identity,
     ) -> std::result::Result<Self, LoadError> {
-        let vision = VisionEncoder::load(&scope.part("vision_model"), &config.vision, normalization)?;
+        let vision = VisionEncoder::load(&scope.part("vision_model"), &config.vision, &preprocessor.normalize())?;
         let text = TextDecoder::load(&scope.part("text_decoder"), &config)?;
         let info = ModelInfo {
             id: identity.id,
@@ -52,12 +54,18 @@ impl Model {
             parameters: config.parameters(),
             context_length: config.text.max_position_embeddings,
         };
-        Ok(Self { vision, text, tokenizer, config, device: scope.device().clone(), dtype: scope.dtype(), info })
+        let (device, dtype) = (scope.device().clone(), scope.dtype());
+        Ok(Self { vision, text, tokenizer, config, preprocessor, device, dtype, info })
     }
 
     /// The model and where it runs.
     pub fn info(&self) -> &ModelInfo {
         &self.info
+    }
+
+    /// What makes its pixels of pictures.
+    pub fn preprocessor(&self) -> &Preprocessor {
+        &self.preprocessor
     }
 
     /// The encoder's output for each image, `[tokens, width]` row by row. For checks against a reference.

@@ -2,7 +2,8 @@
 
 use candle_core::{Device, Tensor};
 
-use super::config::{BlipConfig, Normalization};
+use super::config::BlipConfig;
+use super::preprocess::Preprocessor;
 use super::load::Parts;
 use super::tokenizer::CaptionTokenizer;
 use super::weights::Weights;
@@ -14,7 +15,7 @@ const SPREAD: f32 = 0.02;
 pub(super) fn parts(config: &BlipConfig, seed: u64) -> Parts {
     Parts {
         config: config.clone(),
-        normalization: Normalization::default(),
+        preprocessor: Preprocessor::blip(config.vision.image_size),
         tokenizer: CaptionTokenizer::numbered(config.text.vocab_size),
         weights: Weights::Random(RandomWeights { seed }),
     }

@@ -4,7 +4,8 @@ use candle_core::{Result, Tensor};
 
 use super::Pixels;
 use super::compute::{LayerNorm, Linear, attend_image};
-use super::config::{Normalization, VisionConfig};
+use super::config::VisionConfig;
+use super::preprocess::Normalize;
 use super::load::LoadError;
 use super::weights::Scope;
 
@@ -34,7 +35,7 @@ impl VisionEncoder {
     pub(super) fn load(
         scope: &Scope<'_>,
         config: &VisionConfig,
-        normalization: &Normalization,
+        normalize: &Normalize,
     ) -> std::result::Result<Self, LoadError> {
         let width = config.hidden_size;
         let embeddings = scope.part("embeddings");
@@ -42,7 +43,7 @@ impl VisionEncoder {
             .map(|index| Layer::load(&scope.part("encoder.layers").part(index), config))
             .collect::<std::result::Result<_, _>>()?;
         Ok(Self {
-            levels: levels(normalization),
+            levels: levels(normalize),
             patch: load_patch(&embeddings.part("patch_embedding"), config)?,
             class: embeddings.tensor("class_embedding", &[1, 1, width])?,
             position: embeddings.tensor("position_embedding", &[1, config.tokens(), width])?,
@@ -92,9 +93,9 @@ impl VisionEncoder {
     }
 }
 
-fn levels(normalization: &Normalization) -> [[f32; 256]; 3] {
-    let Normalization { rescale, mean, std } = normalization;
-    std::array::from_fn(|channel| std::array::from_fn(|value| (value as f32 * rescale - mean[channel]) / std[channel]))
+fn levels(normalize: &Normalize) -> [[f32; 256]; 3] {
+    let Normalize { scale, mean, std } = normalize;
+    std::array::from_fn(|channel| std::array::from_fn(|value| (value as f32 * scale - mean[channel]) / std[channel]))
 }
 
 /// The convolution that embeds patches, whose steps are as long as its kernel, as a linear layer on unfolded patches.

@@ -71,7 +71,7 @@ pub fn load(model: &Model, batch: &Batch) -> anyhow::Result<LoadedModel> {
     for device in devices(model)? {
         let options = LoadOptions { source: source.clone(), device, dtype };
         let loaded = load_model(&options).with_context(|| format!("cannot load the model {} (model.source)", model.source))?;
-        let (info, preprocessor) = (loaded.info().clone(), Preprocessor::blip(loaded.info().image_size));
+        let (info, preprocessor) = (loaded.info().clone(), loaded.preprocessor().clone());
         let mut size = batch.max_size;
         for replica in 0..model.replicas.max(1) {
             let mut engine: Box<dyn Engine> = Box::new(BlipEngine::new(loaded.clone()));
