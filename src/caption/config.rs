@@ -304,8 +304,8 @@ impl Default for Normalization {
     fn default() -> Self {
         Self {
             rescale: 1.0 / 255.0,
-            mean: [0.481_454_66, 0.457_827_5, 0.408_210_73],
-            std: [0.268_629_55, 0.261_302_58, 0.275_777_1],
+            mean: [0.481_454_67, 0.457_827_5, 0.408_210_72],
+            std: [0.268_629_55, 0.261_302_6, 0.275_777_1],
         }
     }
 }
@@ -353,6 +353,12 @@ mod tests {
         let config = BlipConfig::from_json(br#"{"model_type":"blip","text_config":{"hidden_size":64}}"#).unwrap();
         assert_eq!(config.text, TextConfig { hidden_size: 64, ..TextConfig::default() });
         assert_eq!(config.vision, BlipConfig::base().vision);
+    }
+
+    #[test]
+    fn the_published_sizes_have_as_many_parameters_as_in_the_reference() {
+        assert_eq!(BlipConfig::base().parameters(), 223_971_644);
+        assert_eq!(BlipConfig::large().parameters(), 446_290_492);
     }
 
     #[test]
