@@ -249,7 +249,7 @@ mod tests {
                 engine.admit(image, &Params { prompt: prompt.map(Into::into), ..Params::default() }).unwrap();
             }
             captions.extend(engine.step().unwrap());
-            if engine.active() == 0 && waiting.len() == 0 {
+            if engine.active() == 0 && captions.len() == images.len() {
                 break;
             }
         }
