@@ -225,3 +225,58 @@ impl Engine for BlipEngine {
         std::mem::take(&mut self.phases)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use candle_core::{DType, Device};
+
+    use super::*;
+    use crate::caption::memory::{DeviceMemory, Sizes};
+    use crate::caption::{DeviceSpec, LoadOptions, ModelSource, load_model};
+
+    /// Rows of all ages, with and without prompts, one joining at every other step.
+    fn captions(engine: &mut BlipEngine, images: &[Pixels]) -> Vec<(RowId, Caption)> {
+        let encoded = engine.encode(images).unwrap();
+        let prompts = [None, Some("a photo of"), Some("it is not, the man")];
+        let mut waiting = encoded.iter().zip(prompts.iter().cycle());
+        let mut captions = Vec::new();
+        for step in 0.. {
+            if step % 2 == 0
+                && let Some((image, prompt)) = waiting.next()
+            {
+                engine.admit(image, &Params { prompt: prompt.map(Into::into), ..Params::default() }).unwrap();
+            }
+            captions.extend(engine.step().unwrap());
+            if engine.active() == 0 && captions.len() == images.len() {
+                break;
+            }
+        }
+        captions.sort_by_key(|(row, _)| *row);
+        captions
+    }
+
+    #[test]
+    fn both_memories_remember_alike() {
+        let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/reference");
+        for name in ["proportions", "widths", "depths"] {
+            let directory = fixtures.join(name);
+            let tensors = candle_core::safetensors::load(directory.join("expected.safetensors"), &Device::Cpu).unwrap();
+            let bytes: Vec<Vec<u8>> = tensors["images"].flatten_from(1).unwrap().to_vec2().unwrap();
+            let size = tensors["images"].dim(1).unwrap();
+            let images: Vec<_> = bytes.into_iter().map(|bytes| Pixels::new(size, bytes).unwrap()).collect();
+            let source = ModelSource::Dir(directory);
+            let model = load_model(&LoadOptions { device: DeviceSpec::Cpu, ..LoadOptions::new(source) }).unwrap();
+            let on_host = captions(&mut BlipEngine::new(Arc::clone(&model)), &images);
+            let memory = DeviceMemory::new(Sizes::of(&model.config), Device::Cpu, DType::F32);
+            let mut engine = BlipEngine { memory: Box::new(memory), ..BlipEngine::new(model) };
+            let on_device = captions(&mut engine, &images);
+            assert_eq!(on_host.len(), images.len());
+            for ((_, a), (_, b)) in on_host.iter().zip(&on_device) {
+                assert_eq!((&a.token_ids, &a.text), (&b.token_ids, &b.text), "{name}");
+                assert!((a.logprob - b.logprob).abs() < 1e-3);
+            }
+        }
+    }
+}

@@ -45,13 +45,14 @@ impl Model {
     ) -> std::result::Result<Self, LoadError> {
         let vision = VisionEncoder::load(&scope.part("vision_model"), &config.vision, &preprocessor.normalize())?;
         let text = TextDecoder::load(&scope.part("text_decoder"), &config)?;
+        let untied = if text.is_tied() { 0 } else { config.text.vocab_size * config.text.hidden_size };
         let info = ModelInfo {
             id: identity.id,
             revision: identity.revision,
             dtype: identity.dtype,
             device: identity.device,
             image_size: config.vision.image_size,
-            parameters: config.parameters(),
+            parameters: config.parameters() + untied as u64,
             context_length: config.text.max_position_embeddings,
         };
         let (device, dtype) = (scope.device().clone(), scope.dtype());

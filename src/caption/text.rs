@@ -38,6 +38,8 @@ struct Head {
     dense: Linear,
     norm: LayerNorm,
     words: Linear,
+    /// Whether its weight is the embedding of the words.
+    tied: bool,
 }
 
 impl TextDecoder {
@@ -70,6 +72,11 @@ impl TextDecoder {
             image_keys_values,
             head,
         })
+    }
+
+    /// Whether the head's weight is the embedding of the words.
+    pub(super) fn is_tied(&self) -> bool {
+        self.head.tied
     }
 
     /// The memory of an image from its hidden states, `[tokens, image width]`.
@@ -112,18 +119,22 @@ impl Head {
         let (width, vocabulary) = (config.hidden_size, config.vocab_size);
         let shape = [vocabulary, width];
         let fail = |error: candle_core::Error| scope.error(DECODER, &error);
-        let (words, decoder) = match (scope.contains(WORDS), scope.contains(DECODER)) {
+        let (words, decoder, tied) = match (scope.contains(WORDS), scope.contains(DECODER)) {
             (false, true) => {
                 let shared = scope.tensor(DECODER, &shape)?;
-                (shared.clone(), shared)
+                (shared.clone(), shared, true)
             }
             (_, false) => {
                 let shared = scope.tensor(WORDS, &shape)?;
-                (shared.clone(), shared)
+                (shared.clone(), shared, true)
             }
             (true, true) => {
                 let (words, decoder) = (scope.tensor(WORDS, &shape)?, scope.tensor(DECODER, &shape)?);
-                if equal(&words, &decoder).map_err(fail)? { (words.clone(), words) } else { (words, decoder) }
+                if equal(&words, &decoder).map_err(fail)? {
+                    (words.clone(), words, true)
+                } else {
+                    (words, decoder, false)
+                }
             }
         };
         let predictions = scope.part("cls.predictions");
@@ -133,6 +144,7 @@ impl Head {
             dense: Linear::load(&transform.part("dense"), width, width)?,
             norm: LayerNorm::load(&transform.part("LayerNorm"), width, config.layer_norm_eps)?,
             words: Linear::new(&decoder, predictions.tensor(bias, &[vocabulary])?).map_err(fail)?,
+            tied,
         };
         Ok((words, head))
     }
