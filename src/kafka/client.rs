@@ -286,8 +286,7 @@ pub fn read_records(
     let checks = [TopicCheck { topic: topic.into(), setting: "the topic's name" }];
     let partitions = check_topics(settings, &checks, limits.timeout)?.topics.first().map_or(0, |t| t.partitions);
     // librdkafka wants a group's name to assign partitions, and never joins it.
-    let more =
-        [("group.id", "blipstream-reader"), ("enable.auto.commit", "false"), ("enable.partition.eof", "true")];
+    let more = [("group.id", "blipstream-reader"), ("enable.auto.commit", "false"), ("enable.partition.eof", "true")];
     let client = plain_consumer(settings, &more)?;
     let reading = |error| Error::from_kafka("reading records", &error);
     let name: std::sync::Arc<str> = topic.into();
