@@ -133,10 +133,13 @@ impl Core {
                 (Stage::Fetch, Box::new(move || rows_out.len())),
                 (Stage::Decode, Box::new(move || fetched.len())),
                 (Stage::Batch, Box::new(move || queue.len())),
-                (Stage::Publish, Box::new({
-                    let finished = finished.downgrade();
-                    move || finished.upgrade().map_or(0, |f| f.len())
-                })),
+                (
+                    Stage::Publish,
+                    Box::new({
+                        let finished = finished.downgrade();
+                        move || finished.upgrade().map_or(0, |f| f.len())
+                    }),
+                ),
             ],
         });
         Ok(Self { rows, finished, failures: finished_in, device_failures, fetching })
@@ -212,7 +215,10 @@ struct Lanes {
 impl Lanes {
     fn new(settings: &Settings) -> Self {
         let inputs = &settings.kafka.inputs;
-        Self { topics: inputs.iter().map(|i| i.topic.clone()).collect(), weights: inputs.iter().map(|i| i.weight).collect() }
+        Self {
+            topics: inputs.iter().map(|i| i.topic.clone()).collect(),
+            weights: inputs.iter().map(|i| i.weight).collect(),
+        }
     }
 
     fn of(&self, topic: &str) -> usize {

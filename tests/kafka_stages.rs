@@ -31,6 +31,10 @@ const DEAD: &str = "dead";
 /// No test waits longer than this for anything.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// For tests with more than one rebalance: the embedded broker draws each out until the session's time-out less a
+/// second.
+const SHORT_SESSION: Duration = Duration::from_millis(1500);
+
 /// A broker and what it takes to talk to it.
 struct Bench {
     broker: EmbeddedBroker,
@@ -140,7 +144,7 @@ impl Member {
         taken
     }
 
-    async fn paused(&self) -> usize {
+    fn paused(&self) -> usize {
         let status = self.consume.view().status();
         status.partitions.iter().filter(|partition| partition.paused).count()
     }
@@ -286,7 +290,8 @@ async fn a_commit_never_passes_an_unresolved_message() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_not_resolved_is_delivered_again_to_the_next_worker() {
-    let bench = Bench::new(1);
+    let mut bench = Bench::new(1);
+    bench.kafka.session_timeout = SHORT_SESSION;
     bench.write_numbers(0..10);
     let member = bench.member();
     let mut taken = member.take(10).await;
@@ -313,7 +318,7 @@ async fn pausing_for_a_spent_pool_loses_and_repeats_nothing() {
     bench.write_numbers(0..400);
     let limit = Limit { items: 10, bytes: 64 << 20 };
     let member = Member::start(&bench, limit, 100);
-    eventually("everything is paused", async || member.paused().await == 2).await;
+    eventually("everything is paused", async || member.paused() == 2).await;
     assert!(member.gate.reasons().contains(&Reason::Messages));
     let mut seen = Vec::new();
     while seen.len() < 400 {
@@ -322,7 +327,7 @@ async fn pausing_for_a_spent_pool_loses_and_repeats_nothing() {
         seen.push(number(&message.resolve(Outcome::Published)));
     }
     eventually("caught up", async || member.consume.view().caught_up()).await;
-    assert_eq!(member.paused().await, 0);
+    assert_eq!(member.paused(), 0);
     seen.sort_unstable();
     assert_eq!(seen, (0..400).collect::<Vec<_>>());
     assert!(member.output.is_empty());
@@ -334,7 +339,7 @@ async fn a_full_queue_loses_and_repeats_nothing() {
     let bench = Bench::new(2);
     bench.write_numbers(0..300);
     let member = Member::start(&bench, Limit { items: 1000, bytes: 64 << 20 }, 2);
-    eventually("everything is paused", async || member.paused().await == 2).await;
+    eventually("everything is paused", async || member.paused() == 2).await;
     let mut seen: Vec<usize> = Vec::new();
     while seen.len() < 300 {
         seen.push(number(&member.next().await.resolve(Outcome::Published)));
@@ -353,7 +358,7 @@ async fn a_shut_gate_stops_delivery_and_keeps_the_membership() {
     let member = bench.member();
     eventually("joined", async || member.consume.view().status().partitions.len() == 2).await;
     member.gate.shut(Reason::Operator);
-    eventually("everything is paused", async || member.paused().await == 2).await;
+    eventually("everything is paused", async || member.paused() == 2).await;
     bench.write_numbers(0..20);
     quiet().await;
     assert!(member.output.is_empty());
@@ -375,14 +380,12 @@ async fn a_span_that_is_too_long_pauses_its_partition_until_the_oldest_is_resolv
     for message in member.take(19).await {
         message.resolve(Outcome::Published);
     }
-    eventually("the partition is paused", async || member.paused().await == 1).await;
+    eventually("the partition is paused", async || member.paused() == 1).await;
     quiet().await;
     assert!(member.output.is_empty());
     oldest.resolve(Outcome::Published);
-    let mut expected = 20;
-    for _ in 20..100 {
+    for expected in 20..100 {
         assert_eq!(number(&member.next().await.resolve(Outcome::Published)), expected);
-        expected += 1;
     }
     member.close().await.unwrap();
     assert_eq!(bench.committed(), [Some(100)]);
@@ -410,8 +413,7 @@ async fn stop_drain_close_commits_everything_that_was_taken() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_that_joins_and_leaves_loses_and_repeats_nothing() {
     let mut bench = Bench::new(4);
-    // The embedded broker draws every rebalance out until the session's time-out less a second.
-    bench.kafka.session_timeout = Duration::from_millis(1500);
+    bench.kafka.session_timeout = SHORT_SESSION;
     let seen: Arc<Mutex<BTreeMap<usize, usize>>> = Arc::default();
     let echo = |member: &Member| {
         let (output, seen) = (member.output.clone(), seen.clone());
@@ -698,6 +700,65 @@ async fn a_failed_commit_is_tried_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_partition_that_is_paused_or_at_its_end_is_not_taken_for_stuck() {
+    let mut bench = Bench::new(2);
+    bench.kafka.stuck_after = Duration::from_millis(50);
+    bench.write_numbers(0..5);
+    let member = bench.member();
+    let taken = member.take(5).await;
+    eventually("a broker is known to be up", async || member.consume.view().status().brokers_up == 1).await;
+    quiet().await;
+    member.gate.shut(Reason::Operator);
+    eventually("everything is paused", async || member.paused() == 2).await;
+    quiet().await;
+    assert_eq!(member.consume.view().status().reseeks, 0);
+    for message in taken {
+        message.resolve(Outcome::Published);
+    }
+    member.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_partition_that_is_silent_for_too_long_is_read_anew_and_repeats_nothing() {
+    let mut bench = Bench::new(1);
+    bench.kafka.stuck_after = Duration::from_millis(50);
+    bench.write_numbers(0..20);
+    let member = bench.member();
+    eventually("a broker is known to be up", async || member.consume.view().status().brokers_up == 1).await;
+    // Answers take longer than the watchdog waits, so that it barks at a partition that is only slow.
+    bench.broker.round_trip_time(Duration::from_millis(200)).unwrap();
+    bench.write_numbers(20..40);
+    eventually("it was read anew", async || member.consume.view().status().reseeks > 0).await;
+    bench.broker.round_trip_time(Duration::ZERO).unwrap();
+    let mut seen = Vec::new();
+    for message in member.take(40).await {
+        seen.push(number(&message.resolve(Outcome::Published)));
+    }
+    assert_eq!(seen, (0..40).collect::<Vec<_>>());
+    eventually("caught up", async || member.consume.view().caught_up()).await;
+    assert!(member.output.is_empty());
+    member.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn closing_ends_in_bounded_time_while_the_brokers_are_away() {
+    let mut bench = Bench::new(1);
+    bench.kafka.session_timeout = SHORT_SESSION;
+    bench.kafka.commit_interval = Duration::from_secs(60);
+    bench.write_numbers(0..3);
+    let member = bench.member();
+    let taken = member.take(3).await;
+    bench.broker.down().unwrap();
+    for message in taken {
+        message.resolve(Outcome::Published);
+    }
+    // The commit has failed, or the partition counts as lost by then; either way nothing was committed.
+    drop(member.close().await);
+    bench.broker.up().unwrap();
+    assert_eq!(bench.committed(), [None]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_group_without_offsets_begins_at_the_beginning() {
     let bench = Bench::new(1);
     bench.write_numbers(0..3);
@@ -711,7 +772,8 @@ async fn a_group_without_offsets_begins_at_the_beginning() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_offset_out_of_range_stops_the_worker_with_its_place() {
-    let bench = Bench::new(1);
+    let mut bench = Bench::new(1);
+    bench.kafka.session_timeout = SHORT_SESSION;
     bench.write_numbers(0..3);
     commit(&bench.kafka, 1000);
     let mut member = bench.member();

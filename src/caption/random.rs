@@ -3,8 +3,8 @@
 use candle_core::{Device, Tensor};
 
 use super::config::BlipConfig;
-use super::preprocess::Preprocessor;
 use super::load::Parts;
+use super::preprocess::Preprocessor;
 use super::tokenizer::CaptionTokenizer;
 use super::weights::Weights;
 

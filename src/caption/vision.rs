@@ -5,8 +5,8 @@ use candle_core::{Result, Tensor};
 use super::Pixels;
 use super::compute::{LayerNorm, Linear, attend_image};
 use super::config::VisionConfig;
-use super::preprocess::Normalize;
 use super::load::LoadError;
+use super::preprocess::Normalize;
 use super::weights::Scope;
 
 /// The image encoder.

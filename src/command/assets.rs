@@ -19,12 +19,8 @@ pub fn model() -> ModelSource {
             ($name.to_owned(), Cow::Borrowed(&include_bytes!(concat!("../../models/demo/", $name))[..]))
         };
     }
-    let files = [
-        file!("config.json"),
-        file!("preprocessor_config.json"),
-        file!("tokenizer.json"),
-        file!("model.safetensors"),
-    ];
+    let files =
+        [file!("config.json"), file!("preprocessor_config.json"), file!("tokenizer.json"), file!("model.safetensors")];
     ModelSource::Memory { id: "blipstream-demo".into(), files: BTreeMap::from(files) }
 }
 

@@ -177,7 +177,11 @@ impl Feeder {
             count += 1;
             let row = row(&argument, ticket.offset());
             let sent = match row {
-                Ok(row) => self.rows.send_blocking(Tracked::new(row, ticket, permit)).map_err(|e| e.into_inner().abandon()).is_ok(),
+                Ok(row) => self
+                    .rows
+                    .send_blocking(Tracked::new(row, ticket, permit))
+                    .map_err(|e| e.into_inner().abandon())
+                    .is_ok(),
                 Err((row, error)) => {
                     let failure = Failure::new(Stage::Parse, &error);
                     let row = Tracked::new(*row, ticket, permit);

@@ -82,7 +82,14 @@ async fn show(args: DemoArgs, mut settings: Settings) -> anyhow::Result<Exit> {
         tokio::task::spawn_blocking(move || models::load(&settings.model, &settings.batch)).await??
     };
     let info = model.info.clone();
-    writeln!(out, "model    {} on {} in {}, {:.1} M parameters", info.id, info.device, info.dtype, info.parameters as f64 / 1e6)?;
+    writeln!(
+        out,
+        "model    {} on {} in {}, {:.1} M parameters",
+        info.id,
+        info.device,
+        info.dtype,
+        info.parameters as f64 / 1e6
+    )?;
     let control = Control::new(&settings.flow, Arc::new(Metrics::new()));
     drain_on_signal(&control)?;
     let (address, _port) =
@@ -175,10 +182,13 @@ enum Answer {
 fn answers(settings: &Settings, stop: &CancellationToken) -> anyhow::Result<Receiver<Answer>> {
     let (sender, receiver) = async_channel::bounded(64);
     let kafka = &settings.kafka;
-    for (topic, read) in [(&kafka.captions_topic, caption as fn(&Message) -> Option<Answer>), (&kafka.dead_letter_topic, dead_letter)] {
+    for (topic, read) in
+        [(&kafka.captions_topic, caption as fn(&Message) -> Option<Answer>), (&kafka.dead_letter_topic, dead_letter)]
+    {
         let (kafka, topic, sender, stop) = (kafka.clone(), topic.clone(), sender.clone(), stop.clone());
         std::thread::Builder::new().name(format!("read {topic}")).spawn(move || {
-            let limits = ReadLimits { from: From::Beginning, timeout: Duration::from_secs(24 * 3600), stop_at_end: false };
+            let limits =
+                ReadLimits { from: From::Beginning, timeout: Duration::from_secs(24 * 3600), stop_at_end: false };
             let result = read_records(&kafka, &topic, limits, |message| hand_on(&sender, &stop, read(&message)));
             if let Err(error) = result {
                 tracing::error!(%error, topic, "cannot read the answers");
@@ -220,7 +230,12 @@ impl Seen {
 }
 
 /// Prints the answers as they arrive.
-async fn watch(out: &mut impl Write, answers: &Receiver<Answer>, expected: usize, control: &Control) -> anyhow::Result<Seen> {
+async fn watch(
+    out: &mut impl Write,
+    answers: &Receiver<Answer>,
+    expected: usize,
+    control: &Control,
+) -> anyhow::Result<Seen> {
     let shown = assets::images().len();
     let names = assets::images().into_iter().map(|(name, _)| name.len()).chain([MISSING.len()]);
     let width = names.max().unwrap_or(0);

@@ -62,7 +62,8 @@ pub fn reference(argument: &str) -> Result<ImageRef, ParseError> {
     let path = Path::new(argument);
     let is_path = path.exists() || is_image(path) && !argument.contains("://") && !argument.starts_with("data:");
     if is_path {
-        let absolute = std::path::absolute(path).map_err(|error| ParseError::Reference(format!("{argument}: {error}")))?;
+        let absolute =
+            std::path::absolute(path).map_err(|error| ParseError::Reference(format!("{argument}: {error}")))?;
         return Ok(ImageRef::File(absolute));
     }
     ImageRef::parse(argument)
@@ -80,7 +81,8 @@ mod tests {
             std::fs::write(root.path().join(name), b"").unwrap();
         }
         let all: Vec<_> = images(vec![root.path().display().to_string()]).map(Result::unwrap).collect();
-        let names: Vec<_> = all.iter().map(|p| p.strip_prefix(&format!("{}/", root.path().display())).unwrap()).collect();
+        let names: Vec<_> =
+            all.iter().map(|p| p.strip_prefix(&format!("{}/", root.path().display())).unwrap()).collect();
         assert_eq!(names, ["a.png", "b/x.webp", "c.JPG"]);
     }
 

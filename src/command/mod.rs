@@ -43,8 +43,6 @@ enum Command {
     /// Caption local files, folders and URLs, without Kafka
     Caption(caption::CaptionArgs),
 
-
-
     /// Show the configuration in force and where each value comes from
     Config(config::ConfigArgs),
     /// Print a completion script for a shell

@@ -6,7 +6,9 @@ use anyhow::Context;
 
 use super::{Usage, assets};
 use crate::caption::preprocess::Preprocessor;
-use crate::caption::{BlipEngine, DeviceSpec, DtypeSpec, Engine, HubSource, LoadOptions, ModelInfo, ModelSource, load_model};
+use crate::caption::{
+    BlipEngine, DeviceSpec, DtypeSpec, Engine, HubSource, LoadOptions, ModelInfo, ModelSource, load_model,
+};
 use crate::pipeline::{Loaded, Parts};
 use crate::settings::{Batch, Model, Settings};
 use crate::stage::infer::{WarmUp, warm_up};
@@ -70,7 +72,8 @@ pub fn load(model: &Model, batch: &Batch) -> anyhow::Result<LoadedModel> {
     let mut first = None;
     for device in devices(model)? {
         let options = LoadOptions { source: source.clone(), device, dtype };
-        let loaded = load_model(&options).with_context(|| format!("cannot load the model {} (model.source)", model.source))?;
+        let loaded =
+            load_model(&options).with_context(|| format!("cannot load the model {} (model.source)", model.source))?;
         let (info, preprocessor) = (loaded.info().clone(), loaded.preprocessor().clone());
         let mut size = batch.max_size;
         for replica in 0..model.replicas.max(1) {

@@ -63,7 +63,9 @@ fn advice(class: Class, reason: &str) -> &'static str {
              kafka.ssl_*"
         }
         Class::NotAuthorised => "the user needs Read on the inputs and the group, and Write on the outputs",
-        Class::UnknownTopic => "create the topic, or change kafka.inputs, kafka.captions_topic, kafka.dead_letter_topic",
+        Class::UnknownTopic => {
+            "create the topic, or change kafka.inputs, kafka.captions_topic, kafka.dead_letter_topic"
+        }
         Class::TooLarge => "raise kafka.max_message_size, and max.message.bytes of the topic",
         Class::OffsetOutOfRange => "messages were deleted before they were read; move the group's offsets",
         Class::Rebalancing => "the group is being rearranged",

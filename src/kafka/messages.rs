@@ -40,9 +40,8 @@ fn headers(message: &BorrowedMessage<'_>) -> Headers {
     loop {
         let (mut name, mut value, mut length) = (ptr::null(), ptr::null(), 0);
         // SAFETY: `native` is valid while `message` is; an index past the end is answered with an error.
-        let found = unsafe {
-            rd_kafka_header_get_all(native, headers.len(), &raw mut name, &raw mut value, &raw mut length)
-        };
+        let found =
+            unsafe { rd_kafka_header_get_all(native, headers.len(), &raw mut name, &raw mut value, &raw mut length) };
         if found != rdkafka::types::RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR {
             return headers;
         }
@@ -70,4 +69,58 @@ pub(crate) fn list<'a>(partitions: impl IntoIterator<Item = (&'a TopicPartition,
         let _ = list.add_partition(&partition.topic, partition.partition).set_offset(offset);
     }
     list
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use rdkafka::bindings::rd_kafka_producev;
+    use rdkafka::bindings::rd_kafka_vtype_t::{
+        RD_KAFKA_VTYPE_END, RD_KAFKA_VTYPE_HEADER, RD_KAFKA_VTYPE_TOPIC, RD_KAFKA_VTYPE_VALUE,
+    };
+    use rdkafka::consumer::{BaseConsumer, Consumer as _};
+    use rdkafka::producer::{BaseProducer, Producer as _};
+    use rdkafka::types::RDKafkaRespErr;
+
+    use super::*;
+    use crate::kafka::EmbeddedBroker;
+
+    #[test]
+    fn a_header_name_that_is_not_utf_8_does_not_stop_the_worker() {
+        let broker = EmbeddedBroker::start(1, &[("t", 1)]).unwrap();
+        let mut config = rdkafka::ClientConfig::new();
+        config.set("bootstrap.servers", broker.bootstrap_servers().unwrap()).set("group.id", "g");
+        let producer: BaseProducer = config.create().unwrap();
+        let (name, value) = (c"na\xffme", b"v");
+        // SAFETY: the list of arguments is in the form that librdkafka documents, and everything outlives the call.
+        let sent = unsafe {
+            rd_kafka_producev(
+                producer.client().native_ptr(),
+                RD_KAFKA_VTYPE_TOPIC,
+                c"t".as_ptr(),
+                RD_KAFKA_VTYPE_VALUE,
+                value.as_ptr(),
+                value.len(),
+                RD_KAFKA_VTYPE_HEADER,
+                name.as_ptr(),
+                value.as_ptr(),
+                value.len(),
+                RD_KAFKA_VTYPE_END,
+            )
+        };
+        assert_eq!(sent, RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR);
+        producer.flush(Duration::from_secs(20)).unwrap();
+        let consumer: BaseConsumer = config.create().unwrap();
+        let partition = TopicPartition { topic: "t".into(), partition: 0 };
+        consumer.assign(&list([(&partition, Offset::Beginning)])).unwrap();
+        let deadline = Instant::now() + Duration::from_secs(20);
+        let message = loop {
+            assert!(Instant::now() < deadline, "no message in time");
+            if let Some(Ok(message)) = consumer.poll(Duration::from_millis(50)) {
+                break owned(&message, "t".into());
+            }
+        };
+        assert_eq!(message.headers, [("na\u{fffd}me".to_owned(), Some(Bytes::from_static(b"v")))]);
+    }
 }

@@ -262,7 +262,8 @@ impl Control {
         let model = part(devices > 0, format!("{id} on {devices} device(s)"), no_model);
         let consumer = self.0.consumer.get().map(ConsumeView::status).unwrap_or_default();
         let brokers = consumer.brokers_up;
-        let no_broker = consumer.last_error.as_deref().unwrap_or("no broker has answered: check kafka.bootstrap_servers");
+        let no_broker =
+            consumer.last_error.as_deref().unwrap_or("no broker has answered: check kafka.bootstrap_servers");
         let broker = part(brokers > 0, format!("{brokers} connected"), no_broker);
         let partitions = consumer.partitions.len();
         let group = part(consumer.joined, format!("{partitions} partition(s)"), "the group has not settled yet");

@@ -123,7 +123,10 @@ pub async fn run(settings: &Settings, parts: Parts, control: &Control) -> anyhow
     let published = drain(publishing, &give_up, settings.flow.drain_timeout).await;
     let unfinished = control.ledger().open_tickets();
     if unfinished > 0 {
-        tracing::warn!(unfinished, "not finished by the drain deadline (flow.drain_timeout); the next worker reads them again");
+        tracing::warn!(
+            unfinished,
+            "not finished by the drain deadline (flow.drain_timeout); the next worker reads them again"
+        );
     }
     let closed = consumer.close().await;
     if let Some(fault) = fault {

@@ -4,6 +4,7 @@
 //! polling goes on, so that the group keeps its member. Which partitions rest is decided in one place,
 //! [`Partitions::change`]; nothing else pauses or resumes.
 
+mod group;
 mod partitions;
 mod status;
 
@@ -14,12 +15,13 @@ use std::time::{Duration, Instant};
 use async_channel::Sender;
 use tokio::sync::oneshot;
 
+use self::group::Rebalance;
 use self::partitions::Partitions;
 pub use self::status::{Consume, ConsumeStatus, ConsumeView, PartitionStatus};
 use self::status::{Control, Phase};
 use crate::budget::Pool;
 use crate::gate::{Gate, Hysteresis, Passage, Reason};
-use crate::kafka::{Committer, Consumer, Error, Event, Start};
+use crate::kafka::{Committer, Consumer, Error, Event};
 use crate::message::Message;
 use crate::offsets::{Ledger, Outcome, TopicPartition};
 use crate::settings;
@@ -44,17 +46,8 @@ const SWEEP: Duration = Duration::from_millis(20);
 /// How old a status may be.
 const STATUS_AGE: Duration = Duration::from_millis(100);
 
-/// Wait between two tries to learn the committed offsets of new partitions.
-const RETRY_ASSIGN: Duration = Duration::from_secs(1);
-
 /// The limit on messages in flight opens again at this share of it.
 const LIMIT_RESUME: f64 = 0.5;
-
-/// Most time for the last commit. It is refused while the group is being rearranged, which others may draw out.
-const LAST_COMMIT: Duration = Duration::from_secs(10);
-
-/// Wait between two tries of a commit that the end, or a rebalance, waits for.
-const RETRY_COMMIT: Duration = Duration::from_millis(50);
 
 /// What the stage needs.
 pub struct Setup {
@@ -94,21 +87,6 @@ pub fn start(setup: Setup, output: Sender<Tracked<Message>>) -> Result<Consume, 
     let starting = |error: std::io::Error| Error::Other { doing: "starting a thread", reason: error.to_string() };
     spawned.map_err(starting)?;
     Ok(Consume { control, ledger, failed, ended })
-}
-
-/// A rebalance that the group waits for.
-enum Rebalance {
-    Assign { partitions: Vec<TopicPartition>, next_try: Instant },
-    Revoke(Leave),
-}
-
-/// Partitions on their way to others.
-struct Leave {
-    partitions: Vec<TopicPartition>,
-    /// Others have them already.
-    lost: bool,
-    next_try: Instant,
-    deadline: Instant,
 }
 
 /// The times at which things are due.
@@ -339,9 +317,10 @@ impl Worker {
             Passage::Limited(limit) => self.pressure.limit.update(ledger.open_tickets() as f64 / limit.max(1) as f64),
             Passage::Open | Passage::Shut => self.pressure.limit.update(0.0),
         };
-        let queue_low = self.output.as_ref().is_none_or(|output| {
-            output.capacity().is_none_or(|capacity| output.len() <= capacity / 2)
-        });
+        let queue_low = self
+            .output
+            .as_ref()
+            .is_none_or(|output| output.capacity().is_none_or(|capacity| output.len() <= capacity / 2));
         if self.held_since.is_some_and(|since| now.saturating_duration_since(since) >= PATIENCE) {
             self.pressure.held = true;
         } else if self.held.is_empty() && queue_low && fill <= self.setup.flow.resume_at {
@@ -373,7 +352,9 @@ impl Worker {
             self.look_at_span(&partition);
         }
         self.apply_pauses(now);
-        self.signals.control.set_at_end(self.held.is_empty() && self.rebalance.is_none() && self.partitions.all_at_end());
+        self.signals
+            .control
+            .set_at_end(self.held.is_empty() && self.rebalance.is_none() && self.partitions.all_at_end());
         if self.signals.control.status().brokers_up > 0 {
             self.seek_stuck(now);
         }
@@ -390,137 +371,6 @@ impl Worker {
             if let Err(error) = self.consumer.seek(&partition, start) {
                 tracing::warn!(%error, %partition, "could not read the partition anew");
             }
-        }
-    }
-
-    // --- rebalances
-
-    fn begin_revoke(&mut self, partitions: Vec<TopicPartition>, lost: bool, now: Instant) {
-        self.signals.control.status().rebalances += 1;
-        self.signals.control.set_at_end(false);
-        self.partitions.leaving(&partitions);
-        // Should a partition come back, its first message must be the committed one, not a held one.
-        self.held.retain(|message| !partitions.contains(&partition_of(message)));
-        let deadline = now + self.setup.kafka.revoke_drain;
-        self.rebalance = Some(Rebalance::Revoke(Leave { partitions, lost, next_try: now, deadline }));
-    }
-
-    /// Takes the next step of a rebalance; the group waits until it is done.
-    fn advance_rebalance(&mut self, now: Instant) {
-        match self.rebalance.take() {
-            None => {}
-            Some(Rebalance::Assign { partitions, next_try }) if now < next_try => {
-                self.rebalance = Some(Rebalance::Assign { partitions, next_try });
-            }
-            Some(Rebalance::Assign { partitions, .. }) => self.assign(partitions, now),
-            Some(Rebalance::Revoke(leave)) => {
-                let again = self.try_revoke(&leave, now);
-                self.rebalance = again.map(|next_try| Rebalance::Revoke(Leave { next_try, ..leave }));
-            }
-        }
-    }
-
-    fn assign(&mut self, partitions: Vec<TopicPartition>, now: Instant) {
-        let committed = if partitions.is_empty() { Ok(Vec::new()) } else { self.consumer.committed(&partitions) };
-        let committed = match committed {
-            Ok(committed) => committed,
-            Err(error) => {
-                tracing::warn!(%error, partitions = partitions.len(), "new partitions wait for the brokers");
-                self.rebalance = Some(Rebalance::Assign { partitions, next_try: now + RETRY_ASSIGN });
-                return;
-            }
-        };
-        let mut starts = Vec::with_capacity(committed.len());
-        for (partition, offset) in committed {
-            // librdkafka would treat "no offset yet" as it treats "out of range", which must stop the worker.
-            let start = offset.map_or(Start::Beginning, Start::At);
-            tracing::info!(%partition, ?start, "partition assigned");
-            self.setup.ledger.assign(partition.clone());
-            self.setup.committer.assigned(&partition, offset);
-            self.committed.remove(&partition);
-            self.committed.extend(offset.map(|offset| (partition.clone(), offset)));
-            self.partitions.assigned(partition.clone(), start, now);
-            starts.push((partition, start));
-        }
-        if let Err(error) = self.consumer.assign(&starts) {
-            self.fail(error);
-        }
-        self.apply_pauses(now);
-    }
-
-    /// Lets partitions go once they have drained and are committed, or the time is up. Otherwise returns when to try
-    /// again.
-    fn try_revoke(&mut self, leave: &Leave, now: Instant) -> Option<Instant> {
-        let open: usize = leave.partitions.iter().map(|partition| self.setup.ledger.open_in(partition)).sum();
-        let (lost, late) = (leave.lost || self.consumer.assignment_lost(), now >= leave.deadline);
-        if lost {
-            tracing::warn!(partitions = leave.partitions.len(), "partitions were lost to others; nothing is committed");
-        } else {
-            if !late && (open > 0 || self.committing.is_some() || now < leave.next_try) {
-                return Some(leave.next_try);
-            }
-            let committed = self.commit_now(|partition| leave.partitions.contains(partition));
-            if !late && matches!(committed, Err(Error::Rebalancing { .. })) {
-                return Some(now + RETRY_COMMIT);
-            }
-            // Any other failure is recorded; the partitions go all the same, and are read again from the older offset.
-            tracing::info!(partitions = leave.partitions.len(), undrained = open, "partitions revoked");
-        }
-        if let Err(error) = self.consumer.unassign(&leave.partitions) {
-            self.fail(error);
-        }
-        self.forget(&leave.partitions);
-        None
-    }
-
-    fn forget(&mut self, partitions: &[TopicPartition]) {
-        for partition in partitions {
-            self.setup.ledger.revoke(partition);
-            self.setup.committer.revoked(partition);
-            self.partitions.removed(partition);
-            self.committed.remove(partition);
-        }
-    }
-
-    // --- commits
-
-    fn commit_if_due(&mut self, now: Instant) {
-        let stale = 2 * self.setup.kafka.session_timeout;
-        if self.committing.is_some_and(|since| now.saturating_duration_since(since) >= stale) {
-            self.committing = None;
-        }
-        if now < self.clock.commit || self.committing.is_some() || self.rebalance.is_some() {
-            return;
-        }
-        self.clock.commit = now + self.setup.kafka.commit_interval;
-        let due = self.setup.committer.due();
-        if due.is_empty() {
-            return;
-        }
-        match self.consumer.commit(&due) {
-            Ok(()) => self.committing = Some(now),
-            Err(error) => self.record_commit(&due, &Err(error)),
-        }
-    }
-
-    /// Commits what is due of some partitions and waits for it.
-    fn commit_now(&mut self, of: impl Fn(&TopicPartition) -> bool) -> Result<(), Error> {
-        let mut due = self.setup.committer.due();
-        due.retain(|(partition, _)| of(partition));
-        let result = self.consumer.commit_now(&due);
-        self.record_commit(&due, &result);
-        result
-    }
-
-    fn record_commit(&mut self, offsets: &[(TopicPartition, i64)], result: &Result<(), Error>) {
-        if offsets.is_empty() {
-            return;
-        }
-        self.setup.committer.committed(offsets, result);
-        if result.is_ok() {
-            self.committed.extend(offsets.iter().cloned());
-        } else {
-            self.signals.control.status().failed_commits += 1;
         }
     }
 
@@ -545,49 +395,6 @@ impl Worker {
             self.setup.gate.shut(Reason::Drain);
             self.apply_pauses(Instant::now());
         }
-    }
-
-    /// The result of the last commit, or `None` while it is to be tried again: polling lets a rebalance come to its
-    /// end.
-    fn last_commit(&mut self, now: Instant) -> Option<Result<(), Error>> {
-        let (since, next_try) = *self.closing.get_or_insert((now, now));
-        let late = now.saturating_duration_since(since) >= LAST_COMMIT;
-        if !late && (self.committing.is_some() || self.rebalance.is_some() || now < next_try) {
-            return None;
-        }
-        if self.consumer.assignment_lost() {
-            return Some(Ok(()));
-        }
-        let committed = self.commit_now(|_| true);
-        if late || committed.is_ok() {
-            return Some(committed);
-        }
-        self.closing = Some((since, now + RETRY_COMMIT));
-        None
-    }
-
-    fn close(mut self, committed: Result<(), Error>) -> Result<(), Error> {
-        self.publish_status();
-        self.signals.control.set_at_end(false);
-        let partitions = self.partitions.names();
-        self.forget(&partitions);
-        self.consumer.close();
-        self.signals.control.status().joined = false;
-        self.error.map_or(committed, Err)
-    }
-
-    /// Names the partition whose offset is out of range, as far as the brokers tell.
-    fn out_of_range(&self) -> Error {
-        for (partition, state) in self.partitions.iter() {
-            let Some(offset) = state.next() else { continue };
-            if let Ok((low, high)) = self.consumer.bounds(partition)
-                && (offset < low || offset > high)
-            {
-                return Error::OffsetOutOfRange { partition: partition.clone(), offset, low, high };
-            }
-        }
-        let reason = self.consumer.last_error().map_or_else(|| "no partition found".into(), |(_, reason)| reason);
-        Error::Other { doing: "reading from an offset that is not in the log", reason }
     }
 
     fn publish_status(&mut self) {

@@ -23,8 +23,7 @@ use crate::retry::Backoff;
 use crate::settings;
 
 /// Wait between two tries of a record that the brokers refuse for a reason that a person must remove.
-const REFUSED: Backoff =
-    Backoff { attempts: u32::MAX, base: Duration::from_millis(500), max: Duration::from_secs(30) };
+const REFUSED: Backoff = Backoff { attempts: u32::MAX, base: Duration::from_millis(500), max: Duration::from_secs(30) };
 
 /// Most time for the producer to give back what it has, once that was given up.
 const PURGE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -169,8 +168,7 @@ struct Publisher {
 
 impl Publisher {
     async fn run(mut self) -> Result<Summary, Error> {
-        let (give_up, input, shared) =
-            (self.setup.give_up.clone(), self.setup.input.clone(), self.shared.clone());
+        let (give_up, input, shared) = (self.setup.give_up.clone(), self.setup.input.clone(), self.shared.clone());
         let mut open = true;
         loop {
             // Read before the returned ones are collected: the last of them is returned before it stops being counted.

@@ -1,4 +1,5 @@
 //! What the integration tests share. Each test program uses a part of it.
 #![allow(dead_code, missing_docs)]
 
+pub mod flow;
 pub mod images;

@@ -1,0 +1,203 @@
+//! The consumer's life in its group: rebalances, commits, the last commit.
+
+use std::time::{Duration, Instant};
+
+use super::{Worker, partition_of};
+use crate::kafka::{Error, Start};
+use crate::offsets::TopicPartition;
+
+/// Wait between two tries to learn the committed offsets of new partitions.
+const RETRY_ASSIGN: Duration = Duration::from_secs(1);
+
+/// Most time for the last commit. It is refused while the group is being rearranged, which others may draw out.
+const LAST_COMMIT: Duration = Duration::from_secs(10);
+
+/// Wait between two tries of a commit that the end, or a rebalance, waits for.
+const RETRY_COMMIT: Duration = Duration::from_millis(50);
+
+/// A rebalance that the group waits for.
+pub(super) enum Rebalance {
+    Assign { partitions: Vec<TopicPartition>, next_try: Instant },
+    Revoke(Leave),
+}
+
+/// Partitions on their way to others.
+pub(super) struct Leave {
+    partitions: Vec<TopicPartition>,
+    /// Others have them already.
+    lost: bool,
+    next_try: Instant,
+    deadline: Instant,
+}
+
+impl Worker {
+    pub(super) fn begin_revoke(&mut self, partitions: Vec<TopicPartition>, lost: bool, now: Instant) {
+        self.signals.control.status().rebalances += 1;
+        self.signals.control.set_at_end(false);
+        self.partitions.leaving(&partitions);
+        // Should a partition come back, its first message must be the committed one, not a held one.
+        self.held.retain(|message| !partitions.contains(&partition_of(message)));
+        let deadline = now + self.setup.kafka.revoke_drain;
+        self.rebalance = Some(Rebalance::Revoke(Leave { partitions, lost, next_try: now, deadline }));
+    }
+
+    /// Takes the next step of a rebalance; the group waits until it is done.
+    pub(super) fn advance_rebalance(&mut self, now: Instant) {
+        match self.rebalance.take() {
+            None => {}
+            Some(Rebalance::Assign { partitions, next_try }) if now < next_try => {
+                self.rebalance = Some(Rebalance::Assign { partitions, next_try });
+            }
+            Some(Rebalance::Assign { partitions, .. }) => self.assign(partitions, now),
+            Some(Rebalance::Revoke(leave)) => {
+                let again = self.try_revoke(&leave, now);
+                self.rebalance = again.map(|next_try| Rebalance::Revoke(Leave { next_try, ..leave }));
+            }
+        }
+    }
+
+    fn assign(&mut self, partitions: Vec<TopicPartition>, now: Instant) {
+        let committed = if partitions.is_empty() { Ok(Vec::new()) } else { self.consumer.committed(&partitions) };
+        let committed = match committed {
+            Ok(committed) => committed,
+            Err(error) => {
+                tracing::warn!(%error, partitions = partitions.len(), "new partitions wait for the brokers");
+                self.rebalance = Some(Rebalance::Assign { partitions, next_try: now + RETRY_ASSIGN });
+                return;
+            }
+        };
+        let mut starts = Vec::with_capacity(committed.len());
+        for (partition, offset) in committed {
+            // librdkafka would treat "no offset yet" as it treats "out of range", which must stop the worker.
+            let start = offset.map_or(Start::Beginning, Start::At);
+            tracing::info!(%partition, ?start, "partition assigned");
+            self.setup.ledger.assign(partition.clone());
+            self.setup.committer.assigned(&partition, offset);
+            self.committed.remove(&partition);
+            self.committed.extend(offset.map(|offset| (partition.clone(), offset)));
+            self.partitions.assigned(partition.clone(), start, now);
+            starts.push((partition, start));
+        }
+        if let Err(error) = self.consumer.assign(&starts) {
+            self.fail(error);
+        }
+        self.apply_pauses(now);
+    }
+
+    /// Lets partitions go once they have drained and are committed, or the time is up. Otherwise returns when to try
+    /// again.
+    fn try_revoke(&mut self, leave: &Leave, now: Instant) -> Option<Instant> {
+        let open: usize = leave.partitions.iter().map(|partition| self.setup.ledger.open_in(partition)).sum();
+        let (lost, late) = (leave.lost || self.consumer.assignment_lost(), now >= leave.deadline);
+        if lost {
+            tracing::warn!(partitions = leave.partitions.len(), "partitions were lost to others; nothing is committed");
+        } else {
+            if !late && (open > 0 || self.committing.is_some() || now < leave.next_try) {
+                return Some(leave.next_try);
+            }
+            let committed = self.commit_now(|partition| leave.partitions.contains(partition));
+            if !late && matches!(committed, Err(Error::Rebalancing { .. })) {
+                return Some(now + RETRY_COMMIT);
+            }
+            // Any other failure is recorded; the partitions go all the same, and are read again from the older offset.
+            tracing::info!(partitions = leave.partitions.len(), undrained = open, "partitions revoked");
+        }
+        if let Err(error) = self.consumer.unassign(&leave.partitions) {
+            self.fail(error);
+        }
+        self.forget(&leave.partitions);
+        None
+    }
+
+    pub(super) fn forget(&mut self, partitions: &[TopicPartition]) {
+        for partition in partitions {
+            self.setup.ledger.revoke(partition);
+            self.setup.committer.revoked(partition);
+            self.partitions.removed(partition);
+            self.committed.remove(partition);
+        }
+    }
+
+    pub(super) fn commit_if_due(&mut self, now: Instant) {
+        let stale = 2 * self.setup.kafka.session_timeout;
+        if self.committing.is_some_and(|since| now.saturating_duration_since(since) >= stale) {
+            self.committing = None;
+        }
+        if now < self.clock.commit || self.committing.is_some() || self.rebalance.is_some() {
+            return;
+        }
+        self.clock.commit = now + self.setup.kafka.commit_interval;
+        let due = self.setup.committer.due();
+        if due.is_empty() {
+            return;
+        }
+        match self.consumer.commit(&due) {
+            Ok(()) => self.committing = Some(now),
+            Err(error) => self.record_commit(&due, &Err(error)),
+        }
+    }
+
+    /// Commits what is due of some partitions and waits for it.
+    pub(super) fn commit_now(&mut self, of: impl Fn(&TopicPartition) -> bool) -> Result<(), Error> {
+        let mut due = self.setup.committer.due();
+        due.retain(|(partition, _)| of(partition));
+        let result = self.consumer.commit_now(&due);
+        self.record_commit(&due, &result);
+        result
+    }
+
+    pub(super) fn record_commit(&mut self, offsets: &[(TopicPartition, i64)], result: &Result<(), Error>) {
+        if offsets.is_empty() {
+            return;
+        }
+        self.setup.committer.committed(offsets, result);
+        if result.is_ok() {
+            self.committed.extend(offsets.iter().cloned());
+        } else {
+            self.signals.control.status().failed_commits += 1;
+        }
+    }
+
+    /// The result of the last commit, or `None` while it is to be tried again: polling lets a rebalance come to its
+    /// end.
+    pub(super) fn last_commit(&mut self, now: Instant) -> Option<Result<(), Error>> {
+        let (since, next_try) = *self.closing.get_or_insert((now, now));
+        let late = now.saturating_duration_since(since) >= LAST_COMMIT;
+        if !late && (self.committing.is_some() || self.rebalance.is_some() || now < next_try) {
+            return None;
+        }
+        if self.consumer.assignment_lost() {
+            return Some(Ok(()));
+        }
+        let committed = self.commit_now(|_| true);
+        if late || committed.is_ok() {
+            return Some(committed);
+        }
+        self.closing = Some((since, now + RETRY_COMMIT));
+        None
+    }
+
+    pub(super) fn close(mut self, committed: Result<(), Error>) -> Result<(), Error> {
+        self.publish_status();
+        self.signals.control.set_at_end(false);
+        let partitions = self.partitions.names();
+        self.forget(&partitions);
+        self.consumer.close();
+        self.signals.control.status().joined = false;
+        self.error.map_or(committed, Err)
+    }
+
+    /// Names the partition whose offset is out of range, as far as the brokers tell.
+    pub(super) fn out_of_range(&self) -> Error {
+        for (partition, state) in self.partitions.iter() {
+            let Some(offset) = state.next() else { continue };
+            if let Ok((low, high)) = self.consumer.bounds(partition)
+                && (offset < low || offset > high)
+            {
+                return Error::OffsetOutOfRange { partition: partition.clone(), offset, low, high };
+            }
+        }
+        let reason = self.consumer.last_error().map_or_else(|| "no partition found".into(), |(_, reason)| reason);
+        Error::Other { doing: "reading from an offset that is not in the log", reason }
+    }
+}

@@ -1,0 +1,151 @@
+//! Pause, resume, limits, the admin port, and that memory is bounded.
+
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use blipstream::admin;
+use blipstream::caption::fake::FakeOptions;
+use blipstream::pipeline::Limits;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio_util::sync::CancellationToken;
+
+use crate::support::flow::{Answers, Flow, eventually, request};
+use crate::support::images::{Answer, ImageServer, png};
+
+fn inline(seed: usize) -> String {
+    STANDARD.encode(png(12, 9, seed as u8))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pause_and_resume_under_load_lose_and_repeat_nothing() {
+    const COUNT: usize = 1500;
+    let flow = Flow::start(3);
+    let worker = flow.worker(FakeOptions { encode_delay: Duration::from_millis(2), ..FakeOptions::default() });
+    flow.write((0..COUNT).map(|n| request(n, inline(n))));
+    for round in 1..=3 {
+        eventually("work goes on", || worker.control.totals().captions > 100 * round).await;
+        worker.control.pause();
+        eventually("what was in flight is finished", || worker.control.status().messages_in_flight == 0).await;
+        let still = worker.control.totals().captions;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        assert_eq!(worker.control.totals().captions, still, "a paused worker captioned");
+        assert_eq!(worker.control.status().state, "paused");
+        worker.control.resume();
+    }
+    let answers = flow.until_answered(COUNT);
+    assert!(worker.stop().await.clean());
+    assert_eq!(answers.captioned_ids().len(), COUNT);
+    assert_eq!(answers.count(), COUNT);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn memory_in_flight_stays_inside_the_budget_while_the_device_is_slow() {
+    const COUNT: usize = 400;
+    let mut flow = Flow::start(2);
+    flow.settings.flow.max_messages = 50;
+    flow.settings.flow.max_images = 20;
+    flow.settings.flow.max_image_bytes = bytesize::ByteSize::kib(200);
+    let images = ImageServer::start().await.with("/a.png", Answer::Body(png(120, 90, 3)));
+    flow.write((0..COUNT).map(|n| request(n, images.url("/a.png"))));
+    let worker = flow.worker(FakeOptions { encode_delay: Duration::from_millis(3), ..FakeOptions::default() });
+    let (messages, pictures) = (worker.control.budget().messages.clone(), worker.control.budget().images.clone());
+    let (mut most_messages, mut most_bytes) = (0, 0);
+    eventually("all are captioned", || {
+        let (m, p) = (messages.used(), pictures.used());
+        assert!(m.items <= 50 && p.items <= 20 && p.bytes <= 200 * 1024, "{m:?} {p:?}");
+        (most_messages, most_bytes) = (most_messages.max(m.items), most_bytes.max(p.bytes));
+        worker.control.totals().captions == COUNT as u64
+    })
+    .await;
+    assert!(most_messages > 20 && most_bytes > 0, "the budget was never under pressure: {most_messages} messages");
+    assert!(worker.stop().await.clean());
+    assert_eq!((messages.used().items, pictures.used().bytes), (0, 0), "permits were not given back");
+    assert_eq!(Answers::read(&flow).count(), COUNT);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn limits_change_while_the_worker_runs() {
+    let flow = Flow::start(1);
+    let worker = flow.worker(FakeOptions::default());
+    eventually("it runs", || worker.control.status().state == "running").await;
+    let change: Limits =
+        serde_json::from_str(r#"{"max_images": 7, "max_image_bytes": "3MiB", "batch_size": 2}"#).unwrap();
+    worker.control.set_limits(change).unwrap();
+    let status = worker.control.status();
+    assert_eq!((status.pools[1].items_limit, status.pools[1].bytes_limit), (7, 3 << 20));
+    assert_eq!(status.devices[0].batch_size, 2);
+    let error = worker.control.set_limits(Limits { max_messages: Some(0), ..Limits::default() }).unwrap_err();
+    assert!(error.contains("max_messages"), "{error}");
+    assert!(worker.stop().await.clean());
+}
+
+/// A plain HTTP request; returns the status line and the body.
+async fn http(address: std::net::SocketAddr, head: &str, body: &str) -> (String, String) {
+    let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+    let request = format!("{head}\r\nhost: test\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).await.unwrap();
+    let (head, body) = text.split_once("\r\n\r\n").unwrap();
+    (head.lines().next().unwrap().to_owned(), body.to_owned())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_admin_port_tells_and_steers() {
+    let flow = Flow::start(2);
+    let worker = flow.worker(FakeOptions::default());
+    let stop = CancellationToken::new();
+    let listen = "127.0.0.1:0".parse().unwrap();
+    let (at, _) = admin::serve(listen, Some("secret".into()), worker.control.clone(), stop.clone()).await.unwrap();
+    eventually("it is ready", || worker.control.readiness().ready).await;
+    assert!(http(at, "GET /livez HTTP/1.1", "").await.0.contains("200"));
+    let (status, body) = http(at, "GET /readyz HTTP/1.1", "").await;
+    assert!(status.contains("200") && body.contains("2 partition(s)"), "{status} {body}");
+    flow.write((0..30).map(|n| request(n, inline(n))));
+    eventually("all are captioned", || worker.control.totals().captions == 30).await;
+    let (_, metrics) = http(at, "GET /metrics HTTP/1.1", "").await;
+    assert!(metrics.contains("blipstream_captions_total{device=\"cpu#0\",model=\"fake\"} 30"), "{metrics}");
+    assert!(metrics.contains("blipstream_messages_consumed_total{topic=\"requests\"} 30"), "{metrics}");
+    let (status, _) = http(at, "POST /admin/pause HTTP/1.1", "").await;
+    assert!(status.contains("401"), "{status}");
+    let (status, body) = http(at, "POST /admin/pause HTTP/1.1\r\nauthorization: Bearer secret", "").await;
+    assert!(status.contains("200") && body.contains("paused"), "{status} {body}");
+    let (_, body) = http(at, "GET /status HTTP/1.1", "").await;
+    let status: serde_json::Value = serde_json::from_str(&body).unwrap();
+    assert_eq!(status["held_by"], serde_json::json!(["operator"]));
+    assert!(http(at, "GET /livez HTTP/1.1", "").await.0.contains("200"), "a pause is no reason to be restarted");
+    let put = "PUT /admin/limits HTTP/1.1\r\nauthorization: Bearer secret";
+    let (status, body) = http(at, put, r#"{"max_image": 3}"#).await;
+    assert!(status.contains("422") && body.contains("max_images"), "{status} {body}");
+    let (status, _) = http(at, "POST /admin/drain HTTP/1.1\r\nauthorization: Bearer secret", "").await;
+    assert!(status.contains("202"), "{status}");
+    let summary = worker.task.await.unwrap().unwrap();
+    assert!(summary.clean());
+    stop.cancel();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn promtool_finds_nothing_to_complain_about() {
+    let flow = Flow::start(1);
+    let worker = flow.worker(FakeOptions::default());
+    flow.write((0..5).map(|n| request(n, if n == 3 { "file:///etc/passwd".to_owned() } else { inline(n) })));
+    flow.until_answered(5);
+    let text = worker.control.render_metrics();
+    assert!(worker.stop().await.clean());
+    let child = std::process::Command::new("promtool")
+        .args(["check", "metrics"])
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn();
+    let Ok(mut child) = child else {
+        assert!(std::env::var_os("CI").is_none(), "promtool is not installed, and CI must have it");
+        eprintln!("SKIPPED: promtool is not installed (Debian: the package prometheus)");
+        return;
+    };
+    std::io::Write::write_all(&mut child.stdin.take().unwrap(), text.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && said.trim().is_empty(), "{said}");
+}

@@ -1,0 +1,173 @@
+//! Nothing is lost: kills, drains, rebalances, slow neighbours, broken devices.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use blipstream::caption::fake::FakeOptions;
+
+use crate::support::flow::{Answers, Flow, eventually, request};
+use crate::support::images::{Answer, ImageServer, jpeg, png};
+
+fn inline(seed: u8) -> String {
+    STANDARD.encode(png(12, 9, seed))
+}
+
+fn ids(count: usize) -> BTreeSet<String> {
+    (0..count).map(|n| n.to_string()).collect()
+}
+
+fn assert_all_captioned(answers: &Answers, count: usize) {
+    let captioned: BTreeSet<String> = answers.captioned_ids().into_iter().map(str::to_owned).collect();
+    assert_eq!(captioned, ids(count), "ids in and ids out differ");
+    assert!(answers.dead_letters.is_empty());
+}
+
+fn assert_no_duplicate(answers: &Answers) {
+    let twice: Vec<_> = answers.captions.iter().filter(|(_, records)| records.len() > 1).map(|(o, _)| o).collect();
+    assert!(twice.is_empty(), "captioned twice: {twice:?}");
+}
+
+fn slow() -> FakeOptions {
+    FakeOptions { encode_delay: Duration::from_millis(5), ..FakeOptions::default() }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_killed_in_the_middle_and_restarted_loses_nothing() {
+    const COUNT: usize = 400;
+    let mut flow = Flow::start(3);
+    flow.settings.flow.max_span = 50;
+    flow.write((0..COUNT).map(|n| request(n, inline(n as u8))));
+    let killed = flow.process();
+    let before = flow.until_answered(40).count();
+    killed.kill();
+    assert!(before < COUNT, "the kill came too late to prove anything");
+    let second = flow.process();
+    let mut answers = flow.until_answered(COUNT);
+    eventually("every id is captioned", || {
+        answers = Answers::read(&flow);
+        answers.captioned_ids().len() == COUNT
+    })
+    .await;
+    assert_all_captioned(&answers, COUNT);
+    let duplicates = answers.count() - COUNT;
+    assert!(duplicates <= 3 * 50, "{duplicates} duplicates are more than max_span for each of 3 partitions");
+    assert_eq!(second.terminate(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn drain_on_sigterm_leaves_no_duplicate() {
+    const COUNT: usize = 300;
+    let flow = Flow::start(3);
+    flow.write((0..COUNT).map(|n| request(n, inline(n as u8))));
+    let first = flow.process();
+    let before = flow.until_answered(20).count();
+    assert_eq!(first.terminate(), Some(0));
+    assert!(before < COUNT, "the signal came too late to prove anything");
+    let second = flow.process();
+    let answers = flow.until_answered(COUNT);
+    assert_all_captioned(&answers, COUNT);
+    assert_no_duplicate(&answers);
+    assert_eq!(second.terminate(), Some(0));
+    assert_eq!(flow.committed().into_iter().flatten().sum::<i64>(), COUNT as i64);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_workers_share_the_partitions_and_one_leaves() {
+    const COUNT: usize = 2000;
+    let flow = Flow::start(4);
+    let (first, second) = (flow.worker(slow()), flow.worker(slow()));
+    eventually("both have partitions", || {
+        let partitions =
+            |w: &crate::support::flow::Worker| w.control.status().consumer.map_or(0, |c| c.partitions.len());
+        partitions(&first) == 2 && partitions(&second) == 2
+    })
+    .await;
+    flow.write((0..COUNT).map(|n| request(n, inline(n as u8))));
+    eventually("both have captioned", || first.control.totals().captions > 50 && second.control.totals().captions > 50)
+        .await;
+    let left = first.stop().await;
+    assert!(left.clean());
+    assert!((left.totals.captions as usize) < COUNT, "the worker left too late to prove anything");
+    let answers = flow.until_answered(COUNT);
+    assert!(second.stop().await.clean());
+    assert_all_captioned(&answers, COUNT);
+    assert_no_duplicate(&answers);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn offsets_committed_never_pass_an_unresolved_message() {
+    let flow = Flow::start(1);
+    let images = ImageServer::start().await;
+    let images = images.with("/held", Answer::Held(Box::new(Answer::Body(jpeg(20, 20, 1)))));
+    let requests = (0..60).map(|n| request(n, if n == 7 { images.url("/held").to_string() } else { inline(n) }));
+    flow.write(requests);
+    let worker = flow.worker(FakeOptions::default());
+    eventually("all others are captioned", || worker.control.totals().captions == 59).await;
+    eventually("what can be committed is", || flow.committed() == [Some(7)]).await;
+    // Several commit intervals later it still stands before the message that hangs.
+    tokio::time::sleep(flow.settings.kafka.commit_interval * 4).await;
+    assert_eq!(flow.committed(), [Some(7)]);
+    images.open_gate();
+    eventually("the rest is committed", || flow.committed() == [Some(60)]).await;
+    assert!(worker.stop().await.clean());
+    assert_no_duplicate(&Answers::read(&flow));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_that_breaks_gives_its_rows_to_the_others() {
+    const COUNT: usize = 300;
+    let flow = Flow::start(1);
+    flow.write((0..COUNT).map(|n| request(n, inline(n as u8))));
+    // The second device fails on everything from its third batch on, the probe included.
+    let broken = FakeOptions { failing_calls: (3..10_000).collect(), ..slow() };
+    let worker = flow.worker_on(vec![slow(), broken]);
+    let answers = flow.until_answered(COUNT);
+    let status = worker.control.status();
+    assert_eq!(status.devices.iter().filter(|device| device.alive).count(), 1);
+    assert!(worker.stop().await.clean());
+    assert_all_captioned(&answers, COUNT);
+    assert_no_duplicate(&answers);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_device_the_worker_stops_and_the_next_one_captions_everything() {
+    const COUNT: usize = 100;
+    let flow = Flow::start(1);
+    flow.write((0..COUNT).map(|n| request(n, inline(n as u8))));
+    let worker = flow.worker(FakeOptions { failing_calls: (3..10_000).collect(), ..slow() });
+    let error = worker.task.await.unwrap().unwrap_err().to_string();
+    assert!(error.contains("no device is left"), "{error}");
+    let next = flow.worker(slow());
+    let answers = flow.until_answered(COUNT);
+    assert!(next.stop().await.clean());
+    assert_all_captioned(&answers, COUNT);
+    assert_no_duplicate(&answers);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_poisonous_image_is_dead_lettered_alone_and_a_full_memory_halves_the_batches() {
+    let flow = Flow::start(1);
+    let images = ImageServer::start().await;
+    let red = image_of([255, 0, 0]);
+    let images = images.with("/red", Answer::Body(red)).with("/good", Answer::Body(image_of([1, 2, 3])));
+    let name = |n: usize| if n == 11 { "/red" } else { "/good" };
+    flow.write((0..40).map(|n| request(n, images.url(name(n)))));
+    let options = FakeOptions { poison: Some([255, 0, 0]), memory_for: 3, ..slow() };
+    let worker = flow.worker(options);
+    let answers = flow.until_answered(40);
+    let batch = worker.control.status().devices[0].batch_size;
+    assert!(batch <= 3, "batches of {batch} do not fit");
+    assert!(worker.stop().await.clean());
+    assert_eq!(answers.captions.len(), 39);
+    let letter = &answers.dead_letters["requests/0/11"][0];
+    assert_eq!(letter.header("blipstream-error-code"), Some("inference"));
+}
+
+fn image_of(colour: [u8; 3]) -> Vec<u8> {
+    let picture = image::RgbImage::from_pixel(16, 16, image::Rgb(colour));
+    let mut bytes = std::io::Cursor::new(Vec::new());
+    picture.write_to(&mut bytes, image::ImageFormat::Png).unwrap();
+    bytes.into_inner()
+}

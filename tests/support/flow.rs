@@ -1,0 +1,239 @@
+//! A whole flow for tests: embedded broker, settings for haste, workers in this process or as processes of their own.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use blipstream::caption::fake::{FakeEngine, FakeOptions};
+use blipstream::caption::preprocess::Preprocessor;
+use blipstream::kafka::{EmbeddedBroker, From, NewRecord, ReadLimits, group_offsets, read_records, write_records};
+use blipstream::message::Message;
+use blipstream::metrics::Metrics;
+use blipstream::pipeline::worker::Summary;
+use blipstream::pipeline::{Control, Loaded, Parts, worker};
+use blipstream::settings::{Input, Settings};
+use serde_json::{Value, json};
+use tokio::task::JoinHandle;
+
+/// How long anything may take before its test fails.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+/// The topics.
+pub const REQUESTS: &str = "requests";
+pub const CAPTIONS: &str = "captions";
+pub const DEAD_LETTERS: &str = "dlq";
+
+/// A broker and the settings of workers on it.
+pub struct Flow {
+    pub broker: EmbeddedBroker,
+    pub settings: Settings,
+}
+
+impl Flow {
+    /// Topics of `partitions` partitions, settings under which nothing waits for long, loopback open.
+    pub fn start(partitions: i32) -> Self {
+        let topics = [REQUESTS, CAPTIONS, DEAD_LETTERS].map(|topic| (topic, partitions));
+        let broker = EmbeddedBroker::start(1, &topics).unwrap();
+        let mut settings = Settings::default();
+        settings.kafka.bootstrap_servers = broker.bootstrap_servers().unwrap();
+        settings.kafka.group_id = "fleet".into();
+        settings.kafka.inputs = vec![Input { topic: REQUESTS.into(), weight: 1 }];
+        settings.kafka.captions_topic = CAPTIONS.into();
+        settings.kafka.dead_letter_topic = DEAD_LETTERS.into();
+        settings.kafka.session_timeout = Duration::from_secs(6);
+        settings.kafka.commit_interval = Duration::from_millis(50);
+        settings.kafka.linger = Duration::from_millis(1);
+        let haste =
+            [("heartbeat.interval.ms", "100"), ("fetch.wait.max.ms", "20"), ("reconnect.backoff.max.ms", "100")];
+        settings.kafka.options = haste.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
+        settings.fetch.allow_networks = vec!["127.0.0.0/8".parse().unwrap()];
+        settings.fetch.backoff = Duration::from_millis(1);
+        settings.fetch.max_backoff = Duration::from_millis(5);
+        settings.flow.drain_timeout = Duration::from_secs(30);
+        Self { broker, settings }
+    }
+
+    pub fn write(&self, records: impl IntoIterator<Item = NewRecord>) {
+        write_records(&self.settings.kafka, REQUESTS, records, PATIENCE).unwrap();
+    }
+
+    /// Every record of a topic that is there now.
+    pub fn read(&self, topic: &str) -> Vec<Message> {
+        let mut messages = Vec::new();
+        let limits = ReadLimits { from: From::Beginning, timeout: PATIENCE, stop_at_end: true };
+        read_records(&self.settings.kafka, topic, limits, |message| {
+            messages.push(message);
+            true
+        })
+        .unwrap();
+        messages
+    }
+
+    pub fn committed(&self) -> Vec<Option<i64>> {
+        group_offsets(&self.settings.kafka, REQUESTS, PATIENCE).unwrap()
+    }
+
+    /// Waits until as many answers are there, duplicates included.
+    pub fn until_answered(&self, answers: usize) -> Answers {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let found = Answers::read(self);
+            if found.count() >= answers {
+                return found;
+            }
+            assert!(Instant::now() < deadline, "{} of {answers} answers in time", found.count());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// A worker in this process, on a fake engine.
+    pub fn worker(&self, options: FakeOptions) -> Worker {
+        self.worker_on(vec![options])
+    }
+
+    /// A worker in this process, with a device for each of `engines`.
+    pub fn worker_on(&self, engines: Vec<FakeOptions>) -> Worker {
+        let control = Control::new(&self.settings.flow, Arc::new(Metrics::new()));
+        let size = engines.first().map_or(8, |options| options.image_size);
+        let loaded = |(replica, options)| Loaded {
+            engine: Box::new(FakeEngine::new(options)),
+            batch_size: 8,
+            replica: Some(replica),
+        };
+        let parts = Parts {
+            engines: engines.into_iter().enumerate().map(loaded).collect(),
+            preprocessor: Preprocessor::blip(size),
+            flag_terms: Vec::new(),
+            worker: "test".into(),
+        };
+        let (settings, handle) = (self.settings.clone(), control.clone());
+        let task = tokio::spawn(async move { worker::run(&settings, parts, &handle).await });
+        Worker { control, task }
+    }
+
+    /// `blipstream worker` with the demo model, as a process of its own.
+    pub fn process(&self) -> Process {
+        let toml = toml::to_string(&self.settings).unwrap();
+        let file = tempfile::NamedTempFile::with_suffix(".toml").unwrap();
+        std::fs::write(file.path(), toml).unwrap();
+        let child = Command::new(env!("CARGO_BIN_EXE_blipstream"))
+            .args([
+                "worker",
+                "--set",
+                "model.source=demo",
+                "--set",
+                "batch.max_size=4",
+                "--set",
+                "admin.listen=127.0.0.1:0",
+            ])
+            .arg("--config")
+            .arg(file.path())
+            .stdin(Stdio::null())
+            .spawn()
+            .unwrap();
+        Process { child, _config: file }
+    }
+}
+
+/// A worker in this process.
+pub struct Worker {
+    pub control: Control,
+    pub task: JoinHandle<anyhow::Result<Summary>>,
+}
+
+impl Worker {
+    /// Drains it.
+    pub async fn stop(self) -> Summary {
+        self.control.drain("the test is over");
+        tokio::time::timeout(PATIENCE, self.task).await.expect("an end in time").unwrap().unwrap()
+    }
+}
+
+/// A worker as a process; killed when dropped.
+pub struct Process {
+    child: Child,
+    _config: tempfile::NamedTempFile,
+}
+
+impl Process {
+    /// SIGKILL.
+    pub fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// SIGTERM; returns the exit code.
+    pub fn terminate(mut self) -> Option<i32> {
+        let sent = Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status().unwrap();
+        assert!(sent.success());
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status.code();
+            }
+            assert!(Instant::now() < deadline, "the worker does not end");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // It has ended already, unless the test failed.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// What came out, by origin (`topic/partition/offset`, with `/index` for a row of several).
+pub struct Answers {
+    pub captions: BTreeMap<String, Vec<Value>>,
+    pub dead_letters: BTreeMap<String, Vec<Message>>,
+}
+
+impl Answers {
+    pub fn read(flow: &Flow) -> Self {
+        let mut answers = Self { captions: BTreeMap::new(), dead_letters: BTreeMap::new() };
+        for message in flow.read(CAPTIONS) {
+            let record: Value = serde_json::from_slice(message.payload.as_ref().unwrap()).unwrap();
+            let origin = message.header("blipstream-origin").unwrap().to_owned();
+            answers.captions.entry(origin).or_default().push(record);
+        }
+        for message in flow.read(DEAD_LETTERS) {
+            let origin = message.header("blipstream-origin").unwrap().to_owned();
+            answers.dead_letters.entry(origin).or_default().push(message);
+        }
+        answers
+    }
+
+    /// Records in all.
+    pub fn count(&self) -> usize {
+        self.captions.values().map(Vec::len).sum::<usize>() + self.dead_letters.values().map(Vec::len).sum::<usize>()
+    }
+
+    /// Every origin that has an answer.
+    pub fn origins(&self) -> BTreeSet<&str> {
+        self.captions.keys().chain(self.dead_letters.keys()).map(String::as_str).collect()
+    }
+
+    /// The ids that were captioned.
+    pub fn captioned_ids(&self) -> BTreeSet<&str> {
+        self.captions.values().flatten().map(|record| record["id"].as_str().unwrap()).collect()
+    }
+}
+
+/// A native request.
+pub fn request(id: impl ToString, image: impl ToString) -> NewRecord {
+    let id = id.to_string();
+    let value = json!({"id": id, "image": image.to_string()}).to_string();
+    NewRecord { key: Some(id.into_bytes()), value: Some(value.into_bytes()), headers: Vec::new() }
+}
+
+/// Waits until something holds.
+pub async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < deadline, "not in time: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
