@@ -141,8 +141,11 @@ impl Keys {
     }
 }
 
+/// The keys of a section with their defaults.
+type Defaults = Vec<(String, Option<Value>)>;
+
 /// Sections and keys in the order of the structs, which a schema does not keep, each with its default.
-fn defaults() -> Vec<(String, Vec<(String, Option<Value>)>)> {
+fn defaults() -> Vec<(String, Defaults)> {
     let text = serde_json::to_string(&Settings::default());
     // The settings are a structure of plain values: it has a JSON form, and that reads back.
     let sections: Result<InOrder<InOrder<Option<Value>>>, _> = text.and_then(|text| serde_json::from_str(&text));
@@ -223,7 +226,7 @@ mod tests {
         assert_eq!(kind("kafka.inputs"), Some(Kind::List(Some("topic".into()))));
         assert_eq!(kind("fetch.file_roots"), Some(Kind::List(None)));
         assert_eq!(kind("kafka.options"), Some(Kind::Map));
-        assert_eq!(kind("kafka.options.fetch.max.bytes"), Some(Kind::Map));
+        assert_eq!(kind("kafka.options.fetch.wait.max.ms"), Some(Kind::Map));
         assert_eq!(kind("kafka"), None);
         assert_eq!(kind("flow.max_rows.more"), None);
         let sections: Vec<&str> = {
@@ -245,7 +248,7 @@ mod tests {
         let secrets: Vec<&str> = keys.all().iter().filter(|key| key.secret).map(|key| key.path.as_str()).collect();
         assert_eq!(secrets, ["kafka.sasl_password", "admin.token"]);
         assert!(keys.is_secret("kafka.options.ssl.key.password"));
-        assert!(!keys.is_secret("kafka.options.fetch.max.bytes"));
+        assert!(!keys.is_secret("kafka.options.fetch.wait.max.ms"));
     }
 
     #[test]

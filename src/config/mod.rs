@@ -83,7 +83,7 @@ pub(crate) struct Given {
     origin: Origin,
 }
 
-/// By the path of the key; an entry of a map has a path of its own (`kafka.options.fetch.max.bytes`).
+/// By the path of the key; an entry of a map has a path of its own (`kafka.options.fetch.wait.max.ms`).
 type GivenMap = BTreeMap<String, Given>;
 
 /// `x_file` is the file that `x` is read from; its trailing line end is no part of the secret.

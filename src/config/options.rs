@@ -1,26 +1,29 @@
 //! Which options of librdkafka `kafka.options` may not set.
 
-/// Options that blipstream sets itself, each with what to use instead. A name that ends in `*` stands for all that
+/// Options that blipstream sets itself, each with what to use instead: no fewer than the client itself refuses. A name that ends in `*` stands for all that
 /// begin so.
 pub const OWNED_OPTIONS: &[(&str, &str)] = &[
     ("acks", DELIVERY),
+    ("allow.auto.create.topics", "a misspelt topic should fail, not appear"),
+    ("auto.commit.*", DELIVERY),
     ("auto.offset.reset", DELIVERY),
-    ("batch.size", "librdkafka's own value is kept; see kafka.linger"),
     ("bootstrap.servers", "use kafka.bootstrap_servers"),
     ("compression.*", "use kafka.compression"),
+    ("delivery.report.only.error", DELIVERY),
     ("delivery.timeout.ms", DELIVERY),
     ("enable.auto.commit", DELIVERY),
     ("enable.auto.offset.store", DELIVERY),
     ("enable.gapless.guarantee", DELIVERY),
     ("enable.idempotence", DELIVERY),
     ("enable.partition.eof", "blipstream needs it to know when a topic is drained"),
+    ("enabled_events", INNER),
+    ("fetch.max.bytes", "use kafka.prefetch"),
     ("fetch.message.max.bytes", "use kafka.max_message_size"),
     ("group.id", "use kafka.group_id"),
-    ("group.instance.id", "workers of one group would shut each other out"),
     ("group.protocol", "blipstream needs the classic protocol"),
     ("group.remote.assignor", "blipstream needs the classic protocol"),
-    ("isolation.level", DELIVERY),
     ("linger.ms", "use kafka.linger"),
+    ("log.queue", INNER),
     ("max.in.flight*", DELIVERY),
     ("max.partition.fetch.bytes", "use kafka.max_message_size"),
     ("max.poll.interval.ms", "use kafka.max_poll_interval"),
@@ -28,12 +31,14 @@ pub const OWNED_OPTIONS: &[(&str, &str)] = &[
     ("message.send.max.retries", DELIVERY),
     ("message.timeout.ms", DELIVERY),
     ("metadata.broker.list", "use kafka.bootstrap_servers"),
+    ("offset.store.method", DELIVERY),
     ("partition.assignment.strategy", "blipstream needs cooperative-sticky"),
     ("partitioner", "keys are placed as Java clients place them"),
     ("plugin.library.paths", "blipstream loads no plugins"),
     ("queue.buffering.max.*", "queues are bounded by blipstream; see kafka.linger and flow"),
     ("queued.max.messages.kbytes", "use kafka.prefetch"),
     ("queued.min.messages", "use kafka.prefetch"),
+    ("receive.message.max.bytes", "use kafka.max_message_size"),
     ("request.required.acks", DELIVERY),
     ("retries", DELIVERY),
     ("sasl.*", "use kafka.sasl_mechanism, kafka.sasl_username and kafka.sasl_password_file"),
@@ -43,9 +48,12 @@ pub const OWNED_OPTIONS: &[(&str, &str)] = &[
     ("ssl.certificate.location", "use kafka.ssl_certificate_file"),
     ("ssl.key.location", "use kafka.ssl_key_file"),
     ("statistics.interval.ms", "the consumer lag is read from these statistics"),
+    ("test.mock.num.brokers", "the embedded broker of `blipstream demo` is the way to run without one"),
     ("transaction.timeout.ms", DELIVERY),
     ("transactional.id", DELIVERY),
 ];
+
+const INNER: &str = "the client's logs and events go through it";
 
 const DELIVERY: &str = "the promise of delivery depends on it";
 
@@ -72,7 +80,7 @@ mod tests {
         for name in ["sasl.password", "compression.codec", "topic.acks", "transactional.id", "max.in.flight"] {
             assert!(refusal(name).is_some(), "{name}");
         }
-        for name in ["fetch.wait.max.ms", "socket.keepalive.enable", "client.id", "ssl.key.password", "ackss"] {
+        for name in ["fetch.wait.max.ms", "socket.keepalive.enable", "client.rack", "ssl.key.password", "ackss"] {
             assert_eq!(refusal(name), None, "{name}");
         }
     }
