@@ -2,10 +2,13 @@
 
 mod assets;
 mod caption;
+mod check;
+mod collect;
 mod config;
 mod demo;
 mod input;
 mod models;
+mod submit;
 mod telemetry;
 mod worker;
 
@@ -42,7 +45,12 @@ enum Command {
     Worker(worker::WorkerArgs),
     /// Caption local files, folders and URLs, without Kafka
     Caption(caption::CaptionArgs),
-
+    /// Send requests to Kafka, and wait for the captions if asked to
+    Submit(submit::SubmitArgs),
+    /// Read captions and dead letters from Kafka
+    Collect(collect::CollectArgs),
+    /// Check configuration, broker, topics and model, and say what a worker would do
+    Check(check::CheckArgs),
     /// Show the configuration in force and where each value comes from
     Config(config::ConfigArgs),
     /// Print a completion script for a shell
@@ -105,6 +113,9 @@ pub fn run(cli: Cli) -> anyhow::Result<Exit> {
         Command::Demo(args) => demo::run(args),
         Command::Worker(args) => worker::run(args),
         Command::Caption(args) => caption::run(args),
+        Command::Submit(args) => submit::run(args),
+        Command::Collect(args) => collect::run(args),
+        Command::Check(args) => check::run(args),
         Command::Config(args) => match config::run(&args, &mut io::stdout().lock()) {
             Err(config::ConfigCommandError::Config(errors)) => Err(errors.into()),
             result => Ok(result.map(|()| Exit::Done)?),

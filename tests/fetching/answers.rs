@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use blipstream::budget::Limit;
 use blipstream::disposition::{Code, Disposed};
 use blipstream::message::ImageRef;
-use blipstream::stage::fetch::{Observer, ResponseClass};
+use blipstream::metrics::ResponseClass;
+use blipstream::stage::fetch::Observer;
 
 use super::support::images::{Answer, ImageServer, png};
 use super::{PIXEL_BYTES, failure_of, fetcher, pool, settings};

@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use blipstream::budget::{Limit, Pool};
 use blipstream::disposition::{Code, Disposed, Disposition};
 use blipstream::message::ImageRef;
-use blipstream::stage::fetch::{Observer, ResponseClass};
+use blipstream::metrics::ResponseClass;
+use blipstream::stage::fetch::Observer;
 use bytes::Bytes;
 use futures::future::join_all;
 
