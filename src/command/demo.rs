@@ -7,10 +7,11 @@ use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use async_channel::{Receiver, Sender};
+use async_channel::Receiver;
 use axum::extract::{Path, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -23,7 +24,7 @@ use super::{Exit, Usage, assets, models, runtime, telemetry, worker::drain_on_si
 use crate::admin;
 use crate::config::ConfigOptions;
 use crate::disposition::Stage;
-use crate::kafka::{EmbeddedBroker, From, NewRecord, ReadLimits, read_records, write_records};
+use crate::kafka::{EmbeddedBroker, Follower, From, NewRecord, TopicCheck, write_records};
 use crate::message::Message;
 use crate::metrics::Metrics;
 use crate::pipeline::{Control, worker};
@@ -33,6 +34,8 @@ use crate::settings::Settings;
 const PARTITIONS: i32 = 3;
 /// The demo gives up when nothing arrives for this long.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Longest wait for one answer before the reader looks whether it is to stop.
+const POLL: Duration = Duration::from_millis(50);
 /// A reference to nothing: what becomes of it is part of the show.
 const MISSING: &str = "no-such-picture.jpg";
 
@@ -103,7 +106,7 @@ async fn show(args: DemoArgs, mut settings: Settings) -> anyhow::Result<Exit> {
     };
     let begun = Instant::now();
     let expected = submit(&settings, images, args.rounds).await?;
-    let answers = answers(&settings, &stop)?;
+    let (answers, reading) = answers(&settings, &stop)?;
     let seen = watch(&mut out, &answers, expected, &control).await?;
     let took = begun.elapsed();
     summary(&mut out, &control, seen, took)?;
@@ -115,6 +118,10 @@ async fn show(args: DemoArgs, mut settings: Settings) -> anyhow::Result<Exit> {
     control.drain("the demo is over");
     let end = worker.await.context("the worker panicked")??;
     stop.cancel();
+    drop(answers);
+    // Its client would complain if the broker went first.
+    tokio::task::spawn_blocking(move || reading.join()).await?.map_err(|_| anyhow::anyhow!("reading the answers panicked"))?;
+    drop(broker);
     Ok(if seen.answers() == expected && end.clean() { Exit::Done } else { Exit::Failed })
 }
 
@@ -178,28 +185,33 @@ enum Answer {
     DeadLetter { name: String, code: String, message: String },
 }
 
-/// Reads captions and dead letters in the background, until `stop`.
-fn answers(settings: &Settings, stop: &CancellationToken) -> anyhow::Result<Receiver<Answer>> {
+/// Reads captions and dead letters in the background until `stop`; the thread is joined before the broker ends.
+fn answers(settings: &Settings, stop: &CancellationToken) -> anyhow::Result<(Receiver<Answer>, JoinHandle<()>)> {
     let (sender, receiver) = async_channel::bounded(64);
     let kafka = &settings.kafka;
-    for (topic, read) in
-        [(&kafka.captions_topic, caption as fn(&Message) -> Option<Answer>), (&kafka.dead_letter_topic, dead_letter)]
-    {
-        let (kafka, topic, sender, stop) = (kafka.clone(), topic.clone(), sender.clone(), stop.clone());
-        std::thread::Builder::new().name(format!("read {topic}")).spawn(move || {
-            let limits =
-                ReadLimits { from: From::Beginning, timeout: Duration::from_secs(24 * 3600), stop_at_end: false };
-            let result = read_records(&kafka, &topic, limits, |message| hand_on(&sender, &stop, read(&message)));
-            if let Err(error) = result {
-                tracing::error!(%error, topic, "cannot read the answers");
+    let letters = kafka.dead_letter_topic.clone();
+    let topics = [(&kafka.captions_topic, "kafka.captions_topic"), (&letters, "kafka.dead_letter_topic")]
+        .map(|(topic, setting)| TopicCheck { topic: topic.clone(), setting });
+    let follower = Follower::open(kafka, &topics, From::Beginning, PATIENCE)?;
+    let stop = stop.clone();
+    let thread = std::thread::Builder::new().name("answers".into()).spawn(move || {
+        while !stop.is_cancelled() {
+            let answer = match follower.next(POLL) {
+                Ok(Some(message)) if *message.topic == *letters => dead_letter(&message),
+                Ok(message) => message.as_ref().and_then(caption),
+                Err(error) => {
+                    tracing::error!(%error, "cannot read the answers");
+                    return;
+                }
+            };
+            if let Some(answer) = answer
+                && sender.send_blocking(answer).is_err()
+            {
+                return;
             }
-        })?;
-    }
-    Ok(receiver)
-}
-
-fn hand_on(sender: &Sender<Answer>, stop: &CancellationToken, answer: Option<Answer>) -> bool {
-    answer.is_none_or(|answer| sender.send_blocking(answer).is_ok()) && !stop.is_cancelled()
+        }
+    })?;
+    Ok((receiver, thread))
 }
 
 fn caption(message: &Message) -> Option<Answer> {

@@ -3,5 +3,6 @@
 mod bad_input;
 mod control;
 mod delivery;
+mod demo_model;
 #[path = "../support/mod.rs"]
 mod support;

@@ -1,0 +1,133 @@
+//! The bundled model: right on scenes it never saw, and the same by every way in.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use blipstream::caption::preprocess::{Limits, Resizer, decode};
+use blipstream::caption::{BlipEngine, LoadOptions, ModelSource, Params, caption, load_model};
+use serde_json::Value;
+
+use crate::support::flow::{Flow, request};
+use crate::support::images::{Answer, ImageServer};
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).to_owned()
+}
+
+fn blipstream(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_blipstream")).current_dir(root()).args(arguments).output().unwrap()
+}
+
+fn json_lines(output: &Output) -> Vec<Value> {
+    let text = String::from_utf8(output.stdout.clone()).unwrap();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+#[test]
+fn at_least_95_percent_of_unseen_scenes_are_captioned_exactly() {
+    let folder = root().join("tests/fixtures/scenes");
+    let list = std::fs::read_to_string(folder.join("scenes.jsonl")).unwrap();
+    let scenes: Vec<Value> = list.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(scenes.len(), 200);
+    let model = load_model(&LoadOptions::new(ModelSource::Dir(root().join("models/demo")))).unwrap();
+    let mut engine = BlipEngine::new(model.clone());
+    let limits = Limits { max_pixels: 1 << 20, max_side: 4096, max_memory: 64 << 20 };
+    let mut resizer = Resizer::new();
+    let mut wrong = Vec::new();
+    for batch in scenes.chunks(16) {
+        let mut items = Vec::new();
+        for scene in batch {
+            let bytes = std::fs::read(folder.join(scene["file"].as_str().unwrap())).unwrap();
+            let picture = decode(&bytes, &limits).unwrap();
+            items.push((model.preprocessor().resize(&picture, &mut resizer).unwrap(), Params::default()));
+        }
+        for (scene, result) in batch.iter().zip(caption(&mut engine, &items).unwrap()) {
+            let (said, truth) = (result.unwrap().text, scene["caption"].as_str().unwrap());
+            if said != truth {
+                wrong.push(format!("{}: {said:?} is {truth:?}", scene["file"]));
+            }
+        }
+    }
+    let right = scenes.len() - wrong.len();
+    println!("{right} of {} unseen scenes exactly right\n{}", scenes.len(), wrong.join("\n"));
+    assert!(right * 100 >= scenes.len() * 95, "{right} of {}:\n{}", scenes.len(), wrong.join("\n"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_folder_captioned_by_the_command_and_by_the_pipeline_gives_the_same_captions() {
+    let folder = "models/demo/images";
+    let output = blipstream(&["caption", folder, "--model", "demo", "--output", "jsonl"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let by_command: BTreeMap<String, String> = json_lines(&output)
+        .into_iter()
+        .map(|record| {
+            let name = record["id"].as_str().unwrap().rsplit('/').next().unwrap().to_owned();
+            (name, record["text"].as_str().unwrap().to_owned())
+        })
+        .collect();
+    assert!(by_command.len() >= 24, "{} demo images", by_command.len());
+
+    let flow = Flow::start(2);
+    let mut images = ImageServer::start().await;
+    for name in by_command.keys() {
+        let bytes = std::fs::read(root().join(folder).join(name)).unwrap();
+        images = images.with(&format!("/{name}"), Answer::Body(bytes));
+    }
+    flow.write(by_command.keys().map(|name| request(name, images.url(&format!("/{name}")))));
+    let worker = flow.process();
+    let answers = flow.until_answered(by_command.len());
+    assert_eq!(worker.terminate(), Some(0));
+    let text = |record: &Value| (record["id"].as_str().unwrap().to_owned(), record["text"].as_str().unwrap().to_owned());
+    let by_pipeline: BTreeMap<_, _> = answers.captions.values().flatten().map(text).collect();
+    assert_eq!(by_command, by_pipeline);
+}
+
+#[test]
+fn results_come_in_the_order_of_the_arguments_and_failures_keep_their_place() {
+    let (first, last) = ("models/demo/images/harbour-night.jpg", "models/demo/images/cabin.jpg");
+    let output = blipstream(&["caption", first, "missing.jpg", last, "--model", "demo", "--output", "jsonl"]);
+    assert_eq!(output.status.code(), Some(3), "a failure is above the allowed rate of 0");
+    let records = json_lines(&output);
+    let ids: Vec<_> = records.iter().map(|record| record["id"].as_str().unwrap()).collect();
+    assert_eq!(ids, [first, "missing.jpg", last]);
+    assert_eq!(records[1]["error"]["code"], "not_found");
+    assert_eq!(records[0]["model"]["id"], "blipstream-demo");
+    let allowed = ["caption", first, "missing.jpg", last, "--model", "demo", "--max-failure-rate", "0.5"];
+    let output = blipstream(&allowed);
+    assert_eq!(output.status.code(), Some(0));
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(text.lines().count(), 2);
+    assert!(text.starts_with(&format!("{first}\t")), "{text}");
+    let errors = String::from_utf8(output.stderr).unwrap();
+    assert!(errors.contains("missing.jpg: not_found"), "{errors}");
+}
+
+#[test]
+fn a_wrong_model_or_device_is_explained_and_nothing_is_printed_on_standard_output() {
+    for (arguments, words) in [
+        (["--model", "tests/fixtures/scenes"], "config.json"),
+        (["--device", "tpu"], "tpu"),
+        (["--dtype", "f8"], "f8"),
+        (["--device", "cuda:0"], "cuda"),
+    ] {
+        let mut all = vec!["caption", "models/demo/images/cabin.jpg"];
+        if arguments[0] != "--model" {
+            all.extend(["--model", "demo"]);
+        }
+        all.extend(arguments);
+        let output = blipstream(&all);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && said.contains(words), "{arguments:?}: {said}");
+        assert!(output.stdout.is_empty());
+    }
+}
+
+#[test]
+fn the_demo_captions_every_image_and_shows_a_dead_letter() {
+    let output = blipstream(&["demo"]);
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{said}\n{}", String::from_utf8_lossy(&output.stderr));
+    assert!(said.contains("28 images in ") && said.contains("1 dead letter"), "{said}");
+    assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
+}
