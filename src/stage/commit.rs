@@ -112,6 +112,18 @@ mod tests {
         assert!(watermarks.committed.is_empty());
     }
 
+    #[test]
+    fn an_abandoned_message_is_neither_committed_nor_reported_as_lost() {
+        let ledger = Ledger::new();
+        let mut watermarks = Watermarks::new(ledger.clone());
+        ledger.assign(partition(0));
+        watermarks.assigned(&partition(0), Some(0));
+        ledger.open(&partition(0), 0).unwrap().abandon();
+        ledger.open(&partition(0), 1).unwrap().resolve(Outcome::Published);
+        assert_eq!(watermarks.due(), []);
+        assert_eq!((ledger.take_lost(), ledger.open_tickets()), (None, 1));
+    }
+
     proptest! {
         #[test]
         fn a_commit_never_passes_an_unresolved_message(
