@@ -43,10 +43,14 @@ impl Committer for Watermarks {
     }
 
     fn committed(&mut self, offsets: &[(TopicPartition, i64)], result: &Result<(), Error>) {
-        if let Err(error) = result {
-            // Not remembered as committed, so the next interval tries again.
-            tracing::warn!(%error, partitions = offsets.len(), "offsets were not committed; trying again");
-            return;
+        // What failed is not remembered as committed, so the next interval tries again.
+        match result {
+            Ok(()) => {}
+            Err(error @ Error::Rebalancing { .. }) => return tracing::debug!(%error, "offsets are committed later"),
+            Err(error) => {
+                tracing::warn!(%error, partitions = offsets.len(), "offsets were not committed; trying again");
+                return;
+            }
         }
         for (partition, offset) in offsets {
             if let Some(known) = self.committed.get_mut(partition) {
