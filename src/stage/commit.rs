@@ -43,10 +43,14 @@ impl Committer for Watermarks {
     }
 
     fn committed(&mut self, offsets: &[(TopicPartition, i64)], result: &Result<(), Error>) {
-        if let Err(error) = result {
-            // Not remembered as committed, so the next interval tries again.
-            tracing::warn!(%error, partitions = offsets.len(), "offsets were not committed; trying again");
-            return;
+        // What failed is not remembered as committed, so the next interval tries again.
+        match result {
+            Ok(()) => {}
+            Err(error @ Error::Rebalancing { .. }) => return tracing::debug!(%error, "offsets are committed later"),
+            Err(error) => {
+                tracing::warn!(%error, partitions = offsets.len(), "offsets were not committed; trying again");
+                return;
+            }
         }
         for (partition, offset) in offsets {
             if let Some(known) = self.committed.get_mut(partition) {
@@ -110,6 +114,18 @@ mod tests {
         assert_eq!(watermarks.due(), []);
         watermarks.committed(&[(partition(0), 1)], &Ok(()));
         assert!(watermarks.committed.is_empty());
+    }
+
+    #[test]
+    fn an_abandoned_message_is_neither_committed_nor_reported_as_lost() {
+        let ledger = Ledger::new();
+        let mut watermarks = Watermarks::new(ledger.clone());
+        ledger.assign(partition(0));
+        watermarks.assigned(&partition(0), Some(0));
+        ledger.open(&partition(0), 0).unwrap().abandon();
+        ledger.open(&partition(0), 1).unwrap().resolve(Outcome::Published);
+        assert_eq!(watermarks.due(), []);
+        assert_eq!((ledger.take_lost(), ledger.open_tickets()), (None, 1));
     }
 
     proptest! {

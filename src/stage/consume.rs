@@ -2,7 +2,7 @@
 //!
 //! A message gets its ticket and its permit here. When there is no room, it is held, all partitions are paused, and
 //! polling goes on, so that the group keeps its member. Which partitions rest is decided in one place,
-//! [`Partitions::change`]; nothing else pauses or resumes.
+//! `Partitions::change`; nothing else pauses or resumes.
 
 mod group;
 mod partitions;

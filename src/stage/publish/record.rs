@@ -96,3 +96,74 @@ pub(super) fn advice(class: Class) -> &'static str {
         _ => "see the brokers' logs",
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Instant;
+
+    use super::*;
+    use crate::message::{ImageInfo, ModelRef, SCHEMA, Timing};
+
+    fn message(headers: &[&str]) -> Message {
+        Message {
+            topic: "in".into(),
+            partition: 2,
+            offset: 7,
+            timestamp_ms: None,
+            key: Some("key".into()),
+            payload: Some("{}".into()),
+            headers: headers.iter().map(|name| ((*name).to_owned(), Some("x".into()))).collect(),
+            received: Instant::now(),
+        }
+    }
+
+    fn captioned(message: &Message) -> Output {
+        let record = CaptionRecord {
+            schema: SCHEMA,
+            id: "id".into(),
+            index: 0,
+            text: "a cat".into(),
+            logprob: f32::NAN,
+            tokens: 1,
+            finish: "stop",
+            flags: Vec::new(),
+            model: ModelRef { id: "m".into(), revision: None, dtype: "f32".into() },
+            image: ImageInfo::default(),
+            timing_ms: Timing::default(),
+            origin: message.origin(),
+            worker: "w".into(),
+            meta: serde_json::Map::new(),
+        };
+        Output::Caption(Box::new(record), Arc::new(message.clone()))
+    }
+
+    #[test]
+    fn a_replayed_request_does_not_carry_its_old_failure_into_its_caption() {
+        let mut replayed = message(&["traceparent", "blipstream-error-code"]);
+        replayed.headers.push((ORIGIN_HEADER.into(), Some("first/0/1".into())));
+        let kafka = Kafka::default();
+        let rendered = render(&captioned(&replayed), false, &kafka, "w");
+        let names: Vec<&str> = rendered.headers.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names, ["traceparent", ORIGIN_HEADER]);
+        assert_eq!(rendered.headers[1].1.as_deref(), Some(&b"first/0/1"[..]));
+        assert_eq!((rendered.topic, rendered.key.as_deref()), ("blipstream.captions", Some(&b"key"[..])));
+    }
+
+    #[test]
+    fn a_number_that_json_cannot_say_does_not_empty_the_record() {
+        let kafka = Kafka::default();
+        let rendered = render(&captioned(&message(&[])), false, &kafka, "w");
+        let record: serde_json::Value = serde_json::from_slice(&rendered.value.unwrap()).unwrap();
+        assert_eq!((record["text"].as_str(), record["logprob"].is_null()), (Some("a cat"), true));
+    }
+
+    #[test]
+    fn a_caption_that_is_too_long_fails_under_its_own_code_and_keeps_its_message() {
+        let output = too_large(captioned(&message(&[])), "captions", "1 MB is the limit");
+        assert_eq!(code(&output), Some(Code::OutputTooLarge));
+        let Output::FailedMessage { message, index, failure, .. } = &output else { panic!("no dead letter") };
+        assert_eq!((message.offset, *index, failure.stage), (7, None, Stage::Publish));
+        assert_eq!(destination(&output, &Kafka::default()).1, "kafka.dead_letter_topic");
+    }
+}

@@ -1,0 +1,243 @@
+//! A broker, members of the group, and a publisher, with what tests ask of them.
+
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use async_channel::Receiver;
+use blipstream::budget::{Limit, Pool};
+use blipstream::disposition::{Code, Failure, Stage};
+use blipstream::gate::Gate;
+use blipstream::kafka::{
+    Class, EmbeddedBroker, Error, From, NewRecord, ReadLimits, group_offsets, read_records, write_records,
+};
+use blipstream::message::{CaptionRecord, ImageInfo, Message, ModelRef, SCHEMA, Timing};
+use blipstream::offsets::Ledger;
+use blipstream::settings::{self, Input};
+use blipstream::stage::commit::Watermarks;
+use blipstream::stage::consume::{self, Consume};
+use blipstream::stage::publish::{self, Observer, Summary};
+use blipstream::stage::{Finished, Output};
+use blipstream::tracked::Tracked;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+pub const IN: &str = "in";
+pub const CAPTIONS: &str = "captions";
+pub const DEAD: &str = "dead";
+
+/// No test waits longer than this for anything.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// For tests with more than one rebalance: the embedded broker draws each out until the session's time-out less a
+/// second.
+pub const SHORT_SESSION: Duration = Duration::from_millis(1500);
+
+/// A broker and what it takes to talk to it.
+pub struct Bench {
+    pub broker: EmbeddedBroker,
+    pub kafka: settings::Kafka,
+    pub flow: settings::Flow,
+}
+
+impl Bench {
+    pub fn new(partitions: i32) -> Self {
+        let broker = EmbeddedBroker::start(1, &[(IN, partitions), (CAPTIONS, 1), (DEAD, 1)]).unwrap();
+        let options = [
+            ("heartbeat.interval.ms", "100"),
+            ("fetch.wait.max.ms", "10"),
+            ("fetch.error.backoff.ms", "10"),
+            ("reconnect.backoff.ms", "10"),
+            ("reconnect.backoff.max.ms", "100"),
+            ("retry.backoff.ms", "10"),
+            ("retry.backoff.max.ms", "100"),
+        ];
+        let kafka = settings::Kafka {
+            bootstrap_servers: broker.bootstrap_servers().unwrap(),
+            group_id: "fleet".into(),
+            inputs: vec![Input { topic: IN.into(), weight: 1 }],
+            captions_topic: CAPTIONS.into(),
+            dead_letter_topic: DEAD.into(),
+            session_timeout: Duration::from_secs(6),
+            commit_interval: Duration::from_millis(20),
+            linger: Duration::from_millis(1),
+            options: options.map(|(key, value)| (key.to_owned(), value.to_owned())).into(),
+            ..settings::Kafka::default()
+        };
+        Self { broker, kafka, flow: settings::Flow::default() }
+    }
+
+    pub fn write(&self, topic: &str, records: impl IntoIterator<Item = NewRecord>) {
+        write_records(&self.kafka, topic, records, PATIENCE).unwrap();
+    }
+
+    pub fn write_numbers(&self, numbers: std::ops::Range<usize>) {
+        self.write(IN, numbers.map(numbered));
+    }
+
+    pub fn read(&self, topic: &str) -> Vec<Message> {
+        let mut messages = Vec::new();
+        let limits = ReadLimits { from: From::Beginning, timeout: PATIENCE, stop_at_end: true };
+        read_records(&self.kafka, topic, limits, |message| {
+            messages.push(message);
+            true
+        })
+        .unwrap();
+        messages
+    }
+
+    pub fn committed(&self) -> Vec<Option<i64>> {
+        group_offsets(&self.kafka, IN, PATIENCE).unwrap()
+    }
+
+    pub fn member(&self) -> Member {
+        Member::start(self, Limit { items: self.flow.max_messages, bytes: 64 << 20 }, 1024)
+    }
+}
+
+pub fn numbered(number: usize) -> NewRecord {
+    let text = number.to_string().into_bytes();
+    NewRecord { key: Some(text.clone()), value: Some(text), ..NewRecord::default() }
+}
+
+pub fn number(message: &Message) -> usize {
+    std::str::from_utf8(message.payload.as_ref().unwrap()).unwrap().parse().unwrap()
+}
+
+/// A running consumer and everything around it.
+pub struct Member {
+    pub consume: Consume,
+    pub ledger: Ledger,
+    pub messages: Pool,
+    pub gate: Gate,
+    pub output: Receiver<Tracked<Message>>,
+}
+
+impl Member {
+    pub fn start(bench: &Bench, pool: Limit, queue: usize) -> Self {
+        let (ledger, messages, gate) = (Ledger::new(), Pool::new(pool), Gate::new());
+        let (sender, output) = async_channel::bounded(queue);
+        let setup = consume::Setup {
+            kafka: bench.kafka.clone(),
+            flow: bench.flow.clone(),
+            ledger: ledger.clone(),
+            messages: messages.clone(),
+            images: Pool::new(Limit { items: 100, bytes: 1 << 20 }),
+            gate: gate.clone(),
+            committer: Box::new(Watermarks::new(ledger.clone())),
+        };
+        let consume = consume::start(setup, sender).unwrap();
+        Self { consume, ledger, messages, gate, output }
+    }
+
+    pub async fn next(&self) -> Tracked<Message> {
+        tokio::time::timeout(PATIENCE, self.output.recv()).await.expect("a message in time").unwrap()
+    }
+
+    pub async fn take(&self, count: usize) -> Vec<Tracked<Message>> {
+        let mut taken = Vec::new();
+        for _ in 0..count {
+            taken.push(self.next().await);
+        }
+        taken
+    }
+
+    pub fn paused(&self) -> usize {
+        let status = self.consume.view().status();
+        status.partitions.iter().filter(|partition| partition.paused).count()
+    }
+
+    pub async fn close(self) -> Result<(), Error> {
+        self.consume.stop();
+        tokio::time::timeout(PATIENCE, self.consume.close()).await.expect("an end in time")
+    }
+}
+
+pub async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !holds().await {
+        assert!(Instant::now() < deadline, "not in time: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Nothing happens for as long as it would take many times over.
+pub async fn quiet() {
+    tokio::time::sleep(Duration::from_millis(300)).await;
+}
+
+pub fn caption(message: &Message) -> Output {
+    let record = CaptionRecord {
+        schema: SCHEMA,
+        id: message.origin().to_string(),
+        index: 0,
+        text: format!("a caption of {}", number(message)),
+        logprob: -1.0,
+        tokens: 3,
+        finish: "stop",
+        flags: Vec::new(),
+        model: ModelRef { id: "fake".into(), revision: None, dtype: "f32".into() },
+        image: ImageInfo::default(),
+        timing_ms: Timing::default(),
+        origin: message.origin(),
+        worker: "test".into(),
+        meta: serde_json::Map::new(),
+    };
+    Output::Caption(Box::new(record), Arc::new(message.clone()))
+}
+
+pub fn failure(message: &Message) -> Output {
+    let failure = Failure::with_message(Stage::Parse, Code::BadMessage, "not a request".into());
+    Output::FailedMessage { message: Arc::new(message.clone()), index: None, native: None, failure }
+}
+
+#[derive(Default)]
+pub struct Counter {
+    pub delivered: Mutex<Vec<Option<Code>>>,
+    pub refused: Mutex<Vec<Class>>,
+    pub too_large: Mutex<usize>,
+}
+
+impl Observer for Counter {
+    fn delivered(&self, _: &Output, code: Option<Code>, _: Duration) {
+        self.delivered.lock().unwrap().push(code);
+    }
+    fn refused(&self, class: Class) {
+        self.refused.lock().unwrap().push(class);
+    }
+    fn too_large(&self) {
+        *self.too_large.lock().unwrap() += 1;
+    }
+}
+
+/// A running publisher.
+pub struct Publishing {
+    pub input: async_channel::Sender<Finished>,
+    pub give_up: CancellationToken,
+    pub counter: Arc<Counter>,
+    pub task: JoinHandle<Result<Summary, Error>>,
+}
+
+impl Publishing {
+    pub fn start(bench: &Bench) -> Self {
+        let (input, receiver) = async_channel::bounded(16);
+        let (give_up, counter) = (CancellationToken::new(), Arc::new(Counter::default()));
+        let task = tokio::spawn(publish::run(publish::Setup {
+            kafka: bench.kafka.clone(),
+            worker: "test".into(),
+            input: receiver,
+            give_up: give_up.clone(),
+            failed: CancellationToken::new(),
+            observer: counter.clone(),
+        }));
+        Self { input, give_up, counter, task }
+    }
+
+    pub async fn send(&self, finished: Finished) {
+        tokio::time::timeout(PATIENCE, self.input.send(finished)).await.expect("room in time").unwrap();
+    }
+
+    pub async fn end(self) -> Summary {
+        drop(self.input);
+        tokio::time::timeout(PATIENCE, self.task).await.expect("an end in time").unwrap().unwrap()
+    }
+}

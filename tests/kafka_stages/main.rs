@@ -1,0 +1,6 @@
+//! Consume, commit and publish against the embedded broker: the real protocol over loopback.
+
+mod bench;
+mod consume;
+mod group;
+mod publish;
