@@ -12,8 +12,6 @@ names! {
         Operator = "operator",
         /// The message pool is spent.
         Messages = "messages",
-        /// The image pool is spent.
-        Images = "images",
         /// The worker is draining.
         Drain = "drain",
     }

@@ -2,6 +2,8 @@
 //!
 //! Seconds and bytes throughout; the prefix is `blipstream_`. `docs/metrics.md` explains them to operators.
 
+mod labels;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -11,81 +13,15 @@ use prometheus::{
     Opts, Registry, TextEncoder,
 };
 
-use crate::disposition::{Code, Stage, names};
+use crate::disposition::{Code, Stage};
+
+pub use labels::{Flush, Phase, PoolName, ResponseClass, State};
 
 /// Latencies from half a millisecond to a minute: a decode is at the lower end, a caption on a small CPU at the upper.
 const SECONDS: &[f64] =
     &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
 /// Batches are powers of two at best; the buckets show which were reached.
 const BATCH: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0];
-
-names! {
-    /// What a device is doing.
-    Phase {
-        /// The vision encoder.
-        Encode = "encode",
-        /// Cross-attention keys and values.
-        CrossKv = "cross_kv",
-        /// The text decoder.
-        Decode = "decode",
-    }
-}
-
-names! {
-    /// Why a batch was started at the size it had.
-    Flush {
-        /// It was full.
-        Full = "full",
-        /// The device was free and this is what there was.
-        Idle = "idle",
-        /// The device had waited for more as long as it may.
-        Linger = "linger",
-        /// The flow is draining.
-        Drain = "drain",
-    }
-}
-
-names! {
-    /// A budget of items and bytes.
-    PoolName {
-        /// Payloads of consumed messages.
-        Messages = "messages",
-        /// Bodies and pixels.
-        Images = "images",
-    }
-}
-
-names! {
-    /// How a host answered one request.
-    ResponseClass {
-        /// 2xx.
-        Success = "2xx",
-        /// 3xx.
-        Redirect = "3xx",
-        /// 4xx.
-        ClientError = "4xx",
-        /// 5xx.
-        ServerError = "5xx",
-        /// Any other number.
-        Other = "other",
-        /// Not at all: resolution, connection, TLS or time-out.
-        None = "none",
-    }
-}
-
-names! {
-    /// State of the worker.
-    State {
-        /// Loading the model, joining the group.
-        Starting = "starting",
-        /// At work.
-        Running = "running",
-        /// Told to pause.
-        Paused = "paused",
-        /// Finishing what is in flight.
-        Draining = "draining",
-    }
-}
 
 /// What a metric is, for the documentation and its test.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -18,9 +18,9 @@ use crate::caption::Engine;
 use crate::caption::preprocess::Preprocessor;
 use crate::disposition::{Code, Stage};
 use crate::message::Row;
-use crate::metrics::{Metrics, ResponseClass};
+use crate::metrics::{Flush, Metrics, ResponseClass};
 use crate::settings::Settings;
-use crate::stage::batch::Queue;
+use crate::stage::batch::{Queue, Take};
 use crate::stage::infer::{Device, DeviceFailure, DeviceStats, Queued};
 use crate::stage::{Finished, Ready, decode, fetch, infer};
 use crate::tracked::Tracked;
@@ -84,7 +84,7 @@ impl Core {
         let (finished_in, finished) = bounded(settings.flow.max_images.max(HANDOVER));
         let queue = Queue::new(settings.batch.queue, &lanes.weights);
         let shared = Arc::new(infer::Shared {
-            queue: queue.clone(),
+            supply: Box::new(queue.clone()),
             finished: finished_in.clone(),
             metrics: metrics.clone(),
             model: settings.model.clone(),
@@ -176,6 +176,16 @@ fn start_devices(
         })?;
     }
     Ok(all)
+}
+
+impl infer::Supply for Queue<Queued> {
+    fn take(&self, max: usize, linger: Duration) -> Option<(Vec<Queued>, Flush)> {
+        Queue::take(self, Take { max, linger })
+    }
+
+    fn put_back(&self, rows: Vec<Queued>) {
+        Queue::put_back(self, rows.into_iter().map(|row| (row.lane, row)).collect());
+    }
 }
 
 /// Observes the time that rows spend in a stage.

@@ -103,7 +103,6 @@ pub async fn run(settings: &Settings, parts: Parts, control: &Control) -> anyhow
         flow: settings.flow.clone(),
         ledger: control.ledger().clone(),
         messages: control.budget().messages.clone(),
-        images: control.budget().images.clone(),
         gate: control.gate().clone(),
         committer: Box::new(Watermarks::new(control.ledger().clone())),
     };

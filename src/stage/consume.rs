@@ -59,8 +59,6 @@ pub struct Setup {
     pub ledger: Ledger,
     /// Permits of messages.
     pub messages: Pool,
-    /// Permits of images; only looked at.
-    pub images: Pool,
     /// Whether to consume at all.
     pub gate: Gate,
     /// What is to be committed.
@@ -99,7 +97,6 @@ struct Clock {
 /// Hysteresis of everything that can shut the gate by itself.
 struct Pressure {
     messages: Hysteresis,
-    images: Hysteresis,
     limit: Hysteresis,
     /// A message found no room for longer than patience lasts.
     held: bool,
@@ -146,7 +143,6 @@ impl Worker {
             held_since: None,
             pressure: Pressure {
                 messages: Hysteresis::new(pause, resume),
-                images: Hysteresis::new(pause, resume),
                 limit: Hysteresis::new(1.0, LIMIT_RESUME),
                 held: false,
             },
@@ -309,10 +305,11 @@ impl Worker {
 
     /// Whether all partitions are to rest. Sets the gate's own reasons on the way.
     fn shut(&mut self, now: Instant) -> bool {
-        let Setup { gate, messages, images, ledger, .. } = &self.setup;
+        // The image pool has no say: whoever waits for it holds a message permit, so a spent image pool shows in the
+        // message pool, after the devices were given a backlog to work on.
+        let Setup { gate, messages, ledger, .. } = &self.setup;
         let fill = messages.fill();
         gate.set(Reason::Messages, self.pressure.messages.update(fill));
-        gate.set(Reason::Images, self.pressure.images.update(images.fill()));
         let limited = match gate.passage() {
             Passage::Limited(limit) => self.pressure.limit.update(ledger.open_tickets() as f64 / limit.max(1) as f64),
             Passage::Open | Passage::Shut => self.pressure.limit.update(0.0),

@@ -9,12 +9,11 @@ use std::time::{Duration, Instant};
 use async_channel::Sender;
 use jiff::Timestamp;
 
-use super::batch::{Queue, Take};
 use super::{Finished, Output, Ready, failed};
 use crate::caption::{self, Caption, Engine, EngineError, ErrorKind, Finish, Params, Phases, Pixels};
 use crate::disposition::{Code, Disposed, Disposition, Failure, Stage};
 use crate::message::{CaptionRecord, ModelRef, SCHEMA, Timing};
-use crate::metrics::{Metrics, Phase};
+use crate::metrics::{Flush, Metrics, Phase};
 use crate::settings;
 use crate::tracked::Tracked;
 
@@ -91,10 +90,19 @@ impl DeviceStats {
     }
 }
 
+/// Where devices pull their batches from.
+pub trait Supply: Send + Sync {
+    /// Waits for a batch of at most `max` rows; a free device may wait for `linger` for a fuller one. `None` when no
+    /// more will come.
+    fn take(&self, max: usize, linger: Duration) -> Option<(Vec<Queued>, Flush)>;
+    /// Takes back the rows of a batch that a device could not finish: they are the next ones.
+    fn put_back(&self, rows: Vec<Queued>);
+}
+
 /// What all devices share.
 pub struct Shared {
     /// Where batches come from.
-    pub queue: Queue<Queued>,
+    pub supply: Box<dyn Supply>,
     /// Where captions and failures go.
     pub finished: Sender<Finished>,
     /// Metrics.
@@ -169,15 +177,15 @@ struct Runner {
 impl Runner {
     fn run(&mut self) -> Result<(), DeviceFailure> {
         loop {
-            let take = Take { max: self.stats.batch_size.load(Ordering::Relaxed), linger: self.shared.linger };
-            let Some((batch, reason)) = self.shared.queue.take(take) else { return Ok(()) };
+            let size = self.stats.batch_size.load(Ordering::Relaxed);
+            let Some((batch, reason)) = self.shared.supply.take(size, self.shared.linger) else { return Ok(()) };
             self.shared.metrics.flushed(reason);
             let begun = Instant::now();
             let batch = self.admit(batch, begun);
             let result = self.caption(batch);
             self.stats.busy_nanos.fetch_add(begun.elapsed().as_nanos() as u64, Ordering::Relaxed);
             if let Err((error, rest)) = result {
-                self.shared.queue.put_back(rest.into_iter().map(|row| (row.queued.lane, row.queued)).collect());
+                self.shared.supply.put_back(rest.into_iter().map(|row| row.queued).collect());
                 return Err(DeviceFailure { device: self.stats.name.clone(), error });
             }
         }

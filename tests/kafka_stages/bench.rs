@@ -121,7 +121,6 @@ impl Member {
             flow: bench.flow.clone(),
             ledger: ledger.clone(),
             messages: messages.clone(),
-            images: Pool::new(Limit { items: 100, bytes: 1 << 20 }),
             gate: gate.clone(),
             committer: Box::new(Watermarks::new(ledger.clone())),
         };

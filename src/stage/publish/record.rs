@@ -135,7 +135,7 @@ mod tests {
             worker: "w".into(),
             meta: serde_json::Map::new(),
         };
-        Output::Caption(Box::new(record), Arc::new(message.clone()))
+        Output::Caption { record: Box::new(record), message: Arc::new(message.clone()), device: "cpu".into() }
     }
 
     #[test]
