@@ -146,7 +146,7 @@ fn submit_sends_every_form_of_input() {
         folder.path().join(name).display().to_string()
     };
     fs::create_dir(folder.path().join("images")).unwrap();
-    file("images/a.png", "a");
+    file("images/a.png", "not decoded");
     file("images/b.jpg", "b");
     let images = folder.path().join("images").display().to_string();
     let csv = file("list.csv", "id,image_url,album\nc,https://e.com/c.jpg,summer\n");
@@ -162,7 +162,7 @@ fn submit_sends_every_form_of_input() {
     let requests = client.requests();
     assert_eq!(requests.len(), 9);
     let find = |field: &str, value: &str| requests.iter().find(|request| request[field] == value).unwrap();
-    assert_eq!(find("id", &format!("{images}/a.png"))["image"], "YQ==");
+    assert_eq!(find("id", &format!("{images}/a.png"))["image"], "bm90IGRlY29kZWQ=");
     assert_eq!(find("id", &format!("{images}/b.jpg"))["meta"], json!({"run": "1"}));
     assert_eq!(find("id", "c")["meta"], json!({"album": "summer", "run": "1"}));
     assert_eq!(find("id", "d"), &json!({"id": "d", "image": "https://e.com/d.jpg"}));
@@ -185,7 +185,10 @@ fn submit_names_bad_lines_and_sends_the_rest() {
     assert_eq!((lenient.code, lenient.err.lines().count()), (Some(0), 2), "{lenient:?}");
     let nothing = client.run(&["submit", "missing.csv", "missing.png", "--max-failure-rate", "1"]);
     assert_eq!(nothing.code, Some(1), "{nothing:?}");
-    assert!(nothing.err.contains("missing.csv: cannot be read") && nothing.err.contains("nothing was sent"), "{nothing:?}");
+    assert!(
+        nothing.err.contains("missing.csv: cannot be read") && nothing.err.contains("nothing was sent"),
+        "{nothing:?}"
+    );
     assert_eq!(client.requests().len(), 4);
 }
 
@@ -213,7 +216,8 @@ fn submit_waits_for_captions_and_dead_letters_and_counts_each_origin_once() {
         }
     });
     let native = (0..5).map(|id| format!("{{\"id\":\"{id}\",\"image\":\"https://e.com/{id}.jpg\"}}\n"));
-    let table = r#"{"input_data":{"columns":["image"],"data":[["https://e.com/x"],["https://e.com/y"],["https://e.com/z"]]}}"#;
+    let table =
+        r#"{"input_data":{"columns":["image"],"data":[["https://e.com/x"],["https://e.com/y"],["https://e.com/z"]]}}"#;
     let list = native.collect::<String>() + table;
     let ran = run(&mut client.command(&["submit", "-", "--wait", "--timeout", "30s"]), &list);
     worker.join().unwrap();
@@ -241,7 +245,8 @@ fn submit_writes_answers_to_a_file_and_allows_the_failures_it_was_told_to() {
         Some(id) if id == "bad" => client.dead_letter(message, None),
         _ => caption_twice(client, message),
     });
-    let list = ["a", "b", "c", "bad"].map(|id| format!("{{\"id\":\"{id}\",\"image\":\"https://e.com/a.jpg\"}}\n")).concat();
+    let list =
+        ["a", "b", "c", "bad"].map(|id| format!("{{\"id\":\"{id}\",\"image\":\"https://e.com/a.jpg\"}}\n")).concat();
     let options = ["submit", "-", "--wait", "--timeout", "30s", "--output", &output, "--max-failure-rate", "0.25"];
     let ran = run(&mut client.command(&options), &list);
     worker.join().unwrap();
@@ -298,7 +303,7 @@ fn submit_says_at_once_that_a_topic_or_the_broker_is_missing() {
 #[test]
 fn submit_sends_long_lists_through_a_bounded_window() {
     let (_broker, client) = cluster();
-    let list: String = (0..20_000).map(|n| format!("https://e.com/{n}.jpg\n")).collect();
+    let list = (0..20_000).map(|n| format!("https://e.com/{n}.jpg")).collect::<Vec<_>>().join("\n");
     let ran = run(&mut client.command(&["submit", "-", "--key", "none"]), &list);
     assert_eq!(ran.code, Some(0), "{ran:?}");
     assert!(ran.err.contains("sent 20,000 requests"), "{ran:?}");
@@ -316,7 +321,8 @@ fn collect_prints_captions_and_dead_letters_and_stops_at_count_or_idle() {
         Some(id) => client.caption(&message.origin(), 0, id),
         None => panic!("a request without an id"),
     });
-    let list = ["a", "b\\u001b[31m", "bad"].map(|id| format!("{{\"id\":\"{id}\",\"image\":\"https://e.com/a.jpg\"}}\n"));
+    let list =
+        ["a", "b\\u001b[31m", "bad"].map(|id| format!("{{\"id\":\"{id}\",\"image\":\"https://e.com/a.jpg\"}}\n"));
     assert_eq!(run(&mut client.command(&["submit", "-"]), &list.concat()).code, Some(0));
     worker.join().unwrap();
 
@@ -377,7 +383,8 @@ fn check_finds_nothing_wrong_where_nothing_is() {
     for words in ["blipstream.requests (2 partitions)", "group blipstream", "blipstream.dlq", "592.0 MiB at most"] {
         assert!(text.contains(words), "{words}: {text}");
     }
-    let mut plain = client.command(&["check", "--set", "model.source=random-base", "--set", "admin.listen=127.0.0.1:0"]);
+    let mut plain =
+        client.command(&["check", "--set", "model.source=random-base", "--set", "admin.listen=127.0.0.1:0"]);
     let plain = run(&mut plain, "");
     assert_eq!(plain.code, Some(0), "{plain:?}");
     assert!(plain.out.contains("ok   broker: reached at 127.0.0.1:"), "{plain:?}");
@@ -398,7 +405,8 @@ fn check_tells_that_no_broker_answers() {
 #[test]
 fn check_tells_every_topic_that_is_missing() {
     let (_broker, client) = cluster();
-    let topics = ["--set", "kafka.captions_topic=missing.captions", "--set", "kafka.inputs=blipstream.requests,missing"];
+    let topics =
+        ["--set", "kafka.captions_topic=missing.captions", "--set", "kafka.inputs=blipstream.requests,missing"];
     let (ran, report) = check(&client, &topics);
     assert_eq!(ran.code, Some(1), "{ran:?}");
     let wrong = failed(&report);

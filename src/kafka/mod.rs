@@ -22,8 +22,8 @@ mod producer;
 
 pub use broker::{EmbeddedBroker, Fault};
 pub use client::{
-    Brokers, FoundTopic, From, NewRecord, ReadLimits, TopicCheck, check_topics, find_topics,
-    read_records, write_records,
+    Brokers, Found, FoundTopic, From, NewRecord, ReadLimits, TopicCheck, check_topics, find_topics, read_records,
+    write_records,
 };
 pub use config::{OWNED_OPTIONS, check_options};
 pub use consumer::{Committer, Consumer, Event, PartitionStats, Start, Stats};

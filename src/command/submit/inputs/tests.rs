@@ -75,7 +75,7 @@ fn a_local_image_goes_as_an_address_where_asked() {
     inputs.builder.as_file_url = true;
     inputs.builder.keyed = false;
     // Longer than a message may be: the bytes stay here.
-    let all = read_file(&inputs, &folder, "a cat.png", &[0; 20_000]);
+    let all = read_file(&inputs, &folder, "a cat.png", &vec![0; 20_000]);
     assert_eq!(value(&all[0])["image"], format!("file://{}/a%20cat.png", folder.path().display()));
     assert_eq!(all[0].as_ref().unwrap().key, None);
     let missing = folder.path().join("missing.png").display().to_string();
@@ -134,7 +134,8 @@ fn the_column_is_the_only_one_or_the_named_one_or_asked_for() {
 #[test]
 fn a_bad_csv_row_is_named_by_its_line_and_the_rest_goes_on() {
     let folder = TempDir::new().unwrap();
-    let text = b"image,note\nhttps://e.com/a.jpg,\"two\nlines\"\nhttps://e.com/b.jpg\n,x\nnonsense,x\nhttps://e.com/c.jpg,\xff\nhttps://e.com/d.jpg,x\n";
+    let text = b"image,note\nhttps://e.com/a.jpg,\"two\nlines\"\nhttps://e.com/b.jpg\n,x\nno sense,x\n\
+                 https://e.com/c.jpg,\xff\nhttps://e.com/d.jpg,x\n";
     let all = read_file(&inputs(), &folder, "list.csv", text);
     let bad: Vec<_> = all.iter().filter_map(|item| item.as_ref().err()).map(|bad| bad.place.as_str()).collect();
     assert_eq!(bad, ["list.csv:4", "list.csv:5", "list.csv:6", "list.csv:7"]);
