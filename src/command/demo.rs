@@ -120,7 +120,9 @@ async fn show(args: DemoArgs, mut settings: Settings) -> anyhow::Result<Exit> {
     stop.cancel();
     drop(answers);
     // Its client would complain if the broker went first.
-    tokio::task::spawn_blocking(move || reading.join()).await?.map_err(|_| anyhow::anyhow!("reading the answers panicked"))?;
+    tokio::task::spawn_blocking(move || reading.join())
+        .await?
+        .map_err(|_| anyhow::anyhow!("reading the answers panicked"))?;
     drop(broker);
     Ok(if seen.answers() == expected && end.clean() { Exit::Done } else { Exit::Failed })
 }

@@ -6,6 +6,7 @@ mod lines;
 mod request;
 mod send;
 
+use std::fmt::Write as _;
 use std::io::{self, IsTerminal};
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
@@ -222,16 +223,16 @@ fn summary(session: &Session<'_>, topic: &str, took: Duration, wait: bool) -> St
     if wait {
         let captions = plural(counts.captions, "caption", "captions");
         let dead = plural(counts.dead, "dead letter", "dead letters");
-        text.push_str(&format!(": {captions}, {dead}"));
+        let _ = write!(text, ": {captions}, {dead}");
         if session.unanswered() > 0 {
-            text.push_str(&format!(", {} missing", HumanCount(session.unanswered() as u64)));
+            let _ = write!(text, ", {} missing", HumanCount(session.unanswered() as u64));
         }
     }
     if session.unacknowledged() > 0 {
-        text.push_str(&format!("; {} not acknowledged", session.unacknowledged()));
+        let _ = write!(text, "; {} not acknowledged", session.unacknowledged());
     }
     if counts.bad > 0 {
-        text.push_str(&format!("; {} could not be sent", plural(counts.bad, "input", "inputs")));
+        let _ = write!(text, "; {} could not be sent", plural(counts.bad, "input", "inputs"));
     }
     text
 }
@@ -253,11 +254,11 @@ fn tell(end: End, session: &Session<'_>, quiet: bool, summary: &str) {
 
 fn exit(end: End, counts: Counts, limit: f64) -> Exit {
     match end {
+        // Who read the answers wanted no more of them.
         End::OutputClosed => Exit::Done,
-        End::TimedOut | End::Interrupted => Exit::Failed,
-        End::Complete if counts.sent == 0 => Exit::Failed,
-        End::Complete if counts.failure_rate() > limit => Exit::TooManyFailures,
-        End::Complete => Exit::Done,
+        End::Complete if counts.sent > 0 && counts.failure_rate() > limit => Exit::TooManyFailures,
+        End::Complete if counts.sent > 0 => Exit::Done,
+        End::TimedOut | End::Interrupted | End::Complete => Exit::Failed,
     }
 }
 

@@ -56,6 +56,15 @@ pub struct FoundTopic {
     pub partitions: usize,
 }
 
+/// What the brokers say of each topic that was asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    /// `host:port` of each broker, as they advertise themselves.
+    pub addresses: Vec<String>,
+    /// In the order of asking.
+    pub topics: Vec<Result<FoundTopic, Error>>,
+}
+
 /// A topic that is needed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TopicCheck {
@@ -82,22 +91,18 @@ impl TopicCheck {
 /// # Errors
 /// The first thing that is wrong: no broker, a refused login, a topic that does not exist or may not be seen.
 pub fn check_topics(settings: &Kafka, topics: &[TopicCheck], timeout: Duration) -> Result<Brokers, Error> {
-    let (addresses, found) = find_topics(settings, topics, timeout)?;
-    Ok(Brokers { addresses, topics: found.into_iter().collect::<Result<_, _>>()? })
+    let Found { addresses, topics } = find_topics(settings, topics, timeout)?;
+    Ok(Brokers { addresses, topics: topics.into_iter().collect::<Result<_, _>>()? })
 }
 
-/// The same, with the brokers' addresses and what is known of each topic, in the order of `topics`.
+/// The same, with what is known of each topic instead of the first thing that is wrong with one.
 ///
 /// # Errors
 /// No broker answers within `timeout`, or the login is refused.
-pub fn find_topics(
-    settings: &Kafka,
-    topics: &[TopicCheck],
-    timeout: Duration,
-) -> Result<(Vec<String>, Vec<Result<FoundTopic, Error>>), Error> {
+pub fn find_topics(settings: &Kafka, topics: &[TopicCheck], timeout: Duration) -> Result<Found, Error> {
     let client = plain_consumer(settings, &[("topic.metadata.refresh.interval.ms", "-1")])?;
     let deadline = Instant::now() + timeout;
-    let (mut addresses, mut topics_found) = (Vec::new(), Vec::new());
+    let mut all = Found { addresses: Vec::new(), topics: Vec::new() };
     for check in topics {
         let metadata = loop {
             // Poll first: the reason of a failure is told only to who polls.
@@ -112,10 +117,10 @@ pub fn find_topics(
                 return Err(unreachable(settings, &client, &KafkaError::Canceled));
             }
         };
-        addresses = metadata.brokers().iter().map(|b| format!("{}:{}", b.host(), b.port())).collect();
-        topics_found.push(found(check, &metadata));
+        all.addresses = metadata.brokers().iter().map(|b| format!("{}:{}", b.host(), b.port())).collect();
+        all.topics.push(found(check, &metadata));
     }
-    Ok((addresses, topics_found))
+    Ok(all)
 }
 
 fn found(check: &TopicCheck, metadata: &rdkafka::metadata::Metadata) -> Result<FoundTopic, Error> {

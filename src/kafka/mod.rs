@@ -22,7 +22,7 @@ mod producer;
 
 pub use broker::{EmbeddedBroker, Fault};
 pub use client::{
-    Brokers, FoundTopic, From, NewRecord, ReadLimits, TopicCheck, check_topics, find_topics, group_offsets,
+    Brokers, Found, FoundTopic, From, NewRecord, ReadLimits, TopicCheck, check_topics, find_topics, group_offsets,
     read_records, write_records,
 };
 pub use config::{OWNED_OPTIONS, check_options};

@@ -78,7 +78,8 @@ async fn a_folder_captioned_by_the_command_and_by_the_pipeline_gives_the_same_ca
     let worker = flow.process();
     let answers = flow.until_answered(by_command.len());
     assert_eq!(worker.terminate(), Some(0));
-    let text = |record: &Value| (record["id"].as_str().unwrap().to_owned(), record["text"].as_str().unwrap().to_owned());
+    let text =
+        |record: &Value| (record["id"].as_str().unwrap().to_owned(), record["text"].as_str().unwrap().to_owned());
     let by_pipeline: BTreeMap<_, _> = answers.captions.values().flatten().map(text).collect();
     assert_eq!(by_command, by_pipeline);
 }

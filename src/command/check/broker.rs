@@ -1,16 +1,17 @@
 //! Brokers and topics.
 
+use std::fmt::Write as _;
 use std::time::Duration;
 
 use super::Item;
-use crate::kafka::{Error, FoundTopic, TopicCheck, find_topics};
+use crate::kafka::{Error, Found, FoundTopic, TopicCheck, find_topics};
 use crate::settings::Kafka;
 
 /// Asks the brokers for every topic that a worker needs.
 pub fn items(kafka: &Kafka, timeout: Duration) -> Vec<Item> {
     let checks = TopicCheck::of(kafka);
     match find_topics(kafka, &checks, timeout) {
-        Ok((addresses, topics)) => {
+        Ok(Found { addresses, topics }) => {
             let broker = Item::ok("broker", format!("reached at {}{}", addresses.join(", "), login(kafka)));
             let topics = checks.iter().zip(topics).map(|(check, found)| topic(kafka, check, found));
             std::iter::once(broker).chain(topics).collect()
@@ -57,7 +58,7 @@ fn topic(kafka: &Kafka, check: &TopicCheck, found: Result<FoundTopic, Error>) ->
     let mut text = format!("{does} {} ({partitions})", found.topic);
     if name == "requests" {
         let (group, most) = (&kafka.group_id, found.partitions);
-        text += &format!(", shared by the workers of the group {group}, of which at most {most} have work");
+        let _ = write!(text, ", shared by the workers of the group {group}, of which at most {most} have work");
     }
     Item::ok(name, text)
 }

@@ -36,7 +36,7 @@ struct Open {
 #[derive(Debug)]
 enum Left {
     One,
-    Rows(Box<BTreeSet<usize>>),
+    Rows(BTreeSet<usize>),
 }
 
 /// An answer that was waited for, and how many images it answers.
@@ -66,7 +66,7 @@ impl Awaited {
 
     /// The broker has the request, with so many `rows`, at this place. Returns the answers that were here before.
     pub fn placed(&mut self, number: u64, place: Place, name: &str, rows: usize) -> Vec<Taken> {
-        let left = if rows == 1 { Left::One } else { Left::Rows(Box::new((0..rows).collect())) };
+        let left = if rows == 1 { Left::One } else { Left::Rows((0..rows).collect()) };
         self.open.insert(place, Open { name: name.into(), left });
         self.images += rows;
         let early = self.early.remove(&place).unwrap_or_default();

@@ -172,7 +172,7 @@ impl ImageRef {
     /// # Errors
     /// It is unreadable or of an unknown scheme.
     pub fn parse(text: &str) -> Result<Self, ParseError> {
-        read(&Bytes::copy_from_slice(text.as_bytes()), text, "image")
+        read(&Bytes::copy_from_slice(text.as_bytes()), text, "")
     }
 
     /// The reference as text that reads back as the same reference.
