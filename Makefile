@@ -12,7 +12,7 @@ setup: ## Install the system packages that the build needs
 	@ops/system-deps.sh
 
 demo: setup ## Run the main job: embedded broker, image server, worker, demo model (ARGS=--keep-running leaves it up)
-	$(CARGO) run --locked --quiet -- demo $(ARGS)
+	$(CARGO) run --locked -- demo $(ARGS)
 
 test: setup ## Run every test
 	$(CARGO) test --locked

@@ -103,7 +103,11 @@ impl Core {
                 move |ready: Tracked<Ready>| {
                     let lane = lanes.of(&ready.value.row.message.topic);
                     let queued = Queued { ready, since: Instant::now(), lane };
-                    queue.push(lane, queued).map_err(|refused| refused.ready)
+                    if let Err(refused) = queue.push(lane, queued) {
+                        // No device is left, and the worker stops: the next one reads the message again.
+                        refused.ready.abandon();
+                    }
+                    Ok(())
                 }
             }),
             failed: finished_in.clone(),

@@ -4,7 +4,7 @@ mod assets;
 mod caption;
 mod check;
 mod collect;
-mod config;
+pub mod config;
 mod demo;
 mod input;
 mod models;

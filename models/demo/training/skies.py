@@ -45,8 +45,8 @@ class Sky:
         self._sky_details()
 
     def lit(self, colour: Colour, alpha: int = 255) -> tuple[int, ...]:
-        """A colour of the land in the light of the hour; snow lies on it when it snows."""
-        tone = [min(255, round(c * l)) for c, l in zip(colour, self.light)]
+        """A colour of the land in the light of the hour."""
+        tone = [min(255, round(channel * light)) for channel, light in zip(colour, self.light)]
         return (*tone, alpha)
 
     def snowed(self, colour: Colour, share: float = 0.6) -> Colour:

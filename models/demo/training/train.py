@@ -34,7 +34,7 @@ VALIDATION = 512
 
 def normalise(images: np.ndarray) -> torch.Tensor:
     """uint8 NHWC to what the vision encoder takes."""
-    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
+    pixels = torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).float() / 255
     return (pixels - torch.tensor(MEAN).view(1, 3, 1, 1)) / torch.tensor(STD).view(1, 3, 1, 1)
 
 
@@ -214,8 +214,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for the weights and the log")
     parser.add_argument("--cache", type=Path, required=True, help="folder for the rendered sets")
     parser.add_argument("--examples", type=int, default=56_000)
-    parser.add_argument("--steps", type=int, default=14_000)
-    parser.add_argument("--minutes", type=float, default=110, help="stop early enough, learning rate included")
+    parser.add_argument("--steps", type=int, default=16_000)
+    parser.add_argument("--minutes", type=float, default=80, help="end by then, learning rate included")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--every", type=int, default=500, help="steps between validations")
