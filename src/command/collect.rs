@@ -19,6 +19,9 @@ const STEP: Duration = Duration::from_millis(50);
 /// Records read ahead of the output.
 const AHEAD: usize = 256;
 
+/// The first record may take this much longer than `--idle`: connections are made and positions looked up for it.
+const FIRST_RECORD: Duration = Duration::from_secs(5);
+
 /// Arguments of `collect`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
@@ -91,6 +94,7 @@ pub fn run(args: CollectArgs) -> anyhow::Result<Exit> {
         idle: args.idle,
         taken: 0,
         last: Instant::now(),
+        grace: FIRST_RECORD,
     };
     let finished = runtime()?.block_on(collection.run(&records));
     match finished {
@@ -145,6 +149,8 @@ struct Collection {
     idle: Option<Duration>,
     taken: u64,
     last: Instant,
+    /// Added to `idle` until the first record came.
+    grace: Duration,
 }
 
 impl Collection {
@@ -156,7 +162,7 @@ impl Collection {
         loop {
             let idle = async {
                 match self.idle {
-                    Some(idle) => tokio::time::sleep_until((self.last + idle).into()).await,
+                    Some(idle) => tokio::time::sleep_until((self.last + idle + self.grace).into()).await,
                     None => std::future::pending().await,
                 }
             };
@@ -179,7 +185,7 @@ impl Collection {
     }
 
     fn take(&mut self, record: &Message) -> anyhow::Result<()> {
-        self.last = Instant::now();
+        (self.last, self.grace) = (Instant::now(), Duration::ZERO);
         let is_letter = *record.topic == *self.dead_letters;
         let answer = if is_letter { Answer::of_dead_letter(record) } else { Answer::of_caption(record) };
         match answer {

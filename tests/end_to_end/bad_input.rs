@@ -16,7 +16,7 @@ fn raw(value: impl Into<Vec<u8>>) -> NewRecord {
     NewRecord { value: Some(value.into()), ..NewRecord::default() }
 }
 
-/// A PNG whose header claims 30,000 × 30,000 pixels, and one of width 0: 33 bytes and nothing behind them.
+/// A PNG whose header claims 30,000 × 30,000 pixels, and one of width 0: a header and an empty stream.
 fn png_header(width: u32, height: u32) -> Vec<u8> {
     let mut chunk = b"IHDR".to_vec();
     chunk.extend(width.to_be_bytes());
@@ -26,6 +26,10 @@ fn png_header(width: u32, height: u32) -> Vec<u8> {
     file.extend(13u32.to_be_bytes());
     file.extend(&chunk);
     file.extend(crc(&chunk).to_be_bytes());
+    let data = b"IDAT\x78\x9c\x03\x00\x00\x00\x00\x01";
+    file.extend(8u32.to_be_bytes());
+    file.extend(data);
+    file.extend(crc(data).to_be_bytes());
     file
 }
 

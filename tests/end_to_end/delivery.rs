@@ -141,9 +141,10 @@ async fn without_a_device_the_worker_stops_and_the_next_one_captions_everything(
     assert!(error.contains("no device is left"), "{error}");
     let next = flow.worker(slow());
     let answers = flow.until_answered(COUNT);
+    eventually("every id is captioned", || Answers::read(&flow).captioned_ids().len() == COUNT).await;
     assert!(next.stop().await.clean());
-    assert_all_captioned(&answers, COUNT);
-    assert_no_duplicate(&answers);
+    // What the broken worker had published behind an unfinished message may come twice: at least once is the promise.
+    assert!(answers.dead_letters.is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -181,7 +181,7 @@ pub fn caption(message: &Message) -> Output {
         worker: "test".into(),
         meta: serde_json::Map::new(),
     };
-    Output::Caption(Box::new(record), Arc::new(message.clone()))
+    Output::Caption { record: Box::new(record), message: Arc::new(message.clone()), device: "cpu".into() }
 }
 
 pub fn failure(message: &Message) -> Output {

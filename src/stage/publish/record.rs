@@ -26,19 +26,27 @@ impl Rendered<'_> {
     }
 }
 
+/// Room for a pointer in the place of a value.
+const POINTER_ROOM: usize = 512;
+
 /// The record of an output; a dead letter's value as a pointer, if that is asked for.
 pub(super) fn render<'a>(output: &Output, pointer: bool, kafka: &'a Kafka, worker: &str) -> Rendered<'a> {
-    let limit = if pointer { 0 } else { kafka.max_message_size.as_u64() as usize };
+    let limit = kafka.max_message_size.as_u64() as usize;
     let (message, origin, row_value, failure) = match output {
         Output::Caption { record, message, .. } => return caption(record, message, kafka),
         Output::FailedRow(row, failure) => (&row.message, row.origin.clone(), native(row), failure),
         Output::FailedMessage { message, index, native, failure } => {
-            let origin = message.origin();
-            let origin = Origin { index: index.or(origin.index), ..origin };
-            (message, origin, native.clone(), failure)
+            (message, message.origin_of(*index), native.clone(), failure)
         }
     };
-    let DeadLetter { key, value, headers } = DeadLetter::new(message, &origin, row_value, failure, worker, limit);
+    let within = |limit| DeadLetter::new(message, &origin, row_value.clone(), failure, worker, limit);
+    let mut letter = within(limit);
+    if pointer {
+        // The topic's own limit is not known, only that the value is too long for it: key and headers are kept.
+        let value = letter.value.as_ref().map_or(0, Bytes::len);
+        letter = within((letter.size() - value + POINTER_ROOM).min(limit));
+    }
+    let DeadLetter { key, value, headers } = letter;
     Rendered { topic: &kafka.dead_letter_topic, key, value, headers }
 }
 
