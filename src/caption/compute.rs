@@ -25,7 +25,7 @@ pub(super) fn on_host(tensor: &Tensor) -> bool {
 
 /// `x · weightᵀ + bias`, with what follows it in a transformer.
 pub(super) struct Linear {
-    /// `[inputs, outputs]`: a view of the stored `[outputs, inputs]`.
+    /// `[inputs, outputs]`.
     weight: Tensor,
     bias: Tensor,
 }
@@ -33,21 +33,30 @@ pub(super) struct Linear {
 impl Linear {
     /// Reads `weight` and `bias`.
     pub(super) fn load(scope: &Scope<'_>, inputs: usize, outputs: usize) -> std::result::Result<Self, LoadError> {
-        let weight = scope.tensor("weight", &[outputs, inputs])?;
-        let bias = scope.tensor("bias", &[outputs])?;
-        Self::new(&weight, bias).map_err(|error| scope.error("weight", &error))
+        Self::load_fused(std::slice::from_ref(scope), inputs, outputs)
+    }
+
+    /// Several layers on the same input as one, their outputs side by side.
+    pub(super) fn load_fused(
+        scopes: &[Scope<'_>],
+        inputs: usize,
+        outputs: usize,
+    ) -> std::result::Result<Self, LoadError> {
+        let read = |name: &str, shape: &[usize]| {
+            scopes.iter().map(|scope| scope.tensor(name, shape)).collect::<std::result::Result<Vec<_>, _>>()
+        };
+        let (weights, biases) = (read("weight", &[outputs, inputs])?, read("bias", &[outputs])?);
+        let fused = Tensor::cat(&weights, 0).and_then(|weight| Self::new(&weight, Tensor::cat(&biases, 0)?));
+        fused.map_err(|error| scopes[0].error("weight", &error))
     }
 
     /// From `weight` `[outputs, inputs]` and `bias` `[outputs]`.
     pub(super) fn new(weight: &Tensor, bias: Tensor) -> Result<Self> {
-        Ok(Self { weight: weight.t()?, bias })
-    }
-
-    /// Several layers on the same input as one, their outputs side by side.
-    pub(super) fn fused(layers: &[Linear]) -> Result<Self> {
-        let weights = layers.iter().map(|layer| layer.weight.t()).collect::<Result<Vec<_>>>()?;
-        let biases: Vec<_> = layers.iter().map(|layer| &layer.bias).collect();
-        Self::new(&Tensor::cat(&weights, 0)?, Tensor::cat(&biases, 0)?)
+        let transposed = weight.t()?;
+        // On a CPU a view would be repacked element by element at each call, which takes longer than the product
+        // itself when the batch is small.
+        let weight = if on_host(weight) { transposed.contiguous()? } else { transposed };
+        Ok(Self { weight, bias })
     }
 
     /// `[rows, inputs]` to `[rows, outputs]`.

@@ -56,12 +56,9 @@ impl TextDecoder {
             let scope = bert.part("encoder.layer").part(index);
             layers.push(Layer::load(&scope, text)?);
             let attention = scope.part("crossattention.self");
-            for part in ["key", "value"] {
-                keys_values.push(Linear::load(&attention.part(part), config.vision.hidden_size, width)?);
-            }
+            keys_values.extend(["key", "value"].map(|part| attention.part(part)));
         }
-        let image_keys_values =
-            Linear::fused(&keys_values).map_err(|error| bert.error("encoder.layer.*.crossattention.self", &error))?;
+        let image_keys_values = Linear::load_fused(&keys_values, config.vision.hidden_size, width)?;
         Ok(Self {
             config: text.clone(),
             sizes: Sizes::of(config),
@@ -159,10 +156,9 @@ impl Layer {
         let (width, inner, eps) = (config.hidden_size, config.intermediate_size, config.layer_norm_eps);
         let square = |name: &str| Linear::load(&scope.part(name), width, width);
         let norm = |name: &str| LayerNorm::load(&scope.part(name), width, eps);
-        let parts = ["query", "key", "value"].map(|part| square(&format!("attention.self.{part}")));
-        let parts: Vec<Linear> = parts.into_iter().collect::<std::result::Result<_, _>>()?;
+        let parts = ["query", "key", "value"].map(|part| scope.part(format!("attention.self.{part}")));
         Ok(Self {
-            qkv: Linear::fused(&parts).map_err(|error| scope.error("attention.self", &error))?,
+            qkv: Linear::load_fused(&parts, width, width)?,
             text_out: square("attention.output.dense")?,
             text_norm: norm("attention.output.LayerNorm")?,
             image_query: square("crossattention.self.query")?,

@@ -43,8 +43,9 @@ macro_rules! wide {
 #[expect(clippy::excessive_precision, clippy::inline_always, reason = "constants as published; a part of hot loops")]
 fn exp(x: f32) -> f32 {
     let x = x.clamp(-87.3, 88.3);
-    // Adding and taking away 1.5 · 2²³ rounds to an integer.
-    let twos = x * std::f32::consts::LOG2_E + 12_582_912.0 - 12_582_912.0;
+    // Adding 1.5 · 2²³ rounds to an integer, which then stands in the lowest bits.
+    let shifted = x * std::f32::consts::LOG2_E + 12_582_912.0;
+    let twos = shifted - 12_582_912.0;
     let r = x - twos * 0.693_359_375 + twos * 2.121_944_4e-4;
     let p = 1.987_569_15e-4;
     let p = p * r + 1.398_199_95e-3;
@@ -52,7 +53,7 @@ fn exp(x: f32) -> f32 {
     let p = p * r + 4.166_579_6e-2;
     let p = p * r + 1.666_666_55e-1;
     let p = p * r + 5.000_000_1e-1;
-    (p * r * r + r + 1.0) * f32::from_bits(((twos as i32 + 127) << 23) as u32)
+    (p * r * r + r + 1.0) * f32::from_bits((shifted.to_bits() << 23).wrapping_add(0x3f80_0000))
 }
 
 /// erf x to within 1e-6: the rational approximation of Eigen (`generic_fast_erf_float`) on [−4, 4], beyond which erf is
