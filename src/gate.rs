@@ -68,6 +68,11 @@ impl Gate {
         self.lock().limit = in_flight;
     }
 
+    /// The limit on messages in flight, if there is one.
+    pub fn limit_now(&self) -> Option<usize> {
+        self.lock().limit
+    }
+
     /// What the gate lets through now.
     pub fn passage(&self) -> Passage {
         let state = self.lock();

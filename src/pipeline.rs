@@ -100,6 +100,7 @@ impl Core {
         let outputs = decode::Outputs {
             ready: Arc::new({
                 let queue = queue.clone();
+                #[expect(clippy::result_large_err, reason = "the stage gets its row back where a sink refuses it")]
                 move |ready: Tracked<Ready>| {
                     let lane = lanes.of(&ready.value.row.message.topic);
                     let queued = Queued { ready, since: Instant::now(), lane };
@@ -119,7 +120,9 @@ impl Core {
             let queue = queue.clone();
             move || {
                 // A panic outside of a decoder loses its row, which the ledger reports.
-                decoders.into_iter().for_each(|thread| drop(thread.join()));
+                for thread in decoders {
+                    let _ = thread.join();
+                }
                 queue.close();
             }
         })?;
@@ -128,22 +131,17 @@ impl Core {
         let (rows, rows_out) = bounded(HANDOVER);
         let fetcher = fetch::Fetcher::new(&settings.fetch, control.budget().images.clone(), pixel_bytes)?
             .with_observer(Arc::new(FetchMetrics(metrics.clone())));
-        let fetching = tokio::spawn(fetch::run(Arc::new(fetcher), rows_out.clone(), fetched_in, finished_in.clone()));
+        let (before_fetch, before_decode) = (waiting(&rows_out), waiting(&fetched));
+        let fetching = tokio::spawn(fetch::run(Arc::new(fetcher), rows_out, fetched_in, finished_in.clone()));
 
         control.wired(Wiring {
             model,
             devices,
             queues: vec![
-                (Stage::Fetch, Box::new(move || rows_out.len())),
-                (Stage::Decode, Box::new(move || fetched.len())),
+                (Stage::Fetch, before_fetch),
+                (Stage::Decode, before_decode),
                 (Stage::Batch, Box::new(move || queue.len())),
-                (
-                    Stage::Publish,
-                    Box::new({
-                        let finished = finished.downgrade();
-                        move || finished.upgrade().map_or(0, |f| f.len())
-                    }),
-                ),
+                (Stage::Publish, waiting(&finished)),
             ],
         });
         Ok(Self { rows, finished, failures: finished_in, device_failures, fetching })
@@ -187,9 +185,19 @@ impl infer::Supply for Queue<Queued> {
         Queue::take(self, Take { max, linger })
     }
 
+    fn done(&self) {
+        Queue::done(self);
+    }
+
     fn put_back(&self, rows: Vec<Queued>) {
         Queue::put_back(self, rows.into_iter().map(|row| (row.lane, row)).collect());
     }
+}
+
+/// Counts what waits in a channel, without keeping it open: its senders must notice when the stage behind it is gone.
+fn waiting<T: Send + 'static>(channel: &Receiver<T>) -> Box<dyn Fn() -> usize + Send + Sync> {
+    let channel = channel.downgrade();
+    Box::new(move || channel.upgrade().map_or(0, |channel| channel.len()))
 }
 
 /// Observes the time that rows spend in a stage.

@@ -331,7 +331,7 @@ impl Default for Decode {
 pub struct Model {
     /// A local folder in the published layout, a hub id (`org/name` or `org/name@revision`), or `demo`.
     pub source: String,
-    /// `auto`, or a list like `["cpu"]`, `["cuda:0", "cuda:1"]`; `auto` takes every GPU, or else the CPU.
+    /// `auto`, or a list like `["cpu"]`, `["cuda:0", "cuda:1"]`; `auto` takes the first GPU, or else the CPU.
     pub devices: Vec<String>,
     /// Copies of the model on each device; more than one is of use on a CPU only in tests.
     pub replicas: usize,
@@ -392,7 +392,7 @@ impl Default for Batch {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Output {
-    /// Keep user-info and query strings in `image.url` and in logs.
+    /// Keep user-info and query strings in `image.url`. Logs and dead letters never show them.
     pub full_url: bool,
     /// File of terms, one a line; a caption that contains one gets them in its `flags`. Nothing is dropped.
     pub flag_terms_file: Option<PathBuf>,

@@ -72,7 +72,13 @@ fn router(admin: Admin) -> Router {
 }
 
 async fn authorise(State(admin): State<Admin>, headers: HeaderMap, request: Request, next: Next) -> Response {
-    let Some(token) = &admin.token else { return next.run(request).await };
+    let Some(token) = &admin.token else {
+        // A web page that is open in a browser of this machine can reach loopback, but not without saying who it is.
+        if headers.contains_key(header::ORIGIN) {
+            return (StatusCode::FORBIDDEN, "requests of web pages need a token: set admin.token\n").into_response();
+        }
+        return next.run(request).await;
+    };
     let given = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
     let given = given.and_then(|value| value.strip_prefix("Bearer ")).unwrap_or_default();
     if same(given.as_bytes(), token.as_bytes()) {
@@ -94,7 +100,8 @@ async fn index() -> &'static str {
 
 /// The process and its device threads are alive. A full queue or a pause is no reason to be restarted.
 async fn livez(State(admin): State<Admin>) -> Response {
-    if admin.control.alive() {
+    // Devices end before the last captions are published.
+    if admin.control.alive() || admin.control.state() == crate::metrics::State::Draining {
         (StatusCode::OK, "ok\n").into_response()
     } else {
         (StatusCode::SERVICE_UNAVAILABLE, "no device is left: see the log and /status\n").into_response()

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::io::{self, IsTerminal, Write};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use async_channel::Sender;
+use async_channel::{Receiver, Sender};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 use tokio::runtime::Handle;
@@ -19,9 +19,12 @@ use crate::metrics::Metrics;
 use crate::offsets::{Outcome, TopicPartition};
 use crate::pipeline::{Control, Core};
 use crate::settings::Settings;
+use crate::stage::infer::DeviceFailure;
 use crate::stage::{Finished, Output, failed};
 use crate::tracked::Tracked;
 
+/// How often lost rows are looked for.
+const PULSE: Duration = Duration::from_millis(200);
 /// Batch size where none is given: a folder is too short for a warm-up.
 const BATCH: usize = 8;
 /// The topic that stands for the command line in an image's origin.
@@ -103,20 +106,49 @@ pub fn run(args: CaptionArgs) -> anyhow::Result<Exit> {
         std::thread::Builder::new().name("arguments".into()).spawn(move || feeder.run(args.images))?
     };
     let mut printer = Printer::new(args.output);
-    while let Ok(next) = finished.recv_blocking() {
-        printer.take(next)?;
-    }
+    runtime.block_on(print_all(&mut printer, &finished, &device_failures, &control))?;
     runtime.block_on(fetching).context("the fetch stage panicked")?;
     let count = feeder.join().map_err(|_| anyhow::anyhow!("reading the arguments panicked"))??;
-    if let Ok(failure) = device_failures.try_recv() {
-        return Err(failure).context("not every image was captioned");
-    }
-    if let Some(lost) = control.ledger().take_lost() {
-        anyhow::bail!("{lost}");
-    }
+    anyhow::ensure!(printer.next == count as i64, "not every image was captioned");
     printer.end(count)?;
     let rate = printer.failed as f64 / count.max(1) as f64;
     Ok(if rate > args.max_failure_rate { Exit::TooManyFailures } else { Exit::Done })
+}
+
+/// Prints results until the last one. What would leave a gap for ever, since results are printed in order, is an error
+/// at once: the last device has gone, or a row was lost.
+async fn print_all(
+    printer: &mut Printer,
+    finished: &Receiver<Finished>,
+    device_failures: &Receiver<DeviceFailure>,
+    control: &Control,
+) -> anyhow::Result<()> {
+    let mut pulse = tokio::time::interval(PULSE);
+    loop {
+        tokio::select! {
+            biased; // what is finished is printed before anything is given up
+            next = finished.recv() => match next {
+                Ok(next) => printer.take(next)?,
+                Err(_) => break,
+            },
+            Ok(failure) = device_failures.recv() => {
+                if !control.alive() {
+                    return Err(failure).context("not every image was captioned");
+                }
+                tracing::warn!("{failure}; going on with the other devices");
+            }
+            _ = pulse.tick() => if let Some(lost) = control.ledger().take_lost() {
+                anyhow::bail!("{lost}");
+            },
+        }
+    }
+    // The failure of a device is told after its last result; the channel closes when all device threads have ended.
+    while let Ok(failure) = device_failures.recv().await {
+        if !control.alive() && control.ledger().open_tickets() > 0 {
+            return Err(failure).context("not every image was captioned");
+        }
+    }
+    Ok(())
 }
 
 impl CaptionArgs {
@@ -230,11 +262,14 @@ fn row(argument: &str, offset: i64) -> Result<Row, (Box<Row>, ParseError)> {
     }
 }
 
+/// A caption, or the name of an image and why it has none.
+type Printable = Result<Box<CaptionRecord>, (String, Failure)>;
+
 /// Prints results in the order of the arguments, each as soon as all before it are there.
 struct Printer {
     form: Form,
     /// Results that came before their turn. Their tickets and message permits are kept, which bounds their number.
-    early: BTreeMap<i64, Tracked<Result<Box<CaptionRecord>, (String, Failure)>>>,
+    early: BTreeMap<i64, Tracked<Printable>>,
     next: i64,
     failed: usize,
     bar: ProgressBar,
@@ -277,7 +312,7 @@ impl Printer {
     }
 
     #[allow(clippy::print_stderr)] // a failure is this command's output, for people
-    fn print(&self, result: Result<Box<CaptionRecord>, (String, Failure)>) -> io::Result<()> {
+    fn print(&self, result: Printable) -> io::Result<()> {
         let mut out = io::stdout().lock();
         match (self.form, result) {
             (Form::Text, Ok(record)) => writeln!(out, "{}\t{}", record.id, record.text),

@@ -102,7 +102,12 @@ async fn show(args: DemoArgs, mut settings: Settings) -> anyhow::Result<Exit> {
     let parts = models::parts(&settings, model)?;
     let worker = {
         let (settings, control) = (settings.clone(), control.clone());
-        tokio::spawn(async move { worker::run(&settings, parts, &control).await })
+        tokio::spawn(async move {
+            let end = worker::run(&settings, parts, &control).await;
+            // One that ends by itself, or never starts, must not leave the demo waiting for captions.
+            control.drain("the worker has ended");
+            end
+        })
     };
     let begun = Instant::now();
     let expected = submit(&settings, images, args.rounds).await?;

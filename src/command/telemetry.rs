@@ -32,6 +32,6 @@ pub fn init(log: &Log) -> anyhow::Result<()> {
 
 /// Logging of a command for people at a terminal: warnings only, unless the filter was changed.
 pub fn quiet(log: &Log) -> Log {
-    let filter = if *log == Log::default() { "warn".to_owned() } else { log.filter.clone() };
+    let filter = if log.filter == Log::default().filter { "warn".to_owned() } else { log.filter.clone() };
     Log { filter, format: if log.format == LogFormat::Auto { LogFormat::Human } else { log.format } }
 }

@@ -203,6 +203,9 @@ impl Control {
                 return Err(format!("{name} must be at least 1; to stop consumption, POST /admin/pause"));
             }
         }
+        if limits.batch_size.is_some() && self.0.wiring.get().is_none() {
+            return Err("batch_size cannot be changed yet: the model is being loaded".into());
+        }
         let change = |pool: &Pool, items: Option<usize>, bytes: Option<bytesize::ByteSize>| {
             let now = pool.limit();
             let bytes = bytes.map_or(now.bytes, |b| b.as_u64() as usize);
@@ -223,10 +226,7 @@ impl Control {
             max_message_bytes: Some(bytesize::ByteSize(messages.bytes as u64)),
             max_images: Some(images.items),
             max_image_bytes: Some(bytesize::ByteSize(images.bytes as u64)),
-            in_flight: match self.0.gate.passage() {
-                crate::gate::Passage::Limited(limit) => Some(limit),
-                _ => limits.in_flight,
-            },
+            in_flight: Some(self.0.gate.limit_now().unwrap_or(0)),
             batch_size: self
                 .0
                 .wiring
@@ -243,12 +243,9 @@ impl Control {
         let _ = self.0.consumer.set(consumer);
     }
 
-    /// Whether the process can go on: it is starting, or a device is left.
+    /// Whether captions can be made: the flow is starting, or a device is left.
     pub fn alive(&self) -> bool {
-        self.0
-            .wiring
-            .get()
-            .is_none_or(|w| w.devices.iter().any(|d| d.alive.load(Ordering::Acquire)) || self.0.drain.is_cancelled())
+        self.0.wiring.get().is_none_or(|w| w.devices.iter().any(|d| d.alive.load(Ordering::Acquire)))
     }
 
     /// Whether the worker can do its job, part by part.

@@ -51,7 +51,7 @@ impl Summary {
 enum Fault {
     #[error("{0}")]
     Consumer(kafka::Error),
-    #[error("the producer has failed for good; the message is in the log")]
+    #[error("the publisher has ended; its reason is in the log")]
     Producer,
     #[error("{0}; no device is left")]
     Devices(DeviceFailure),
@@ -76,14 +76,20 @@ pub async fn run(settings: &Settings, parts: Parts, control: &Control) -> anyhow
 
     // publish, the last stage
     let (give_up, producer_failed) = (CancellationToken::new(), CancellationToken::new());
-    let publishing = tokio::spawn(publish::run(publish::Setup {
+    let publishing = publish::run(publish::Setup {
         kafka: settings.kafka.clone(),
         worker,
         input: finished,
         give_up: give_up.clone(),
         failed: producer_failed.clone(),
         observer: Arc::new(PublishMetrics(metrics.clone())),
-    }));
+    });
+    // However the publisher ends, also by a panic or before it began: without it the worker cannot go on.
+    let gone = producer_failed.clone().drop_guard();
+    let publishing = tokio::spawn(async move {
+        let _gone = gone;
+        publishing.await
+    });
 
     // parse → fetch
     let (messages_in, messages) = bounded(HANDOVER);
@@ -109,7 +115,14 @@ pub async fn run(settings: &Settings, parts: Parts, control: &Control) -> anyhow
     let mut consumer = consume::start(setup, messages_in)?;
     control.consuming(consumer.view());
 
-    let watched = Watched { control, consumer: &mut consumer, producer_failed, parsing, fetching, device_failures };
+    let watched = Watched {
+        control,
+        consumer: &mut consumer,
+        producer_failed,
+        parsing,
+        fetching,
+        device_failures: &device_failures,
+    };
     let fault = watched.until_the_end().await;
     if let Some(fault) = &fault {
         tracing::error!("{fault}; draining");
@@ -120,6 +133,13 @@ pub async fn run(settings: &Settings, parts: Parts, control: &Control) -> anyhow
     control.gate().shut(Reason::Drain);
     consumer.stop();
     let published = drain(publishing, &give_up, settings.flow.drain_timeout).await;
+    while let Ok(failure) = device_failures.try_recv() {
+        tracing::error!("{failure}");
+    }
+    let lost: Vec<_> = std::iter::from_fn(|| control.ledger().take_lost()).collect();
+    for lost in &lost {
+        tracing::error!("{lost}");
+    }
     let unfinished = control.ledger().open_tickets();
     if unfinished > 0 {
         tracing::warn!(
@@ -131,10 +151,8 @@ pub async fn run(settings: &Settings, parts: Parts, control: &Control) -> anyhow
     if let Some(fault) = fault {
         return Err(fault.into());
     }
-    closed.context("the last commit failed; what it would have covered is read again")?;
+    closed.context("the consumer did not end well; what it could not commit is read again")?;
     published?;
-    let lost: Vec<_> = std::iter::from_fn(|| control.ledger().take_lost()).collect();
-    lost.iter().for_each(|lost| tracing::error!("{lost}"));
     Ok(Summary { totals: control.totals(), unfinished, lost })
 }
 
@@ -145,16 +163,13 @@ async fn drain(
     give_up: &CancellationToken,
     timeout: Duration,
 ) -> anyhow::Result<()> {
-    let ended = match tokio::time::timeout(timeout, &mut publishing).await {
-        Ok(ended) => ended,
-        Err(_) => {
-            give_up.cancel();
-            // The stages before it may hang in a decoder or a device; what they hold is not committed.
-            match tokio::time::timeout(GIVE_UP, publishing).await {
-                Ok(ended) => ended,
-                Err(_) => return Ok(()),
-            }
-        }
+    let ended = if let Ok(ended) = tokio::time::timeout(timeout, &mut publishing).await {
+        ended
+    } else {
+        give_up.cancel();
+        // The stages before it may hang in a decoder or a device; what they hold is not committed.
+        let Ok(ended) = tokio::time::timeout(GIVE_UP, publishing).await else { return Ok(()) };
+        ended
     };
     ended.context("the publish stage panicked")??;
     Ok(())
@@ -185,7 +200,7 @@ impl publish::Observer for PublishMetrics {
     }
 
     fn too_large(&self) {
-        self.0.failed(Stage::Publish, Code::OutputTooLarge);
+        // Counted when its dead letter is delivered.
     }
 }
 
@@ -196,7 +211,7 @@ struct Watched<'a> {
     producer_failed: CancellationToken,
     parsing: JoinHandle<()>,
     fetching: JoinHandle<()>,
-    device_failures: Receiver<DeviceFailure>,
+    device_failures: &'a Receiver<DeviceFailure>,
 }
 
 impl Watched<'_> {

@@ -113,6 +113,8 @@ struct Shared<T> {
 #[derive(Debug)]
 struct State<T> {
     lanes: Lanes<T>,
+    /// Batches that devices are at work on, and may yet put back.
+    out: usize,
     closed: bool,
     /// No device is left to take anything.
     abandoned: bool,
@@ -122,7 +124,7 @@ impl<T> Queue<T> {
     /// An empty queue for `capacity` items (at least one) in lanes of these weights.
     pub fn new(capacity: usize, weights: &[u32]) -> Self {
         let weights = if weights.is_empty() { &[1][..] } else { weights };
-        let state = State { lanes: Lanes::new(weights), closed: false, abandoned: false };
+        let state = State { lanes: Lanes::new(weights), out: 0, closed: false, abandoned: false };
         Self(Arc::new(Shared {
             state: Mutex::new(state),
             capacity: capacity.max(1),
@@ -161,12 +163,18 @@ impl<T> Queue<T> {
         self.0.filled.notify_all();
     }
 
-    /// Waits for a batch. `None` when the queue is closed and empty.
+    /// A device is done with its batch: finished, or put back what was left. Every batch taken is to be followed by it.
+    pub fn done(&self) {
+        self.lock().out -= 1;
+        self.0.filled.notify_all();
+    }
+
+    /// Waits for a batch. `None` when the queue is closed and empty, and no other device can put anything back.
     pub fn take(&self, take: Take) -> Option<(Vec<T>, Flush)> {
         let max = take.max.max(1);
         let mut state = self.lock();
         while state.lanes.is_empty() {
-            if state.closed {
+            if state.closed && state.out == 0 {
                 return None;
             }
             state = self.0.filled.wait(state).unwrap_or_else(PoisonError::into_inner);
@@ -193,6 +201,7 @@ impl<T> Queue<T> {
             let Some(item) = state.lanes.pop() else { break };
             batch.push(item);
         }
+        state.out += usize::from(!batch.is_empty());
         let more = !state.lanes.is_empty();
         drop(state);
         self.0.emptied.notify_all();
@@ -321,6 +330,7 @@ mod tests {
         queue.push(0, 'a').unwrap();
         queue.close();
         assert_eq!(queue.take(Take { max: 4, linger: Duration::from_secs(60) }), Some((vec!['a'], Flush::Drain)));
+        queue.done();
         assert_eq!(queue.take(NOW), None);
         assert_eq!(queue.push(0, 'b'), Err('b'));
     }
@@ -354,6 +364,7 @@ mod tests {
                     let mut seen = Vec::new();
                     while let Some((batch, _)) = queue.take(Take { max, linger: Duration::from_micros(50) }) {
                         seen.extend(batch);
+                        queue.done();
                     }
                     seen
                 })
@@ -374,6 +385,21 @@ mod tests {
         queue.push(0, 9).unwrap();
         queue.put_back(batch.into_iter().map(|i| (0, i)).collect());
         assert_eq!(queue.take(NOW).unwrap().0, vec![0, 1, 2, 3]);
+    }
+
+    #[test]
+    fn a_device_waits_at_the_end_for_what_another_one_may_put_back() {
+        let queue = Queue::new(4, &[1]);
+        queue.push(0, 'a').unwrap();
+        let (batch, _) = queue.take(NOW).unwrap();
+        queue.close();
+        let other = {
+            let queue = queue.clone();
+            thread::spawn(move || queue.take(NOW))
+        };
+        queue.put_back(batch.into_iter().map(|item| (0, item)).collect());
+        queue.done();
+        assert_eq!(other.join().unwrap(), Some((vec!['a'], Flush::Drain)));
     }
 
     #[test]

@@ -37,6 +37,9 @@ const IDLE_POLL: Duration = Duration::from_millis(20);
 /// and most waits are shorter than reading it again.
 const PATIENCE: Duration = Duration::from_millis(50);
 
+/// Messages that may wait for room, without permits, before everything is paused whatever the time.
+const MAX_HELD: usize = 16;
+
 /// Longest wait for one more try while a message is held and nothing is paused yet.
 const HELD_POLL: Duration = Duration::from_millis(1);
 
@@ -318,7 +321,8 @@ impl Worker {
             .output
             .as_ref()
             .is_none_or(|output| output.capacity().is_none_or(|capacity| output.len() <= capacity / 2));
-        if self.held_since.is_some_and(|since| now.saturating_duration_since(since) >= PATIENCE) {
+        let impatient = self.held_since.is_some_and(|since| now.saturating_duration_since(since) >= PATIENCE);
+        if impatient || self.held.len() > MAX_HELD {
             self.pressure.held = true;
         } else if self.held.is_empty() && queue_low && fill <= self.setup.flow.resume_at {
             self.pressure.held = false;
@@ -405,6 +409,8 @@ impl Worker {
                 at_end: state.at_end,
                 lag: state.lag(position.map(|position| position.watermark)),
                 committed: self.committed.get(partition).copied(),
+                watermark: position.map(|position| position.watermark),
+                span: position.map_or(0, |position| position.span),
                 open: position.map_or(0, |position| position.open),
             }
         };

@@ -1,8 +1,8 @@
 //! From pixels to captions: one OS thread owns one device and its model, and pulls batches from the shared queue.
 
 use std::fmt;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -80,13 +80,45 @@ pub struct DeviceStats {
     pub batch_size: AtomicUsize,
     /// Whether its thread is at work.
     pub alive: AtomicBool,
-    busy_nanos: AtomicU64,
+    work: Mutex<Work>,
+}
+
+#[derive(Debug, Default)]
+struct Work {
+    done: Duration,
+    /// When the batch began that is under way.
+    since: Option<Instant>,
 }
 
 impl DeviceStats {
-    /// Time at work since the start.
+    /// Time at work since the start, the batch under way included.
     pub fn busy(&self) -> Duration {
-        Duration::from_nanos(self.busy_nanos.load(Ordering::Relaxed))
+        let work = self.work();
+        work.done + work.since.map_or(Duration::ZERO, |since| since.elapsed())
+    }
+
+    fn work(&self) -> MutexGuard<'_, Work> {
+        self.work.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn begin(&self) {
+        self.work().since = Some(Instant::now());
+    }
+
+    fn end(&self) {
+        let mut work = self.work();
+        if let Some(since) = work.since.take() {
+            work.done += since.elapsed();
+        }
+    }
+}
+
+/// Says that a batch is done, however its device fares.
+struct Done<'a>(&'a dyn Supply);
+
+impl Drop for Done<'_> {
+    fn drop(&mut self) {
+        self.0.done();
     }
 }
 
@@ -95,6 +127,8 @@ pub trait Supply: Send + Sync {
     /// Waits for a batch of at most `max` rows; a free device may wait for `linger` for a fuller one. `None` when no
     /// more will come.
     fn take(&self, max: usize, linger: Duration) -> Option<(Vec<Queued>, Flush)>;
+    /// A device is done with a batch that it took.
+    fn done(&self);
     /// Takes back the rows of a batch that a device could not finish: they are the next ones.
     fn put_back(&self, rows: Vec<Queued>);
 }
@@ -145,7 +179,7 @@ pub fn spawn(
         name: name.clone(),
         batch_size: AtomicUsize::new(batch_size.max(1)),
         alive: AtomicBool::new(true),
-        busy_nanos: AtomicU64::new(0),
+        work: Mutex::default(),
     });
     let model = ModelRef { id: info.id.clone(), revision: info.revision.clone(), dtype: info.dtype.clone() };
     let mut runner = Runner { engine, model, shared, stats: stats.clone() };
@@ -179,11 +213,15 @@ impl Runner {
         loop {
             let size = self.stats.batch_size.load(Ordering::Relaxed);
             let Some((batch, reason)) = self.shared.supply.take(size, self.shared.linger) else { return Ok(()) };
+            let shared = self.shared.clone();
+            // Also when this thread panics, or the other devices would wait for what it may put back.
+            let _done = Done(&*shared.supply);
             self.shared.metrics.flushed(reason);
             let begun = Instant::now();
+            self.stats.begin();
             let batch = self.admit(batch, begun);
             let result = self.caption(batch);
-            self.stats.busy_nanos.fetch_add(begun.elapsed().as_nanos() as u64, Ordering::Relaxed);
+            self.stats.end();
             if let Err((error, rest)) = result {
                 self.shared.supply.put_back(rest.into_iter().map(|row| row.queued).collect());
                 return Err(DeviceFailure { device: self.stats.name.clone(), error });
@@ -314,10 +352,13 @@ impl Runner {
 
     fn send(&self, finished: Finished) {
         let begun = Instant::now();
+        // Waiting for the publisher is not work.
+        self.stats.end();
         if let Err(closed) = self.shared.finished.send_blocking(finished) {
             // The publisher is gone, which happens only after the drain deadline: the next worker reads it again.
             closed.into_inner().abandon();
         }
+        self.stats.begin();
         self.shared.metrics.blocked(Stage::Infer, begun.elapsed());
     }
 }

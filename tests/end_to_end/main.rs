@@ -1,5 +1,7 @@
 //! The whole flow on the embedded broker: what goes in comes out, whatever happens in between.
 
+#![allow(clippy::print_stderr, clippy::print_stdout)] // what a test tells a person
+
 mod bad_input;
 mod control;
 mod delivery;

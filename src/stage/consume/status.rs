@@ -52,6 +52,10 @@ pub struct PartitionStatus {
     pub lag: Option<u64>,
     /// Offset that the group has.
     pub committed: Option<i64>,
+    /// The first offset that is not resolved, or the one behind the newest: what is committed next.
+    pub watermark: Option<i64>,
+    /// Offsets from the watermark to the newest consumed; at `flow.max_span` the partition rests.
+    pub span: u64,
     /// Messages consumed and not resolved.
     pub open: usize,
 }
@@ -159,6 +163,10 @@ impl Consume {
     /// What made the consumer fail before, or why the last commit failed.
     pub async fn close(mut self) -> Result<(), Error> {
         self.control.advance(Phase::Closing);
+        if self.ended.is_terminated() {
+            // [`Consume::failed`] has taken the end: the thread panicked.
+            return Err(Error::Panicked("consumer"));
+        }
         (&mut self.ended).await.unwrap_or(Err(Error::Panicked("consumer")))
     }
 }

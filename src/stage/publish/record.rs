@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use crate::disposition::{Code, Failure, Stage};
 use crate::kafka::{Class, Record};
-use crate::message::{CaptionRecord, DeadLetter, Headers, Message, ORIGIN_HEADER, Origin, Row, parse};
+use crate::message::{CaptionRecord, DeadLetter, Headers, Message, ORIGIN_HEADER, Row, parse};
 use crate::settings::Kafka;
 use crate::stage::Output;
 
