@@ -6,6 +6,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use blipstream::admin;
 use blipstream::caption::fake::FakeOptions;
+use blipstream::kafka::Fault;
 use blipstream::pipeline::Limits;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_util::sync::CancellationToken;
@@ -62,6 +63,33 @@ async fn memory_in_flight_stays_inside_the_budget_while_the_device_is_slow() {
     assert!(worker.stop().await.clean());
     assert_eq!((messages.used().items, pictures.used().bytes), (0, 0), "permits were not given back");
     assert_eq!(Answers::read(&flow).count(), COUNT);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stalled_producer_stalls_consumption_with_bounded_memory() {
+    const COUNT: usize = 600;
+    const MESSAGES: usize = 50;
+    let mut flow = Flow::start(2);
+    flow.settings.flow.max_messages = MESSAGES;
+    flow.write((0..COUNT).map(|n| request(n, inline(n))));
+    // The broker refuses what the worker writes, four times over; the waits between the tries add up to seconds.
+    flow.broker.fail(&[Fault::ProduceNotAuthorised; 4]).unwrap();
+    let worker = flow.worker(FakeOptions::default());
+    let consumed = || worker.control.totals().consumed as usize;
+    let in_flight = || worker.control.budget().messages.used().items;
+    eventually("the budget is spent", || in_flight() >= MESSAGES * 4 / 5).await;
+    let stalled = consumed();
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert!(consumed() <= stalled.max(MESSAGES), "consumption went on: {stalled}, then {}", consumed());
+    assert_eq!(worker.control.totals().captions, 0, "nothing can have been acknowledged yet");
+    eventually("everything is captioned in the end", || {
+        assert!(in_flight() <= MESSAGES, "{} messages in flight", in_flight());
+        worker.control.totals().captions == COUNT as u64
+    })
+    .await;
+    assert!(worker.stop().await.clean());
+    let answers = Answers::read(&flow);
+    assert_eq!((answers.count(), answers.captioned_ids().len()), (COUNT, COUNT));
 }
 
 #[tokio::test(flavor = "multi_thread")]
