@@ -2,6 +2,8 @@
 
 CARGO ?= cargo
 ARGS ?=
+# The tool is no dependency; whoever has another version installed uses that one.
+CARGO_DENY := 0.20.2
 
 .PHONY: help setup demo test lint deny
 
@@ -21,5 +23,8 @@ lint: setup ## Check format and lints
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 
-deny: ## Check licences and sources of the dependencies (needs cargo-deny)
-	$(CARGO) deny --offline check licenses bans sources
+deny: ## Check licences and sources of the dependencies
+	@command -v cargo-deny >/dev/null || test -x target/tools/bin/cargo-deny || \
+		$(CARGO) install --quiet --debug --locked --version $(CARGO_DENY) --root target/tools cargo-deny
+	$(CARGO) fetch --quiet --locked
+	PATH="$$PWD/target/tools/bin:$$PATH" $(CARGO) deny --offline check --hide-inclusion-graph licenses bans sources
