@@ -57,6 +57,9 @@ impl fmt::Display for Lost {
 pub struct Position {
     /// The offset to commit: the first one seen and not resolved, or the one behind the newest resolved.
     pub watermark: i64,
+    /// The first offset seen that is neither resolved nor ready, or the one behind the newest: what a transaction may
+    /// commit together with the outputs of the messages before it.
+    pub ready: i64,
     /// Offsets between the watermark and the newest consumed one, both included.
     pub span: u64,
     /// Messages seen and not resolved.
@@ -76,11 +79,23 @@ struct Books {
     open: usize,
 }
 
+/// How far a message has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mark {
+    /// Under way.
+    Open,
+    /// Its outputs are in hand, and not published yet.
+    Ready,
+    Resolved,
+}
+
 #[derive(Debug)]
 struct Partition {
     epoch: u64,
-    /// Seen offsets from the watermark on, in order; `true` once resolved. The front one is never resolved.
-    seen: VecDeque<(i64, bool)>,
+    /// Seen offsets from the watermark on, in order. The front one is never resolved.
+    seen: VecDeque<(i64, Mark)>,
+    /// How many of `seen`, from the front on, are not open: where the first open one stands.
+    ready: usize,
     /// One behind the newest offset seen; the watermark when nothing is open.
     next: Option<i64>,
     /// Unresolved ones among `seen`.
@@ -103,7 +118,7 @@ impl Ledger {
         let mut books = self.lock();
         books.epoch += 1;
         let epoch = books.epoch;
-        books.partitions.insert(partition, Partition { epoch, seen: VecDeque::new(), next: None, open: 0 });
+        books.partitions.insert(partition, Partition { epoch, seen: VecDeque::new(), ready: 0, next: None, open: 0 });
     }
 
     /// Ends the assignment of a partition.
@@ -119,7 +134,7 @@ impl Ledger {
         if entry.next.is_some_and(|next| offset < next) {
             return None;
         }
-        entry.seen.push_back((offset, false));
+        entry.seen.push_back((offset, Mark::Open));
         entry.next = Some(offset + 1);
         entry.open += 1;
         let epoch = entry.epoch;
@@ -130,9 +145,10 @@ impl Ledger {
             epoch,
             offset,
             parts: AtomicUsize::new(1),
+            unready: AtomicUsize::new(1),
             lost: AtomicBool::new(false),
         };
-        Some(Ticket { message: Arc::new(message), done: false })
+        Some(Ticket { message: Arc::new(message), ready: false, done: false })
     }
 
     /// Where a partition stands; `None` before its first message and after its revocation.
@@ -177,26 +193,30 @@ impl Books {
     fn close(&mut self, message: &Shared) {
         self.open -= 1;
         if let Some(partition) = self.current(message) {
-            partition.resolve(message.offset);
+            partition.mark(message.offset, Mark::Resolved);
         }
     }
 }
 
 impl Partition {
-    fn resolve(&mut self, offset: i64) {
-        if let Ok(at) = self.seen.binary_search_by_key(&offset, |(o, _)| *o) {
-            self.seen[at].1 = true;
-            self.open -= 1;
+    fn mark(&mut self, offset: i64, mark: Mark) {
+        let Ok(at) = self.seen.binary_search_by_key(&offset, |(o, _)| *o) else { return };
+        self.seen[at].1 = mark;
+        self.open -= usize::from(mark == Mark::Resolved);
+        while self.seen.get(self.ready).is_some_and(|(_, mark)| *mark != Mark::Open) {
+            self.ready += 1;
         }
-        while self.seen.front().is_some_and(|(_, resolved)| *resolved) {
+        while self.seen.front().is_some_and(|(_, mark)| *mark == Mark::Resolved) {
             self.seen.pop_front();
+            self.ready -= 1;
         }
     }
 
     fn position(&self) -> Option<Position> {
         let next = self.next?;
         let watermark = self.seen.front().map_or(next, |(offset, _)| *offset);
-        Some(Position { watermark, span: (next - watermark) as u64, open: self.open })
+        let ready = self.seen.get(self.ready).map_or(next, |(offset, _)| *offset);
+        Some(Position { watermark, ready, span: (next - watermark) as u64, open: self.open })
     }
 }
 
@@ -208,6 +228,8 @@ struct Shared {
     offset: i64,
     /// Tickets of this message that are not resolved; the last one closes it.
     parts: AtomicUsize,
+    /// Tickets of this message that are not ready; the last one makes the message ready.
+    unready: AtomicUsize,
     /// Whether a ticket of this message was dropped and reported: once is enough, however many rows it has.
     lost: AtomicBool,
 }
@@ -219,6 +241,7 @@ struct Shared {
 #[must_use = "a ticket that is dropped is a lost message"]
 pub struct Ticket {
     message: Arc<Shared>,
+    ready: bool,
     done: bool,
 }
 
@@ -226,9 +249,30 @@ impl Ticket {
     /// Keeps the promise. The message closes when every row's ticket is resolved.
     pub fn resolve(mut self, _outcome: Outcome) {
         self.done = true;
+        self.ready();
         if self.message.parts.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.message.ledger.lock().close(&self.message);
         }
+    }
+
+    /// Says that what this ticket promises is in hand and will be published in a transaction, which commits the offset
+    /// with it. Resolve the ticket when the transaction is committed.
+    pub fn ready(&mut self) {
+        if self.ready {
+            return;
+        }
+        self.ready = true;
+        if self.message.unready.fetch_sub(1, Ordering::AcqRel) == 1
+            && let Some(partition) = self.message.ledger.lock().current(&self.message)
+        {
+            partition.mark(self.message.offset, Mark::Ready);
+        }
+    }
+
+    /// Whether the partition is still assigned as it was when the message was consumed. Otherwise another worker has
+    /// the message now, and what became of it here must not be published.
+    pub fn current(&self) -> bool {
+        self.message.ledger.lock().current(&self.message).is_some()
     }
 
     /// Gives up on the promise on purpose: at the deadline of a drain. The offset stays uncommitted, the message counts
@@ -242,7 +286,10 @@ impl Ticket {
         let rows = rows.max(1);
         self.done = true;
         self.message.parts.fetch_add(rows - 1, Ordering::AcqRel);
-        (0..rows).map(|_| Ticket { message: self.message.clone(), done: false }).collect()
+        if !self.ready {
+            self.message.unready.fetch_add(rows - 1, Ordering::AcqRel);
+        }
+        (0..rows).map(|_| Ticket { message: self.message.clone(), ready: self.ready, done: false }).collect()
     }
 
     /// Partition of the message.

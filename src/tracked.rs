@@ -88,6 +88,16 @@ impl<T> Tracked<T> {
         self.tag.ticket.offset()
     }
 
+    /// Says that the value is what its ticket promised, see [`Ticket::ready`].
+    pub fn ready(&mut self) {
+        self.tag.ticket.ready();
+    }
+
+    /// Whether the value still counts, see [`Ticket::current`].
+    pub fn current(&self) -> bool {
+        self.tag.ticket.current()
+    }
+
     /// Gives up on the value at the deadline of a drain: its message is read again by the next worker.
     pub fn abandon(self) -> T {
         self.tag.abandon();

@@ -25,11 +25,11 @@ fn the_watermark_waits_for_the_oldest_open_message_and_then_jumps() {
     let mut tickets: Vec<_> = [10, 11, 15, 16].into_iter().map(|offset| ledger.open(&tp, offset).unwrap()).collect();
     tickets.pop().unwrap().resolve(Outcome::Published);
     tickets.remove(1).resolve(Outcome::Skipped);
-    assert_eq!(ledger.position(&tp), Some(Position { watermark: 10, span: 7, open: 2 }));
+    assert_eq!(ledger.position(&tp), Some(Position { watermark: 10, ready: 10, span: 7, open: 2 }));
     tickets.remove(0).resolve(Outcome::Published);
-    assert_eq!(ledger.position(&tp), Some(Position { watermark: 15, span: 2, open: 1 }), "offsets are sparse");
+    assert_eq!(ledger.position(&tp), Some(Position { watermark: 15, ready: 15, span: 2, open: 1 }), "offsets are sparse");
     tickets.remove(0).resolve(Outcome::Published);
-    assert_eq!(ledger.position(&tp), Some(Position { watermark: 17, span: 0, open: 0 }));
+    assert_eq!(ledger.position(&tp), Some(Position { watermark: 17, ready: 17, span: 0, open: 0 }));
 }
 
 #[test]
@@ -51,10 +51,31 @@ fn a_completion_of_an_earlier_assignment_is_discarded() {
     ledger.assign(tp.clone());
     let new = ledger.open(&tp, 5).unwrap();
     old.resolve(Outcome::Published);
-    assert_eq!(ledger.position(&tp), Some(Position { watermark: 5, span: 1, open: 1 }));
+    assert_eq!(ledger.position(&tp), Some(Position { watermark: 5, ready: 5, span: 1, open: 1 }));
     assert_eq!(ledger.open_tickets(), 1);
     new.resolve(Outcome::Published);
     assert_eq!(watermark(&ledger, &tp), 6);
+}
+
+#[test]
+fn what_is_ready_reaches_to_the_first_message_with_a_row_that_is_not() {
+    let (ledger, tp) = owned(0);
+    let ready = || ledger.position(&tp).unwrap().ready;
+    let mut first = ledger.open(&tp, 5).unwrap();
+    let mut rows = ledger.open(&tp, 6).unwrap().split(2);
+    let mut last = ledger.open(&tp, 9).unwrap();
+    last.ready();
+    first.ready();
+    first.ready();
+    rows[0].ready();
+    assert_eq!((ready(), watermark(&ledger, &tp)), (6, 5));
+    rows[1].ready();
+    assert_eq!((ready(), watermark(&ledger, &tp)), (10, 5));
+    first.resolve(Outcome::Published);
+    assert_eq!((ready(), watermark(&ledger, &tp)), (10, 6));
+    ledger.revoke(&tp);
+    assert!(!last.current());
+    rows.into_iter().chain([last]).for_each(|ticket| ticket.resolve(Outcome::Published));
 }
 
 #[test]
@@ -117,7 +138,7 @@ fn rows_resolved_on_many_threads_close_their_messages_exactly_once() {
             scope.spawn(|| hand.into_iter().for_each(|row| row.resolve(Outcome::Published)));
         }
     });
-    assert_eq!(ledger.position(&tp), Some(Position { watermark: 500, span: 0, open: 0 }));
+    assert_eq!(ledger.position(&tp), Some(Position { watermark: 500, ready: 500, span: 0, open: 0 }));
     assert_eq!((ledger.open_tickets(), ledger.take_lost()), (0, None));
 }
 
@@ -128,6 +149,7 @@ enum Step {
     Open { partition: usize, gap: i64 },
     OpenAgain { partition: usize, back: i64 },
     Split { ticket: usize, rows: usize },
+    Ready(usize),
     Resolve(usize),
     Lose(usize),
 }
@@ -140,6 +162,7 @@ fn any_step() -> impl Strategy<Value = Step> {
         8 => (partition.clone(), 0i64..3).prop_map(|(partition, gap)| Step::Open { partition, gap }),
         1 => (partition, 1i64..5).prop_map(|(partition, back)| Step::OpenAgain { partition, back }),
         3 => (any::<usize>(), 0usize..4).prop_map(|(ticket, rows)| Step::Split { ticket, rows }),
+        6 => any::<usize>().prop_map(Step::Ready),
         10 => any::<usize>().prop_map(Step::Resolve),
         1 => any::<usize>().prop_map(Step::Lose),
     ]
@@ -162,6 +185,7 @@ struct ModelMessage {
     epoch: u64,
     offset: i64,
     unresolved: usize,
+    unready: usize,
     reported: bool,
 }
 
@@ -175,7 +199,8 @@ impl Model {
         let open =
             || self.messages.iter().filter(|m| m.partition == partition && self.is_current(m) && m.unresolved > 0);
         let watermark = open().map(|message| message.offset).min().unwrap_or(next);
-        Some(Position { watermark, span: (next - watermark) as u64, open: open().count() })
+        let ready = open().filter(|message| message.unready > 0).map(|message| message.offset).min().unwrap_or(next);
+        Some(Position { watermark, ready, span: (next - watermark) as u64, open: open().count() })
     }
 }
 
@@ -184,11 +209,12 @@ impl Model {
 struct Both {
     ledger: Ledger,
     model: Model,
-    tickets: Vec<(Ticket, usize)>,
+    /// Each with the place of its message in the model, and whether it was said to be ready.
+    tickets: Vec<(Ticket, usize, bool)>,
 }
 
 impl Both {
-    fn pick(&mut self, at: usize) -> Option<(Ticket, usize)> {
+    fn pick(&mut self, at: usize) -> Option<(Ticket, usize, bool)> {
         (!self.tickets.is_empty()).then(|| self.tickets.swap_remove(at % self.tickets.len()))
     }
 
@@ -209,9 +235,10 @@ impl Both {
                 assert_eq!(ticket.is_some(), self.model.assigned[*at].is_some());
                 if let (Some(ticket), Some((epoch, next))) = (ticket, &mut self.model.assigned[*at]) {
                     *next = Some(offset + 1);
-                    self.tickets.push((ticket, self.model.messages.len()));
+                    self.tickets.push((ticket, self.model.messages.len(), false));
+                    let (partition, epoch) = (*at, *epoch);
                     let message =
-                        ModelMessage { partition: *at, epoch: *epoch, offset, unresolved: 1, reported: false };
+                        ModelMessage { partition, epoch, offset, unresolved: 1, unready: 1, reported: false };
                     self.model.messages.push(message);
                 }
             }
@@ -221,20 +248,29 @@ impl Both {
                 }
             }
             Step::Split { ticket, rows } => {
-                if let Some((ticket, message)) = self.pick(*ticket) {
+                if let Some((ticket, message, ready)) = self.pick(*ticket) {
                     let rows = ticket.split(*rows);
                     self.model.messages[message].unresolved += rows.len() - 1;
-                    self.tickets.extend(rows.into_iter().map(|row| (row, message)));
+                    self.model.messages[message].unready += if ready { 0 } else { rows.len() - 1 };
+                    self.tickets.extend(rows.into_iter().map(|row| (row, message, ready)));
+                }
+            }
+            Step::Ready(ticket) => {
+                if let Some((mut ticket, message, ready)) = self.pick(*ticket) {
+                    ticket.ready();
+                    self.model.messages[message].unready -= usize::from(!ready);
+                    self.tickets.push((ticket, message, true));
                 }
             }
             Step::Resolve(ticket) => {
-                if let Some((ticket, message)) = self.pick(*ticket) {
+                if let Some((ticket, message, ready)) = self.pick(*ticket) {
                     ticket.resolve(Outcome::Published);
+                    self.model.messages[message].unready -= usize::from(!ready);
                     self.model.messages[message].unresolved -= 1;
                 }
             }
             Step::Lose(ticket) => {
-                if let Some((ticket, message)) = self.pick(*ticket) {
+                if let Some((ticket, message, _)) = self.pick(*ticket) {
                     drop(ticket);
                     let current = self.model.is_current(&self.model.messages[message]);
                     let message = &mut self.model.messages[message];
@@ -270,7 +306,9 @@ proptest! {
             both.agree();
             if !matches!(step, Step::Assign(_) | Step::Revoke(_)) {
                 for (tp, position) in before {
-                    prop_assert!(watermark(&both.ledger, &tp) >= position.watermark, "the watermark went back");
+                    let after = both.ledger.position(&tp).unwrap();
+                    prop_assert!(after.watermark >= position.watermark, "the watermark went back");
+                    prop_assert!(after.ready >= position.ready && after.ready >= after.watermark);
                 }
             }
         }
