@@ -46,6 +46,9 @@ pub struct Metrics {
     dead_lettered: IntCounterVec,
     retries: IntCounterVec,
     publish_refusals: IntCounter,
+    transaction: Histogram,
+    transaction_aborts: IntCounter,
+    transaction_fences: IntCounter,
     stage_duration: HistogramVec,
     model_phase: HistogramVec,
     end_to_end: Histogram,
@@ -141,6 +144,21 @@ impl Metrics {
             publish_refusals: r.counter(
                 "publish_refusals_total",
                 "Records that the brokers refused and that are tried again; the flow waits meanwhile.",
+            ),
+            transaction: r.add(Histogram::with_opts(
+                HistogramOpts::from(opts(
+                    "transaction_seconds",
+                    "Time of a transaction that was committed (exactly-once delivery).",
+                ))
+                .buckets(SECONDS.to_vec()),
+            )),
+            transaction_aborts: r.counter(
+                "transaction_aborts_total",
+                "Transactions that were aborted; their records are sent again from memory.",
+            ),
+            transaction_fences: r.counter(
+                "transaction_fences_total",
+                "Times that another producer, or the brokers after a time-out, took over our transactional id.",
             ),
             stage_duration: r.histograms(
                 "stage_duration_seconds",
@@ -291,6 +309,21 @@ impl Metrics {
     /// The brokers refused a record, which is tried again.
     pub fn publish_refused(&self) {
         self.publish_refusals.inc();
+    }
+
+    /// A transaction was committed after this time.
+    pub fn transaction(&self, took: Duration) {
+        self.transaction.observe(took.as_secs_f64());
+    }
+
+    /// A transaction was aborted.
+    pub fn transaction_aborted(&self) {
+        self.transaction_aborts.inc();
+    }
+
+    /// The producer of transactions was fenced.
+    pub fn transaction_fenced(&self) {
+        self.transaction_fences.inc();
     }
 
     /// A row left a stage after this time in it.

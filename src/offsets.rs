@@ -30,6 +30,8 @@ pub enum Outcome {
     Published,
     /// The message asked for nothing (a tombstone); there is nothing to publish.
     Skipped,
+    /// The message belongs to an earlier assignment: another worker has it now, and nothing was published here.
+    Discarded,
 }
 
 /// A ticket that was dropped without an outcome: a bug, named with its place.
@@ -66,6 +68,17 @@ pub struct Position {
     pub open: usize,
 }
 
+/// What a transaction may commit of a partition: everything before `end`, as long as the assignment lasts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Prefix {
+    /// The partition.
+    pub partition: TopicPartition,
+    /// Which of its assignments.
+    pub epoch: u64,
+    /// The offset to commit, see [`Position::ready`].
+    pub end: i64,
+}
+
 /// The ledger of all partitions this worker owns. Cheap to clone; every clone is the same ledger.
 #[derive(Debug, Clone, Default)]
 pub struct Ledger(Arc<Mutex<Books>>);
@@ -98,6 +111,8 @@ struct Partition {
     ready: usize,
     /// One behind the newest offset seen; the watermark when nothing is open.
     next: Option<i64>,
+    /// Offset that a transaction of ours has committed last.
+    transacted: Option<i64>,
     /// Unresolved ones among `seen`.
     open: usize,
 }
@@ -118,7 +133,10 @@ impl Ledger {
         let mut books = self.lock();
         books.epoch += 1;
         let epoch = books.epoch;
-        books.partitions.insert(partition, Partition { epoch, seen: VecDeque::new(), ready: 0, next: None, open: 0 });
+        books.partitions.insert(
+            partition,
+            Partition { epoch, seen: VecDeque::new(), ready: 0, next: None, transacted: None, open: 0 },
+        );
     }
 
     /// Ends the assignment of a partition.
@@ -160,6 +178,35 @@ impl Ledger {
     pub fn positions(&self) -> Vec<(TopicPartition, Position)> {
         let books = self.lock();
         books.partitions.iter().filter_map(|(tp, p)| Some((tp.clone(), p.position()?))).collect()
+    }
+
+    /// What a transaction may commit, of every partition where that is more than the last one did.
+    pub fn prefixes(&self) -> Vec<Prefix> {
+        let books = self.lock();
+        let prefix = |(partition, state): (&TopicPartition, &Partition)| {
+            let end = state.position()?.ready;
+            let more = state.transacted.is_none_or(|transacted| end > transacted);
+            more.then(|| Prefix { partition: partition.clone(), epoch: state.epoch, end })
+        };
+        books.partitions.iter().filter_map(prefix).collect()
+    }
+
+    /// Whether the assignment of a prefix still lasts.
+    pub fn holds(&self, prefix: &Prefix) -> bool {
+        self.lock().partitions.get(&prefix.partition).is_some_and(|partition| partition.epoch == prefix.epoch)
+    }
+
+    /// A transaction has committed this.
+    pub fn transacted(&self, prefix: &Prefix) {
+        let mut books = self.lock();
+        if let Some(partition) = books.partitions.get_mut(&prefix.partition).filter(|p| p.epoch == prefix.epoch) {
+            partition.transacted = Some(prefix.end);
+        }
+    }
+
+    /// The offset that a transaction of ours has committed last, in this assignment.
+    pub fn transacted_so_far(&self, partition: &TopicPartition) -> Option<i64> {
+        self.lock().partitions.get(partition)?.transacted
     }
 
     /// Partitions that are assigned.

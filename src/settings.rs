@@ -76,6 +76,23 @@ pub struct Kafka {
     #[serde(with = "humantime_serde")]
     #[schemars(with = "String")]
     pub stuck_after: Duration,
+    /// What is promised: `at_least_once` or `exactly_once`.
+    pub delivery: Delivery,
+    /// With `exactly_once`: the producer's identity. Every worker needs one of its own; by default one is made up.
+    pub transactional_id: Option<String>,
+    /// With `exactly_once`: the brokers abort a transaction that takes longer.
+    #[serde(with = "humantime_serde")]
+    #[schemars(with = "String")]
+    pub transaction_timeout: Duration,
+    /// With `exactly_once`: how often finished captions become visible.
+    #[serde(with = "humantime_serde")]
+    #[schemars(with = "String")]
+    pub transaction_interval: Duration,
+    /// With `exactly_once`: so many finished captions become visible at once, however short the interval has been.
+    pub transaction_records: usize,
+    /// Static membership: a worker that comes back under this name within `session_timeout` gets its partitions back
+    /// without a rebalance. Every worker needs a name of its own.
+    pub group_instance_id: Option<String>,
     /// How long a record may wait before it is sent with others.
     #[serde(with = "humantime_serde")]
     #[schemars(with = "String")]
@@ -100,6 +117,16 @@ pub struct Kafka {
     pub ssl_key_file: Option<PathBuf>,
     /// Free options for librdkafka (both consumer and producer). Keys that blipstream owns are refused.
     pub options: BTreeMap<String, String>,
+}
+
+/// What is promised of every consumed image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Delivery {
+    /// It has a result, or several after a crash.
+    AtLeastOnce,
+    /// Readers with `isolation.level=read_committed` see exactly one result.
+    ExactlyOnce,
 }
 
 /// A topic that requests are read from.
@@ -180,6 +207,12 @@ impl Default for Kafka {
             commit_interval: Duration::from_secs(1),
             revoke_drain: Duration::from_secs(5),
             stuck_after: Duration::from_secs(30),
+            delivery: Delivery::AtLeastOnce,
+            transactional_id: None,
+            transaction_timeout: Duration::from_secs(15),
+            transaction_interval: Duration::from_millis(500),
+            transaction_records: 500,
+            group_instance_id: None,
             linger: Duration::from_millis(5),
             compression: Compression::Lz4,
             security_protocol: SecurityProtocol::Plaintext,

@@ -20,6 +20,7 @@ pub const OWNED_OPTIONS: &[(&str, &str)] = &[
     ("fetch.max.bytes", "use kafka.prefetch"),
     ("fetch.message.max.bytes", "use kafka.max_message_size"),
     ("group.id", "use kafka.group_id"),
+    ("group.instance.id", "use kafka.group_instance_id"),
     ("group.protocol", "blipstream needs the classic protocol"),
     ("group.remote.assignor", "blipstream needs the classic protocol"),
     ("linger.ms", "use kafka.linger"),
@@ -49,8 +50,8 @@ pub const OWNED_OPTIONS: &[(&str, &str)] = &[
     ("ssl.key.location", "use kafka.ssl_key_file"),
     ("statistics.interval.ms", "the consumer lag is read from these statistics"),
     ("test.mock.num.brokers", "the embedded broker of `blipstream demo` is the way to run without one"),
-    ("transaction.timeout.ms", DELIVERY),
-    ("transactional.id", DELIVERY),
+    ("transaction.timeout.ms", "use kafka.transaction_timeout"),
+    ("transactional.id", "use kafka.transactional_id"),
 ];
 
 const INNER: &str = "the client's logs and events go through it";

@@ -20,6 +20,8 @@ const MESSAGE_SIZES: (ByteSize, ByteSize) = (ByteSize::b(1_000), ByteSize::b(1_0
 const PREFETCH_SIZES: (ByteSize, ByteSize) = (ByteSize::kib(1), ByteSize::kib(2_097_151));
 const LONGEST_SESSION: Duration = Duration::from_secs(3_600);
 const LONGEST_POLL_INTERVAL: Duration = Duration::from_secs(86_400);
+/// Below it a single slow answer of a broker aborts every transaction.
+const SHORTEST_TRANSACTION: Duration = Duration::from_secs(1);
 const LONGEST_LINGER: Duration = Duration::from_secs(900);
 
 /// A contradiction, before it is known where its values come from.
@@ -143,12 +145,28 @@ impl Check {
             ("kafka.max_poll_interval", kafka.max_poll_interval),
             ("kafka.commit_interval", kafka.commit_interval),
             ("kafka.stuck_after", kafka.stuck_after),
+            ("kafka.transaction_interval", kafka.transaction_interval),
         ] {
             self.longer_than_zero(key, duration);
         }
         self.no_longer_than("kafka.session_timeout", kafka.session_timeout, LONGEST_SESSION);
         self.no_longer_than("kafka.max_poll_interval", kafka.max_poll_interval, LONGEST_POLL_INTERVAL);
         self.no_longer_than("kafka.linger", kafka.linger, LONGEST_LINGER);
+        self.at_least_one("kafka.transaction_records", kafka.transaction_records as u64);
+        let (key, timeout) = ("kafka.transaction_timeout", kafka.transaction_timeout);
+        self.need(timeout >= SHORTEST_TRANSACTION, &[key], "must be at least 1s");
+        self.need(
+            kafka.transaction_interval < timeout,
+            &["kafka.transaction_interval", key],
+            "kafka.transaction_interval must be shorter than kafka.transaction_timeout",
+        );
+        for (key, name) in
+            [("kafka.transactional_id", &kafka.transactional_id), ("kafka.group_instance_id", &kafka.group_instance_id)]
+        {
+            if let Some(name) = name {
+                self.not_empty(key, name);
+            }
+        }
         self.need(
             kafka.session_timeout <= kafka.max_poll_interval,
             &["kafka.session_timeout", "kafka.max_poll_interval"],

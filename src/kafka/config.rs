@@ -28,6 +28,7 @@ pub const OWNED_OPTIONS: &[&str] = &[
     "fetch.max.bytes",
     "fetch.message.max.bytes",
     "group.id",
+    "group.instance.id",
     "group.protocol",
     "group.remote.assignor",
     "linger.ms",
@@ -173,6 +174,9 @@ pub(crate) fn consumer(settings: &Kafka) -> Result<ClientConfig, Error> {
         .set("fetch.message.max.bytes", PARTITION_FETCH_BYTES.min(settings.prefetch.as_u64().max(1)).to_string())
         .set("fetch.max.bytes", fetch.to_string())
         .set("receive.message.max.bytes", (RESPONSE_BYTES.max(fetch) + FRAMING_BYTES).to_string());
+    if let Some(name) = &settings.group_instance_id {
+        config.set("group.instance.id", name);
+    }
     if !settings.options.contains_key("heartbeat.interval.ms") {
         config.set("heartbeat.interval.ms", heartbeat_ms(settings).to_string());
     }
@@ -199,6 +203,18 @@ pub(crate) fn producer(settings: &Kafka) -> Result<ClientConfig, Error> {
         .set("queue.buffering.max.messages", PRODUCER_QUEUE_MESSAGES.to_string())
         .set("queue.buffering.max.kbytes", (queue / 1024).to_string())
         .set("statistics.interval.ms", STATISTICS_INTERVAL_MS.to_string());
+    Ok(config)
+}
+
+/// Settings of the producer whose records are published in transactions.
+pub(crate) fn transactional_producer(settings: &Kafka, transactional_id: &str) -> Result<ClientConfig, Error> {
+    let mut config = producer(settings)?;
+    let timeout = settings.transaction_timeout.as_millis().to_string();
+    config
+        .set("transactional.id", transactional_id)
+        .set("transaction.timeout.ms", &timeout)
+        // Of a record that takes longer the transaction is over; it is sent anew in the next one.
+        .set("message.timeout.ms", &timeout);
     Ok(config)
 }
 

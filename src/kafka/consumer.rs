@@ -1,7 +1,7 @@
 //! A member of the consumer group. One thread owns it and polls it all the time.
 
 use std::cell::RefCell;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use rdkafka::bindings::{rd_kafka_commit_queue, rd_kafka_queue_destroy, rd_kafka_queue_get_consumer};
@@ -12,6 +12,7 @@ use rdkafka::{Message as _, Offset, TopicPartitionList};
 
 use super::context::{ConsumerSide, partition_of};
 use super::error::{Class, Error};
+use super::transaction::GroupMetadata;
 use super::{config, messages};
 use crate::message::Message;
 use crate::offsets::TopicPartition;
@@ -32,6 +33,8 @@ pub trait Committer: Send {
     fn assigned(&mut self, partition: &TopicPartition, offset: Option<i64>);
     /// A partition is no longer ours.
     fn revoked(&mut self, partition: &TopicPartition);
+    /// What the group has for a partition of ours, as far as is known.
+    fn known(&self, partition: &TopicPartition) -> Option<i64>;
 }
 
 /// Something that happened to the consumer.
@@ -106,20 +109,31 @@ impl From<Start> for Offset {
 
 /// A member of the consumer group `kafka.group_id` that reads `kafka.inputs`.
 pub struct Consumer {
-    base: BaseConsumer<ConsumerSide>,
+    base: Arc<BaseConsumer<ConsumerSide>>,
+    inputs: Vec<String>,
     /// Names that messages share.
     topics: RefCell<Vec<Arc<str>>>,
 }
 
 impl Consumer {
-    /// Creates the client and subscribes; the brokers are reached later.
+    /// Creates the client; it joins its group with [`Consumer::subscribe`].
     pub fn new(settings: &Kafka) -> Result<Self, Error> {
         let starting = |error| Error::from_kafka("starting the consumer", &error);
         let config = config::consumer(settings)?;
         let base: BaseConsumer<ConsumerSide> = config.create_with_context(ConsumerSide::default()).map_err(starting)?;
-        let topics: Vec<&str> = settings.inputs.iter().map(|input| input.topic.as_str()).collect();
-        base.subscribe(&topics).map_err(starting)?;
-        Ok(Self { base, topics: RefCell::new(topics.into_iter().map(Arc::from).collect()) })
+        let inputs = settings.inputs.iter().map(|input| input.topic.clone()).collect();
+        Ok(Self { base: Arc::new(base), inputs, topics: RefCell::default() })
+    }
+
+    /// Asks for a share of the inputs. From here on the consumer must be polled.
+    pub fn subscribe(&self) -> Result<(), Error> {
+        let topics: Vec<&str> = self.inputs.iter().map(String::as_str).collect();
+        self.base.subscribe(&topics).map_err(|error| Error::from_kafka("starting the consumer", &error))
+    }
+
+    /// What a producer of transactions needs to know of the group, for as long as this consumer lives.
+    pub fn membership(&self) -> Membership {
+        Membership(Arc::downgrade(&self.base))
     }
 
     /// The next event, or `None` after `timeout`.
@@ -166,19 +180,7 @@ impl Consumer {
 
     /// What the group has committed for each partition. Waits for the brokers, two seconds at most.
     pub fn committed(&self, partitions: &[TopicPartition]) -> Result<Vec<(TopicPartition, Option<i64>)>, Error> {
-        let asking = |error| Error::from_kafka("asking for the committed offsets", &error);
-        let list = messages::list(partitions.iter().map(|partition| (partition, Offset::Invalid)));
-        let list = self.base.committed_offsets(list, QUERY_TIMEOUT).map_err(asking)?;
-        let elements = list.elements();
-        let offset = |element: &rdkafka::topic_partition_list::TopicPartitionListElem<'_>| match element.offset() {
-            Offset::Offset(offset) => Some(offset),
-            _ => None,
-        };
-        let answer = elements.iter().map(|element| {
-            element.error().map_err(asking)?;
-            Ok((partition_of(element.topic(), element.partition()), offset(element)))
-        });
-        answer.collect()
+        committed(&self.base, partitions)
     }
 
     /// Takes partitions on, each from where it is to be read.
@@ -261,7 +263,50 @@ impl Consumer {
     }
 }
 
-fn offset_list(offsets: &[(TopicPartition, i64)]) -> TopicPartitionList {
+/// The group as a producer of transactions sees it, from another thread than the consumer's.
+pub struct Membership(Weak<BaseConsumer<ConsumerSide>>);
+
+impl Membership {
+    /// Who we are in the group now; `None` when the consumer has ended.
+    ///
+    /// Take it first and look at the ledger afterwards: partitions leave the ledger before they leave the group, so what
+    /// the ledger still has was ours in the generation that was taken, and the brokers refuse that generation from the
+    /// moment on when the partitions are another worker's.
+    pub fn metadata(&self) -> Option<GroupMetadata> {
+        self.0.upgrade()?.group_metadata().map(GroupMetadata)
+    }
+
+    /// What the group has committed for each partition; transactions that are under way are waited for. Waits for the
+    /// brokers, two seconds at most.
+    ///
+    /// # Errors
+    /// The brokers do not answer in time, or the consumer has ended.
+    pub fn committed(&self, partitions: &[TopicPartition]) -> Result<Vec<(TopicPartition, Option<i64>)>, Error> {
+        let ended = || Error::Other { doing: "asking for the committed offsets", reason: "the consumer ended".into() };
+        committed(&*self.0.upgrade().ok_or_else(ended)?, partitions)
+    }
+}
+
+fn committed(
+    consumer: &BaseConsumer<ConsumerSide>,
+    partitions: &[TopicPartition],
+) -> Result<Vec<(TopicPartition, Option<i64>)>, Error> {
+    let asking = |error| Error::from_kafka("asking for the committed offsets", &error);
+    let list = messages::list(partitions.iter().map(|partition| (partition, Offset::Invalid)));
+    let list = consumer.committed_offsets(list, QUERY_TIMEOUT).map_err(asking)?;
+    let elements = list.elements();
+    let offset = |element: &rdkafka::topic_partition_list::TopicPartitionListElem<'_>| match element.offset() {
+        Offset::Offset(offset) => Some(offset),
+        _ => None,
+    };
+    let answer = elements.iter().map(|element| {
+        element.error().map_err(asking)?;
+        Ok((partition_of(element.topic(), element.partition()), offset(element)))
+    });
+    answer.collect()
+}
+
+pub(super) fn offset_list(offsets: &[(TopicPartition, i64)]) -> TopicPartitionList {
     messages::list(offsets.iter().map(|(partition, offset)| (partition, Offset::Offset(*offset))))
 }
 

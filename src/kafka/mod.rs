@@ -4,7 +4,7 @@
 //! and of this module's own types:
 //!
 //! - [`Consumer`] reads a group's share of the topics and reports what happens as [`Event`]s, rebalances included
-//! - [`Producer`] writes records and says of each whether the broker has it
+//! - [`Producer`] writes records and says of each whether the broker has it, in transactions where that is asked for
 //! - [`Committer`] is what the consumer's thread asks which offsets to commit
 //! - [`EmbeddedBroker`] is a Kafka cluster inside this process, for demonstrations and tests
 //! - [`Follower`] reads whole topics outside of any group, as long as somebody wants to see more
@@ -19,6 +19,7 @@ mod error;
 mod follow;
 mod messages;
 mod producer;
+mod transaction;
 
 pub use broker::{EmbeddedBroker, Fault};
 pub use client::{
@@ -26,7 +27,8 @@ pub use client::{
     read_records, write_records,
 };
 pub use config::{OWNED_OPTIONS, check_options};
-pub use consumer::{Committer, Consumer, Event, PartitionStats, Start, Stats};
+pub use consumer::{Committer, Consumer, Event, Membership, PartitionStats, Start, Stats};
 pub use error::{Class, Error};
 pub use follow::Follower;
 pub use producer::{Deliver, NotDelivered, NotSent, Producer, Record};
+pub use transaction::{GroupMetadata, Next, TransactionError, unique_transactional_id};

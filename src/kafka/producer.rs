@@ -110,11 +110,27 @@ pub struct Producer<D: Deliver> {
 impl<D: Deliver> Producer<D> {
     /// Creates the client; the brokers are reached later.
     pub fn new(settings: &Kafka, deliver: D) -> Result<Self, Error> {
+        Self::create(&config::producer(settings)?, deliver)
+    }
+
+    /// Creates a client that sends within transactions only, see [`Producer::init_transactions`].
+    pub fn transactional(settings: &Kafka, transactional_id: &str, deliver: D) -> Result<Self, Error> {
+        Self::create(&config::transactional_producer(settings, transactional_id)?, deliver)
+    }
+
+    fn create(config: &rdkafka::ClientConfig, deliver: D) -> Result<Self, Error> {
         let errors = Arc::new(Errors::default());
         let side = ProducerSide { deliver, errors: errors.clone() };
         let starting = |error| Error::from_kafka("starting the producer", &error);
-        let inner = config::producer(settings)?.create_with_context(side).map_err(starting)?;
-        Ok(Self { inner, errors })
+        Ok(Self { inner: config.create_with_context(side).map_err(starting)?, errors })
+    }
+
+    pub(super) fn inner(&self) -> &ThreadedProducer<ProducerSide<D>> {
+        &self.inner
+    }
+
+    pub(super) fn fatal_reason(&self) -> Option<String> {
+        self.inner.client().fatal_error().map(|(_, reason)| reason)
     }
 
     /// Hands a record over. It is copied; its `tag` comes back to [`Deliver::delivered`], or at once with an error.
@@ -138,7 +154,7 @@ impl<D: Deliver> Producer<D> {
 
     /// Why the producer can do nothing more, if it cannot.
     pub fn fatal(&self) -> Option<Error> {
-        self.inner.client().fatal_error().map(|(_, reason)| Error::Fatal { reason })
+        self.fatal_reason().map(|reason| Error::Fatal { reason })
     }
 
     /// Takes back what is not acknowledged; the tags come back with [`Class::Purged`].

@@ -27,7 +27,11 @@ fn the_watermark_waits_for_the_oldest_open_message_and_then_jumps() {
     tickets.remove(1).resolve(Outcome::Skipped);
     assert_eq!(ledger.position(&tp), Some(Position { watermark: 10, ready: 10, span: 7, open: 2 }));
     tickets.remove(0).resolve(Outcome::Published);
-    assert_eq!(ledger.position(&tp), Some(Position { watermark: 15, ready: 15, span: 2, open: 1 }), "offsets are sparse");
+    assert_eq!(
+        ledger.position(&tp),
+        Some(Position { watermark: 15, ready: 15, span: 2, open: 1 }),
+        "offsets are sparse"
+    );
     tickets.remove(0).resolve(Outcome::Published);
     assert_eq!(ledger.position(&tp), Some(Position { watermark: 17, ready: 17, span: 0, open: 0 }));
 }
@@ -237,8 +241,7 @@ impl Both {
                     *next = Some(offset + 1);
                     self.tickets.push((ticket, self.model.messages.len(), false));
                     let (partition, epoch) = (*at, *epoch);
-                    let message =
-                        ModelMessage { partition, epoch, offset, unresolved: 1, unready: 1, reported: false };
+                    let message = ModelMessage { partition, epoch, offset, unresolved: 1, unready: 1, reported: false };
                     self.model.messages.push(message);
                 }
             }

@@ -16,8 +16,8 @@ use crate::gate::Reason;
 use crate::kafka;
 use crate::metrics::Metrics;
 use crate::offsets::Lost;
-use crate::settings::Settings;
-use crate::stage::commit::Watermarks;
+use crate::settings::{Delivery, Settings};
+use crate::stage::commit::{InTransactions, Watermarks};
 use crate::stage::consume::{self, Consume};
 use crate::stage::infer::DeviceFailure;
 use crate::stage::parse::{Parse, Parsed};
@@ -75,6 +75,13 @@ pub async fn run(settings: &Settings, parts: Parts, control: &Control) -> anyhow
     let metrics = control.metrics().clone();
 
     // publish, the last stage
+    let consumer = kafka::Consumer::new(&settings.kafka)?;
+    let exactly_once = (settings.kafka.delivery == Delivery::ExactlyOnce)
+        .then(|| publish::ExactlyOnce { group: consumer.membership(), ledger: control.ledger().clone() });
+    let committer: Box<dyn kafka::Committer> = match settings.kafka.delivery {
+        Delivery::AtLeastOnce => Box::new(Watermarks::new(control.ledger().clone())),
+        Delivery::ExactlyOnce => Box::new(InTransactions::new(control.ledger().clone())),
+    };
     let (give_up, producer_failed) = (CancellationToken::new(), CancellationToken::new());
     let publishing = publish::run(publish::Setup {
         kafka: settings.kafka.clone(),
@@ -83,6 +90,8 @@ pub async fn run(settings: &Settings, parts: Parts, control: &Control) -> anyhow
         give_up: give_up.clone(),
         failed: producer_failed.clone(),
         observer: Arc::new(PublishMetrics(metrics.clone())),
+        metrics: metrics.clone(),
+        exactly_once,
     });
     // However the publisher ends, also by a panic or before it began: without it the worker cannot go on.
     let gone = producer_failed.clone().drop_guard();
@@ -105,12 +114,13 @@ pub async fn run(settings: &Settings, parts: Parts, control: &Control) -> anyhow
 
     // consume → parse
     let setup = consume::Setup {
+        consumer,
         kafka: settings.kafka.clone(),
         flow: settings.flow.clone(),
         ledger: control.ledger().clone(),
         messages: control.budget().messages.clone(),
         gate: control.gate().clone(),
-        committer: Box::new(Watermarks::new(control.ledger().clone())),
+        committer,
     };
     let mut consumer = consume::start(setup, messages_in)?;
     control.consuming(consumer.view());
@@ -197,10 +207,6 @@ impl publish::Observer for PublishMetrics {
 
     fn refused(&self, _: kafka::Class) {
         self.0.publish_refused();
-    }
-
-    fn too_large(&self) {
-        // Counted when its dead letter is delivered.
     }
 }
 

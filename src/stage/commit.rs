@@ -66,6 +66,45 @@ impl Committer for Watermarks {
     fn revoked(&mut self, partition: &TopicPartition) {
         self.committed.remove(partition);
     }
+
+    fn known(&self, partition: &TopicPartition) -> Option<i64> {
+        self.committed.get(partition).copied().flatten()
+    }
+}
+
+/// Commits nothing: with exactly-once delivery, offsets are committed by the transactions that publish their outputs.
+#[derive(Debug)]
+pub struct InTransactions {
+    ledger: Ledger,
+    /// What the group had when a partition was assigned.
+    found: BTreeMap<TopicPartition, Option<i64>>,
+}
+
+impl InTransactions {
+    /// Tells what the transactions of `ledger` have committed.
+    pub fn new(ledger: Ledger) -> Self {
+        Self { ledger, found: BTreeMap::new() }
+    }
+}
+
+impl Committer for InTransactions {
+    fn due(&mut self) -> Vec<(TopicPartition, i64)> {
+        Vec::new()
+    }
+
+    fn committed(&mut self, _: &[(TopicPartition, i64)], _: &Result<(), Error>) {}
+
+    fn assigned(&mut self, partition: &TopicPartition, offset: Option<i64>) {
+        self.found.insert(partition.clone(), offset);
+    }
+
+    fn revoked(&mut self, partition: &TopicPartition) {
+        self.found.remove(partition);
+    }
+
+    fn known(&self, partition: &TopicPartition) -> Option<i64> {
+        self.ledger.transacted_so_far(partition).or_else(|| self.found.get(partition).copied().flatten())
+    }
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ mod group;
 mod partitions;
 mod status;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -54,7 +54,9 @@ const LIMIT_RESUME: f64 = 0.5;
 
 /// What the stage needs.
 pub struct Setup {
-    /// Broker, topics, group.
+    /// The member of the group; it joins when the stage starts.
+    pub consumer: Consumer,
+    /// Intervals and limits of it.
     pub kafka: settings::Kafka,
     /// Limits.
     pub flow: settings::Flow,
@@ -72,14 +74,14 @@ pub struct Setup {
 /// [`Consume::stop`], so that the flow drains.
 ///
 /// # Errors
-/// librdkafka refuses the settings. That brokers are away is no error; the status tells.
+/// librdkafka refuses the topics. That brokers are away is no error; the status tells.
 pub fn start(setup: Setup, output: Sender<Tracked<Message>>) -> Result<Consume, Error> {
-    let consumer = Consumer::new(&setup.kafka)?;
+    setup.consumer.subscribe()?;
     let control = Arc::new(Control::default());
     let (failure, failed) = oneshot::channel();
     let (end, ended) = oneshot::channel();
     let ledger = setup.ledger.clone();
-    let worker = Worker::new(setup, output, consumer, Signals { control: control.clone(), failure: Some(failure) });
+    let worker = Worker::new(setup, output, Signals { control: control.clone(), failure: Some(failure) });
     let thread = std::thread::Builder::new().name("consume".into());
     let spawned = thread.spawn(move || {
         // Nobody listens when the handle was dropped; then nobody wants to know.
@@ -114,7 +116,6 @@ struct Signals {
 struct Worker {
     setup: Setup,
     output: Option<Sender<Tracked<Message>>>,
-    consumer: Consumer,
     signals: Signals,
     /// The error to end with.
     error: Option<Error>,
@@ -126,19 +127,17 @@ struct Worker {
     rebalance: Option<Rebalance>,
     /// Since when a commit waits for its result.
     committing: Option<Instant>,
-    committed: BTreeMap<TopicPartition, i64>,
     /// When closing began, and when the last commit is tried next.
     closing: Option<(Instant, Instant)>,
     clock: Clock,
 }
 
 impl Worker {
-    fn new(setup: Setup, output: Sender<Tracked<Message>>, consumer: Consumer, signals: Signals) -> Self {
+    fn new(setup: Setup, output: Sender<Tracked<Message>>, signals: Signals) -> Self {
         let now = Instant::now();
         let (pause, resume) = (setup.flow.pause_at, setup.flow.resume_at);
         Self {
             output: Some(output),
-            consumer,
             signals,
             error: None,
             partitions: Partitions::default(),
@@ -151,7 +150,6 @@ impl Worker {
             },
             rebalance: None,
             committing: None,
-            committed: BTreeMap::new(),
             closing: None,
             clock: Clock { commit: now + setup.kafka.commit_interval, sweep: now, status: now },
             setup,
@@ -174,7 +172,7 @@ impl Worker {
             self.advance_rebalance(now);
             self.commit_if_due(now);
             self.sweep_if_due(now);
-            if let Some(event) = self.consumer.poll(self.patience()) {
+            if let Some(event) = self.setup.consumer.poll(self.patience()) {
                 self.handle(event);
             }
         }
@@ -334,11 +332,11 @@ impl Worker {
     fn apply_pauses(&mut self, now: Instant) {
         let shut = self.shut(now);
         let change = self.partitions.change(shut, now);
-        let pause = if change.pause.is_empty() { Ok(()) } else { self.consumer.pause(&change.pause) };
-        let resume = if change.resume.is_empty() { Ok(()) } else { self.consumer.resume(&change.resume) };
+        let pause = if change.pause.is_empty() { Ok(()) } else { self.setup.consumer.pause(&change.pause) };
+        let resume = if change.resume.is_empty() { Ok(()) } else { self.setup.consumer.resume(&change.resume) };
         // A thread of librdkafka that has nothing to fetch sleeps for up to a second, and a resume does not wake it;
         // a seek does.
-        let seek = change.seek.iter().try_for_each(|(partition, start)| self.consumer.seek(partition, *start));
+        let seek = change.seek.iter().try_for_each(|(partition, start)| self.setup.consumer.seek(partition, *start));
         if let Err(error) = pause.and(resume).and(seek) {
             tracing::warn!(%error, "could not pause or resume");
         }
@@ -369,7 +367,7 @@ impl Worker {
         for (partition, start) in self.partitions.stuck(self.setup.kafka.stuck_after, now) {
             tracing::warn!(%partition, ?start, "the partition was silent and is read anew");
             self.signals.control.status().reseeks += 1;
-            if let Err(error) = self.consumer.seek(&partition, start) {
+            if let Err(error) = self.setup.consumer.seek(&partition, start) {
                 tracing::warn!(%error, %partition, "could not read the partition anew");
             }
         }
@@ -408,7 +406,7 @@ impl Worker {
                 paused: state.paused == Some(true),
                 at_end: state.at_end,
                 lag: state.lag(position.map(|position| position.watermark)),
-                committed: self.committed.get(partition).copied(),
+                committed: self.setup.committer.known(partition),
                 watermark: position.map(|position| position.watermark),
                 span: position.map_or(0, |position| position.span),
                 open: position.map_or(0, |position| position.open),
@@ -418,7 +416,7 @@ impl Worker {
         let mut status = self.signals.control.status();
         status.partitions = partitions;
         status.holding = !self.held.is_empty();
-        status.last_error = self.consumer.last_error().map(|(_, reason)| reason);
+        status.last_error = self.setup.consumer.last_error().map(|(_, reason)| reason);
     }
 }
 

@@ -3,8 +3,12 @@
 //! Nothing is dropped. A record that cannot be delivered stalls the stage: nothing more is taken from the input, which
 //! is bounded, so that the whole flow waits. A record that is too long becomes a dead letter, and a dead letter that is
 //! too long becomes a pointer.
+//!
+//! This file is at-least-once delivery; `exact` and `transactor` are exactly-once.
 
+mod exact;
 mod record;
+mod transactor;
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -17,8 +21,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Finished, Output};
 use crate::disposition::Code;
-use crate::kafka::{Class, Deliver, Error, NotDelivered, NotSent, Producer};
-use crate::offsets::Outcome;
+use crate::kafka::{Class, Deliver, Error, Membership, NotDelivered, NotSent, Producer};
+use crate::metrics::Metrics;
+use crate::offsets::{Ledger, Outcome};
 use crate::retry::Backoff;
 use crate::settings;
 
@@ -34,14 +39,11 @@ pub trait Observer: Send + Sync {
     fn delivered(&self, output: &Output, code: Option<Code>, took: Duration);
     /// A record was refused and is tried again; the stage waits.
     fn refused(&self, class: Class);
-    /// A caption was too long and becomes a dead letter.
-    fn too_large(&self);
 }
 
 impl Observer for () {
     fn delivered(&self, _: &Output, _: Option<Code>, _: Duration) {}
     fn refused(&self, _: Class) {}
-    fn too_large(&self) {}
 }
 
 /// What the stage needs.
@@ -59,6 +61,19 @@ pub struct Setup {
     pub failed: CancellationToken,
     /// Who counts.
     pub observer: Arc<dyn Observer>,
+    /// Metrics of transactions.
+    pub metrics: Arc<Metrics>,
+    /// What exactly-once delivery needs; at-least-once without.
+    pub exactly_once: Option<ExactlyOnce>,
+}
+
+/// What exactly-once delivery needs.
+#[derive(Debug)]
+pub struct ExactlyOnce {
+    /// The consumer's membership of its group.
+    pub group: Membership,
+    /// What is in hand, and may be committed.
+    pub ledger: Ledger,
 }
 
 /// What became of everything.
@@ -77,7 +92,8 @@ struct Flight {
     pointer: bool,
     /// To be sent while nothing else is under way, so that a refusal is about this record and not about its batch.
     alone: bool,
-    sent: Instant,
+    /// When it was handed to the producer.
+    sent: Option<Instant>,
 }
 
 /// What the producer's thread and the stage share.
@@ -102,7 +118,11 @@ impl Deliver for Acknowledge {
         match result {
             Ok(()) => {
                 let output = &flight.finished.value;
-                shared.observer.delivered(output, record::code(output), flight.sent.elapsed());
+                shared.observer.delivered(
+                    output,
+                    record::code(output),
+                    flight.sent.map_or_else(Default::default, |at| at.elapsed()),
+                );
                 shared.published.fetch_add(1, Ordering::Relaxed);
                 flight.finished.resolve(Outcome::Published);
             }
@@ -122,7 +142,10 @@ impl Deliver for Acknowledge {
 /// # Errors
 /// The producer cannot be created, or has failed for good; in the latter case everything that was not acknowledged
 /// was given up.
-pub async fn run(setup: Setup) -> Result<Summary, Error> {
+pub async fn run(mut setup: Setup) -> Result<Summary, Error> {
+    if let Some(exactly_once) = setup.exactly_once.take() {
+        return exact::Publisher::new(setup, exactly_once).run().await;
+    }
     let shared = Arc::new(Shared {
         observer: setup.observer.clone(),
         returned: Mutex::default(),
@@ -213,7 +236,7 @@ impl Publisher {
                 self.waiting.push_front(flight);
                 return;
             }
-            flight.sent = now;
+            flight.sent = Some(now);
             self.alone = flight.alone;
             let Err((why, flight)) = self.send(flight) else { continue };
             self.alone = false;
@@ -262,21 +285,12 @@ impl Publisher {
     }
 
     /// A record is too long: a caption becomes a dead letter, a dead letter becomes a pointer.
-    fn shorten(&mut self, mut flight: Box<Flight>, reason: String) {
-        flight.alone = false;
-        if flight.pointer {
-            // Key and headers alone are too long for the topic; a person must raise its limit.
-            self.refuse(flight, &NotDelivered { class: Class::TooLarge, reason });
-            return;
+    fn shorten(&mut self, flight: Box<Flight>, reason: String) {
+        match flight.shorten(&self.setup.kafka, &reason) {
+            Ok(flight) => self.waiting.push_back(flight),
+            // A person must raise the topic's limit.
+            Err(flight) => self.refuse(flight, &NotDelivered { class: Class::TooLarge, reason }),
         }
-        if record::code(&flight.finished.value).is_some() {
-            flight.pointer = true;
-        } else {
-            self.shared.observer.too_large();
-            let topic = &self.setup.kafka.captions_topic;
-            flight.finished = flight.finished.map(|output| record::too_large(output, topic, &reason));
-        }
-        self.waiting.push_back(flight);
     }
 
     /// A record is refused for a reason that a person must remove: it is tried again, and everything else waits.
@@ -348,6 +362,21 @@ impl Publisher {
 
 impl Flight {
     fn new(finished: Finished) -> Self {
-        Self { finished, pointer: false, alone: false, sent: Instant::now() }
+        Self { finished, pointer: false, alone: false, sent: None }
+    }
+
+    /// What is too long made shorter: a caption becomes a dead letter, a dead letter becomes a pointer. A pointer comes
+    /// back as an error: key and headers alone are too long for the topic.
+    fn shorten(mut self: Box<Self>, kafka: &settings::Kafka, reason: &str) -> Result<Box<Self>, Box<Self>> {
+        self.alone = false;
+        if self.pointer {
+            return Err(self);
+        }
+        if record::code(&self.finished.value).is_some() {
+            self.pointer = true;
+        } else {
+            self.finished = self.finished.map(|output| record::too_large(output, &kafka.captions_topic, reason));
+        }
+        Ok(self)
     }
 }

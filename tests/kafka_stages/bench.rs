@@ -8,7 +8,7 @@ use blipstream::budget::{Limit, Pool};
 use blipstream::disposition::{Code, Failure, Stage};
 use blipstream::gate::Gate;
 use blipstream::kafka::{
-    Class, EmbeddedBroker, Error, From, NewRecord, ReadLimits, group_offsets, read_records, write_records,
+    Class, Consumer, EmbeddedBroker, Error, From, NewRecord, ReadLimits, group_offsets, read_records, write_records,
 };
 use blipstream::message::{CaptionRecord, ImageInfo, Message, ModelRef, SCHEMA, Timing};
 use blipstream::offsets::Ledger;
@@ -117,6 +117,7 @@ impl Member {
         let (ledger, messages, gate) = (Ledger::new(), Pool::new(pool), Gate::new());
         let (sender, output) = async_channel::bounded(queue);
         let setup = consume::Setup {
+            consumer: Consumer::new(&bench.kafka).unwrap(),
             kafka: bench.kafka.clone(),
             flow: bench.flow.clone(),
             ledger: ledger.clone(),
@@ -193,7 +194,6 @@ pub fn failure(message: &Message) -> Output {
 pub struct Counter {
     pub delivered: Mutex<Vec<Option<Code>>>,
     pub refused: Mutex<Vec<Class>>,
-    pub too_large: Mutex<usize>,
 }
 
 impl Observer for Counter {
@@ -202,9 +202,6 @@ impl Observer for Counter {
     }
     fn refused(&self, class: Class) {
         self.refused.lock().unwrap().push(class);
-    }
-    fn too_large(&self) {
-        *self.too_large.lock().unwrap() += 1;
     }
 }
 
@@ -227,6 +224,8 @@ impl Publishing {
             give_up: give_up.clone(),
             failed: CancellationToken::new(),
             observer: counter.clone(),
+            metrics: Arc::default(),
+            exactly_once: None,
         }));
         Self { input, give_up, counter, task }
     }

@@ -161,7 +161,6 @@ async fn a_caption_that_its_topic_refuses_as_too_long_becomes_a_dead_letter() {
     let counter = publishing.counter.clone();
     assert_eq!(publishing.end().await.published, 1);
     assert_eq!(*counter.delivered.lock().unwrap(), [Some(Code::OutputTooLarge)]);
-    assert_eq!(*counter.too_large.lock().unwrap(), 1);
     assert!(bench.read(CAPTIONS).is_empty());
     assert_eq!(bench.read(DEAD)[0].key.as_deref(), Some(&b"0"[..]));
     member.close().await.unwrap();
@@ -179,9 +178,7 @@ async fn a_refused_batch_blames_no_record_that_the_topic_takes_alone() {
         let output = caption(&message.value);
         publishing.send(message.map(|_| output)).await;
     }
-    let counter = publishing.counter.clone();
     assert_eq!(publishing.end().await.published, 20);
-    assert_eq!(*counter.too_large.lock().unwrap(), 0);
     assert_eq!(bench.read(CAPTIONS).len(), 20);
     assert!(bench.read(DEAD).is_empty());
     member.close().await.unwrap();

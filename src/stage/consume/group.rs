@@ -57,7 +57,7 @@ impl Worker {
     }
 
     fn assign(&mut self, partitions: Vec<TopicPartition>, now: Instant) {
-        let committed = if partitions.is_empty() { Ok(Vec::new()) } else { self.consumer.committed(&partitions) };
+        let committed = if partitions.is_empty() { Ok(Vec::new()) } else { self.setup.consumer.committed(&partitions) };
         let committed = match committed {
             Ok(committed) => committed,
             Err(error) => {
@@ -73,12 +73,10 @@ impl Worker {
             tracing::info!(%partition, ?start, "partition assigned");
             self.setup.ledger.assign(partition.clone());
             self.setup.committer.assigned(&partition, offset);
-            self.committed.remove(&partition);
-            self.committed.extend(offset.map(|offset| (partition.clone(), offset)));
             self.partitions.assigned(partition.clone(), start, now);
             starts.push((partition, start));
         }
-        if let Err(error) = self.consumer.assign(&starts) {
+        if let Err(error) = self.setup.consumer.assign(&starts) {
             self.fail(error);
         }
         self.apply_pauses(now);
@@ -88,7 +86,7 @@ impl Worker {
     /// again.
     fn try_revoke(&mut self, leave: &Leave, now: Instant) -> Option<Instant> {
         let open: usize = leave.partitions.iter().map(|partition| self.setup.ledger.open_in(partition)).sum();
-        let (lost, late) = (leave.lost || self.consumer.assignment_lost(), now >= leave.deadline);
+        let (lost, late) = (leave.lost || self.setup.consumer.assignment_lost(), now >= leave.deadline);
         if lost {
             tracing::warn!(partitions = leave.partitions.len(), "partitions were lost to others; nothing is committed");
         } else {
@@ -102,10 +100,11 @@ impl Worker {
             // Any other failure is recorded; the partitions go all the same, and are read again from the older offset.
             tracing::info!(partitions = leave.partitions.len(), undrained = open, "partitions revoked");
         }
-        if let Err(error) = self.consumer.unassign(&leave.partitions) {
+        // The ledger first: what it still has when a transaction looks was ours in the generation that it names.
+        self.forget(&leave.partitions);
+        if let Err(error) = self.setup.consumer.unassign(&leave.partitions) {
             self.fail(error);
         }
-        self.forget(&leave.partitions);
         None
     }
 
@@ -114,7 +113,6 @@ impl Worker {
             self.setup.ledger.revoke(partition);
             self.setup.committer.revoked(partition);
             self.partitions.removed(partition);
-            self.committed.remove(partition);
         }
     }
 
@@ -131,7 +129,7 @@ impl Worker {
         if due.is_empty() {
             return;
         }
-        match self.consumer.commit(&due) {
+        match self.setup.consumer.commit(&due) {
             Ok(()) => self.committing = Some(now),
             Err(error) => self.record_commit(&due, &Err(error)),
         }
@@ -141,7 +139,7 @@ impl Worker {
     pub(super) fn commit_now(&mut self, of: impl Fn(&TopicPartition) -> bool) -> Result<(), Error> {
         let mut due = self.setup.committer.due();
         due.retain(|(partition, _)| of(partition));
-        let result = self.consumer.commit_now(&due);
+        let result = self.setup.consumer.commit_now(&due);
         self.record_commit(&due, &result);
         result
     }
@@ -151,9 +149,7 @@ impl Worker {
             return;
         }
         self.setup.committer.committed(offsets, result);
-        if result.is_ok() {
-            self.committed.extend(offsets.iter().cloned());
-        } else {
+        if result.is_err() {
             self.signals.control.status().failed_commits += 1;
         }
     }
@@ -166,7 +162,7 @@ impl Worker {
         if !late && (self.committing.is_some() || self.rebalance.is_some() || now < next_try) {
             return None;
         }
-        if self.consumer.assignment_lost() {
+        if self.setup.consumer.assignment_lost() {
             return Some(Ok(()));
         }
         let committed = self.commit_now(|_| true);
@@ -182,7 +178,7 @@ impl Worker {
         self.signals.control.set_at_end(false);
         let partitions = self.partitions.names();
         self.forget(&partitions);
-        self.consumer.close();
+        self.setup.consumer.close();
         self.signals.control.status().joined = false;
         self.error.map_or(committed, Err)
     }
@@ -191,13 +187,13 @@ impl Worker {
     pub(super) fn out_of_range(&self) -> Error {
         for (partition, state) in self.partitions.iter() {
             let Some(offset) = state.next() else { continue };
-            if let Ok((low, high)) = self.consumer.bounds(partition)
+            if let Ok((low, high)) = self.setup.consumer.bounds(partition)
                 && (offset < low || offset > high)
             {
                 return Error::OffsetOutOfRange { partition: partition.clone(), offset, low, high };
             }
         }
-        let reason = self.consumer.last_error().map_or_else(|| "no partition found".into(), |(_, reason)| reason);
+        let reason = self.setup.consumer.last_error().map_or_else(|| "no partition found".into(), |(_, reason)| reason);
         Error::Other { doing: "reading from an offset that is not in the log", reason }
     }
 }
