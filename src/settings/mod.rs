@@ -7,6 +7,7 @@ mod fetch;
 mod flow;
 mod kafka;
 mod model;
+mod options;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -20,6 +21,7 @@ pub use fetch::Fetch;
 pub use flow::Flow;
 pub use kafka::{Compression, Input, Kafka, SecurityProtocol};
 pub use model::Model;
+pub use options::{OWNED_OPTIONS, owned_option};
 
 /// Everything a worker can be told. Each field is a section of the configuration file.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
