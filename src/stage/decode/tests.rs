@@ -28,16 +28,7 @@ fn config(threads: usize) -> Config {
 
 fn row(offset: i64, image: ImageRef) -> Row {
     let topic: Arc<str> = "requests".into();
-    let message = Message {
-        topic: topic.clone(),
-        partition: 0,
-        offset,
-        timestamp_ms: None,
-        key: None,
-        payload: None,
-        headers: Vec::new(),
-        received: Instant::now(),
-    };
+    let message = Message::empty(topic.clone(), 0, offset);
     let request = Request {
         id: None,
         image,

@@ -43,16 +43,8 @@ impl Bench {
 
     async fn send(&self, offset: i64, payload: impl Into<Bytes>, headers: Headers) {
         let ticket = self.ledger.open(&self.partition, offset).unwrap();
-        let message = Message {
-            topic: self.partition.topic.clone(),
-            partition: 0,
-            offset,
-            timestamp_ms: None,
-            key: None,
-            payload: Some(payload.into()),
-            headers,
-            received: Instant::now(),
-        };
+        let empty = Message::empty(self.partition.topic.clone(), 0, offset);
+        let message = Message { payload: Some(payload.into()), headers, ..empty };
         let permit = self.pool.acquire(message.size()).await;
         self.input.send(Tracked::new(message, ticket, permit)).await.unwrap();
     }
