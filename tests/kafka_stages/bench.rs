@@ -1,18 +1,16 @@
 //! A broker, members of the group, and a publisher, with what tests ask of them.
 
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use async_channel::Receiver;
 use blipstream::budget::{Limit, Pool};
 use blipstream::disposition::{Code, Failure, Stage};
 use blipstream::gate::Gate;
-use blipstream::kafka::{
-    Class, EmbeddedBroker, Error, From, NewRecord, ReadLimits, group_offsets, read_records, write_records,
-};
+use blipstream::kafka::{Class, EmbeddedBroker, Error, NewRecord, group_offsets, write_records};
 use blipstream::message::{CaptionRecord, ImageInfo, Message, ModelRef, SCHEMA, Timing};
 use blipstream::offsets::Ledger;
-use blipstream::settings::{self, Input};
+use blipstream::settings;
 use blipstream::stage::commit::Watermarks;
 use blipstream::stage::consume::{self, Consume};
 use blipstream::stage::publish::{self, Observer, Summary};
@@ -21,12 +19,12 @@ use blipstream::tracked::Tracked;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+pub use crate::support::kafka::{PATIENCE, eventually};
+use crate::support::kafka::{Topics, hasty, read_all};
+
 pub const IN: &str = "in";
 pub const CAPTIONS: &str = "captions";
 pub const DEAD: &str = "dead";
-
-/// No test waits longer than this for anything.
-pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// For tests with more than one rebalance: the embedded broker draws each out until the session's time-out less a
 /// second.
@@ -42,27 +40,7 @@ pub struct Bench {
 impl Bench {
     pub fn new(partitions: i32) -> Self {
         let broker = EmbeddedBroker::start(1, &[(IN, partitions), (CAPTIONS, 1), (DEAD, 1)]).unwrap();
-        let options = [
-            ("heartbeat.interval.ms", "100"),
-            ("fetch.wait.max.ms", "10"),
-            ("fetch.error.backoff.ms", "10"),
-            ("reconnect.backoff.ms", "10"),
-            ("reconnect.backoff.max.ms", "100"),
-            ("retry.backoff.ms", "10"),
-            ("retry.backoff.max.ms", "100"),
-        ];
-        let kafka = settings::Kafka {
-            bootstrap_servers: broker.bootstrap_servers().unwrap(),
-            group_id: "fleet".into(),
-            inputs: vec![Input { topic: IN.into(), weight: 1 }],
-            captions_topic: CAPTIONS.into(),
-            dead_letter_topic: DEAD.into(),
-            session_timeout: Duration::from_secs(6),
-            commit_interval: Duration::from_millis(20),
-            linger: Duration::from_millis(1),
-            options: options.map(|(key, value)| (key.to_owned(), value.to_owned())).into(),
-            ..settings::Kafka::default()
-        };
+        let kafka = hasty(&broker, Topics { requests: IN, captions: CAPTIONS, dead_letters: DEAD });
         Self { broker, kafka, flow: settings::Flow::default() }
     }
 
@@ -75,14 +53,7 @@ impl Bench {
     }
 
     pub fn read(&self, topic: &str) -> Vec<Message> {
-        let mut messages = Vec::new();
-        let limits = ReadLimits { from: From::Beginning, timeout: PATIENCE, stop_at_end: true };
-        read_records(&self.kafka, topic, limits, |message| {
-            messages.push(message);
-            true
-        })
-        .unwrap();
-        messages
+        read_all(&self.kafka, topic)
     }
 
     pub fn committed(&self) -> Vec<Option<i64>> {
@@ -148,14 +119,6 @@ impl Member {
     pub async fn close(self) -> Result<(), Error> {
         self.consume.stop();
         tokio::time::timeout(PATIENCE, self.consume.close()).await.expect("an end in time")
-    }
-}
-
-pub async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !holds().await {
-        assert!(Instant::now() < deadline, "not in time: {what}");
-        tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
 

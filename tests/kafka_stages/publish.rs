@@ -23,7 +23,7 @@ async fn every_message_becomes_one_acknowledged_caption_and_is_committed() {
         let output = caption(&message.value);
         publishing.send(message.map(|_| output)).await;
     }
-    eventually("caught up", async || member.consume.view().caught_up()).await;
+    eventually("caught up", || member.consume.view().caught_up()).await;
     assert_eq!(publishing.end().await, Summary { published: 200, abandoned: 0 });
     member.close().await.unwrap();
     assert_eq!(bench.committed().into_iter().map(Option::unwrap_or_default).sum::<i64>(), 200);
@@ -50,7 +50,7 @@ async fn brokers_that_are_away_stall_the_publisher_within_its_bounds_and_lose_no
         let output = caption(&message.value);
         publishing.send(message.map(|_| output)).await;
     }
-    eventually("the first are out", async || publishing.counter.delivered.lock().unwrap().len() == 5).await;
+    eventually("the first are out", || publishing.counter.delivered.lock().unwrap().len() == 5).await;
     bench.broker.down().unwrap();
     let (output, input) = (member.output.clone(), publishing.input.clone());
     let feeding = tokio::spawn(async move {
