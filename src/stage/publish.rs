@@ -12,12 +12,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_channel::Receiver;
+use jiff::Timestamp;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::{Finished, Output};
-use crate::disposition::Code;
+use crate::disposition::Stage;
 use crate::kafka::{Class, Deliver, Error, NotDelivered, NotSent, Producer};
+use crate::metrics::Metrics;
 use crate::offsets::Outcome;
 use crate::retry::Backoff;
 use crate::settings;
@@ -27,22 +29,6 @@ const REFUSED: Backoff = Backoff { attempts: u32::MAX, base: Duration::from_mill
 
 /// Most time for the producer to give back what it has, once that was given up.
 const PURGE_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// What happens to records, for metrics. Called on the producer's thread and on the stage's: it must be quick.
-pub trait Observer: Send + Sync {
-    /// The broker has the record of `output`; `code` is set for dead letters. `took` is the time since it was sent.
-    fn delivered(&self, output: &Output, code: Option<Code>, took: Duration);
-    /// A record was refused and is tried again; the stage waits.
-    fn refused(&self, class: Class);
-    /// A caption was too long and becomes a dead letter.
-    fn too_large(&self);
-}
-
-impl Observer for () {
-    fn delivered(&self, _: &Output, _: Option<Code>, _: Duration) {}
-    fn refused(&self, _: Class) {}
-    fn too_large(&self) {}
-}
 
 /// What the stage needs.
 pub struct Setup {
@@ -57,8 +43,8 @@ pub struct Setup {
     pub give_up: CancellationToken,
     /// Cancelled by the stage when the producer has failed for good, so that the worker stops.
     pub failed: CancellationToken,
-    /// Who counts.
-    pub observer: Arc<dyn Observer>,
+    /// Counts what the broker has, and what it refuses.
+    pub metrics: Arc<Metrics>,
 }
 
 /// What became of everything.
@@ -82,7 +68,7 @@ struct Flight {
 
 /// What the producer's thread and the stage share.
 struct Shared {
-    observer: Arc<dyn Observer>,
+    metrics: Arc<Metrics>,
     /// Refused by the broker. As many as are under way at most.
     returned: Mutex<VecDeque<(Box<Flight>, NotDelivered)>>,
     under_way: AtomicUsize,
@@ -101,8 +87,7 @@ impl Deliver for Acknowledge {
         let shared = &self.0;
         match result {
             Ok(()) => {
-                let output = &flight.finished.value;
-                shared.observer.delivered(output, record::code(output), flight.sent.elapsed());
+                count(&shared.metrics, &flight.finished.value, flight.sent.elapsed());
                 shared.published.fetch_add(1, Ordering::Relaxed);
                 flight.finished.resolve(Outcome::Published);
             }
@@ -117,6 +102,23 @@ impl Deliver for Acknowledge {
     }
 }
 
+/// Counts a record that the broker has, `took` after it was sent. Called on the producer's thread.
+fn count(metrics: &Metrics, output: &Output, took: Duration) {
+    metrics.stage(Stage::Publish, took);
+    match output {
+        Output::Caption { record, message, device } => {
+            metrics.captioned(device, &record.model.id);
+            if let Some(produced) = message.timestamp_ms {
+                metrics.end_to_end(Timestamp::now().as_millisecond() - produced);
+            }
+        }
+        Output::FailedRow(_, failure) | Output::FailedMessage { failure, .. } => {
+            metrics.dead_lettered(failure.code);
+            metrics.failed(failure.stage, failure.code);
+        }
+    }
+}
+
 /// Runs the stage. After `give_up` it goes on taking from the input, to give that up, too, until it is closed.
 ///
 /// # Errors
@@ -124,7 +126,7 @@ impl Deliver for Acknowledge {
 /// was given up.
 pub async fn run(setup: Setup) -> Result<Summary, Error> {
     let shared = Arc::new(Shared {
-        observer: setup.observer.clone(),
+        metrics: setup.metrics.clone(),
         returned: Mutex::default(),
         under_way: AtomicUsize::new(0),
         published: AtomicUsize::new(0),
@@ -272,7 +274,6 @@ impl Publisher {
         if record::code(&flight.finished.value).is_some() {
             flight.pointer = true;
         } else {
-            self.shared.observer.too_large();
             let topic = &self.setup.kafka.captions_topic;
             flight.finished = flight.finished.map(|output| record::too_large(output, topic, &reason));
         }
@@ -282,7 +283,7 @@ impl Publisher {
     /// A record is refused for a reason that a person must remove: it is tried again, and everything else waits.
     fn refuse(&mut self, flight: Box<Flight>, failure: &NotDelivered) {
         let now = Instant::now();
-        self.shared.observer.refused(failure.class);
+        self.shared.metrics.publish_refused();
         if self.stall.until.is_none_or(|until| until <= now) {
             let published = self.shared.published.load(Ordering::Relaxed);
             self.stall.refusals = if published > self.stall.published { 1 } else { self.stall.refusals + 1 };

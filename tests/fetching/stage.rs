@@ -45,7 +45,7 @@ impl Rig {
         let (messages, images, ledger) = (pool(), pool(), Ledger::new());
         let partition = TopicPartition { topic: "requests".into(), partition: 0 };
         ledger.assign(partition.clone());
-        let fetcher = Arc::new(Fetcher::new(&settings, images.clone(), PIXEL_BYTES).unwrap());
+        let fetcher = Arc::new(Fetcher::new(&settings, images.clone(), PIXEL_BYTES, Arc::default()).unwrap());
         let (rows, input) = async_channel::bounded(10);
         let (to_decode, fetched) = async_channel::bounded(queue);
         let (to_publish, finished) = async_channel::bounded(queue);

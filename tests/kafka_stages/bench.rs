@@ -1,19 +1,20 @@
 //! A broker, members of the group, and a publisher, with what tests ask of them.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_channel::Receiver;
 use blipstream::budget::{Limit, Pool};
 use blipstream::disposition::{Code, Failure, Stage};
 use blipstream::gate::Gate;
-use blipstream::kafka::{Class, EmbeddedBroker, Error, NewRecord, group_offsets, write_records};
+use blipstream::kafka::{EmbeddedBroker, Error, NewRecord, group_offsets, write_records};
 use blipstream::message::{CaptionRecord, ImageInfo, Message, ModelRef, SCHEMA, Timing};
+use blipstream::metrics::Metrics;
 use blipstream::offsets::Ledger;
 use blipstream::settings;
 use blipstream::stage::commit::Watermarks;
 use blipstream::stage::consume::{self, Consume};
-use blipstream::stage::publish::{self, Observer, Summary};
+use blipstream::stage::publish::{self, Summary};
 use blipstream::stage::{Finished, Output};
 use blipstream::tracked::Tracked;
 use tokio::task::JoinHandle;
@@ -152,46 +153,32 @@ pub fn failure(message: &Message) -> Output {
     Output::FailedMessage { message: Arc::new(message.clone()), index: None, native: None, failure }
 }
 
-#[derive(Default)]
-pub struct Counter {
-    pub delivered: Mutex<Vec<Option<Code>>>,
-    pub refused: Mutex<Vec<Class>>,
-    pub too_large: Mutex<usize>,
-}
-
-impl Observer for Counter {
-    fn delivered(&self, _: &Output, code: Option<Code>, _: Duration) {
-        self.delivered.lock().unwrap().push(code);
-    }
-    fn refused(&self, class: Class) {
-        self.refused.lock().unwrap().push(class);
-    }
-    fn too_large(&self) {
-        *self.too_large.lock().unwrap() += 1;
-    }
-}
-
 /// A running publisher.
 pub struct Publishing {
     pub input: async_channel::Sender<Finished>,
     pub give_up: CancellationToken,
-    pub counter: Arc<Counter>,
+    pub metrics: Arc<Metrics>,
     pub task: JoinHandle<Result<Summary, Error>>,
 }
 
 impl Publishing {
     pub fn start(bench: &Bench) -> Self {
         let (input, receiver) = async_channel::bounded(16);
-        let (give_up, counter) = (CancellationToken::new(), Arc::new(Counter::default()));
+        let (give_up, metrics) = (CancellationToken::new(), Arc::new(Metrics::new()));
         let task = tokio::spawn(publish::run(publish::Setup {
             kafka: bench.kafka.clone(),
             worker: "test".into(),
             input: receiver,
             give_up: give_up.clone(),
             failed: CancellationToken::new(),
-            observer: counter.clone(),
+            metrics: metrics.clone(),
         }));
-        Self { input, give_up, counter, task }
+        Self { input, give_up, metrics, task }
+    }
+
+    /// Records that the broker has acknowledged.
+    pub fn delivered(&self) -> u64 {
+        self.metrics.stage_so_far(Stage::Publish).0
     }
 
     pub async fn send(&self, finished: Finished) {
