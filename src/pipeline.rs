@@ -16,9 +16,9 @@ use tokio::task::JoinHandle;
 
 use crate::caption::Engine;
 use crate::caption::preprocess::Preprocessor;
-use crate::disposition::{Code, Stage};
+use crate::disposition::Stage;
 use crate::message::Row;
-use crate::metrics::{Flush, Metrics, ResponseClass};
+use crate::metrics::Flush;
 use crate::settings::Settings;
 use crate::stage::batch::{Queue, Take};
 use crate::stage::infer::{Device, DeviceFailure, DeviceStats, Queued};
@@ -112,7 +112,7 @@ impl Core {
                 }
             }),
             failed: finished_in.clone(),
-            observe: stage_timer(&metrics, Stage::Decode),
+            metrics: metrics.clone(),
         };
         let config = decode::Config::new(parts.preprocessor, &settings.decode, &settings.output);
         let decoders = decode::spawn(&config, &fetched, &outputs)?;
@@ -129,8 +129,7 @@ impl Core {
 
         // fetch → decode
         let (rows, rows_out) = bounded(HANDOVER);
-        let fetcher = fetch::Fetcher::new(&settings.fetch, control.budget().images.clone(), pixel_bytes)?
-            .with_observer(Arc::new(FetchMetrics(metrics.clone())));
+        let fetcher = fetch::Fetcher::new(&settings.fetch, control.budget().images.clone(), pixel_bytes, metrics)?;
         let (before_fetch, before_decode) = (waiting(&rows_out), waiting(&fetched));
         let fetching = tokio::spawn(fetch::run(Arc::new(fetcher), rows_out, fetched_in, finished_in.clone()));
 
@@ -198,33 +197,6 @@ impl infer::Supply for Queue<Queued> {
 fn waiting<T: Send + 'static>(channel: &Receiver<T>) -> Box<dyn Fn() -> usize + Send + Sync> {
     let channel = channel.downgrade();
     Box::new(move || channel.upgrade().map_or(0, |channel| channel.len()))
-}
-
-/// Observes the time that rows spend in a stage.
-fn stage_timer(metrics: &Arc<Metrics>, stage: Stage) -> Arc<dyn Fn(Duration) + Send + Sync> {
-    let metrics = metrics.clone();
-    Arc::new(move |took| metrics.stage(stage, took))
-}
-
-/// What the fetch stage reports, as metrics.
-struct FetchMetrics(Arc<Metrics>);
-
-impl fetch::Observer for FetchMetrics {
-    fn response(&self, class: ResponseClass) {
-        self.0.response(class);
-    }
-
-    fn bytes(&self, length: usize) {
-        self.0.fetched_bytes(length);
-    }
-
-    fn retry(&self, code: Code) {
-        self.0.retried(Stage::Fetch, code);
-    }
-
-    fn finished(&self, took: Duration) {
-        self.0.stage(Stage::Fetch, took);
-    }
 }
 
 /// Which lane a topic's rows wait in.

@@ -15,9 +15,11 @@ use super::weights::{INDEX, PICKLE, SINGLE, shard_names};
 const RETRIES: usize = 3;
 /// How often a file is asked for that another process is downloading; the client waits 5 seconds for it each time.
 const LOCK_ATTEMPTS: usize = 120;
+/// Sizes of the model; no repository is without it.
+const CONFIG: &str = "config.json";
 /// Taken where the repository has them; the captioner says itself which of them it cannot do without.
 const SMALL_FILES: [&str; 5] =
-    ["config.json", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt"];
+    [CONFIG, "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt"];
 
 /// A repository of models.
 #[derive(Clone)]
@@ -42,6 +44,41 @@ impl HubSource {
             None => (text, None),
         };
         Self { id: id.to_owned(), revision, endpoint: None, token: None, cache: None }
+    }
+
+    /// Where this machine's cache has the model's `config.json`, if it has. Nobody is asked.
+    ///
+    /// # Errors
+    /// This is no name of a model.
+    pub fn cached_config(&self) -> Result<Option<PathBuf>, LoadError> {
+        check_name(self)?;
+        Ok(self.open_cache().repo(self.named_repo()).get(CONFIG))
+    }
+
+    /// The model's `config.json` and nothing else, from the hub unless the cache has it: for those who want to know of
+    /// a model without loading it.
+    ///
+    /// # Errors
+    /// This is no name of a model, or the hub does not give the file.
+    pub fn fetch_config(&self) -> Result<PathBuf, LoadError> {
+        if let Some(path) = self.cached_config()? {
+            return Ok(path);
+        }
+        let cache = self.open_cache();
+        let api = client(self, &cache, false)?;
+        let info = api.repo(self.named_repo()).info().map_err(|error| explain(self, "its file list", error))?;
+        let path = Download::new(self, &api, &cache, &info.sha).file(CONFIG)?;
+        remember(&cache, self, &info.sha);
+        Ok(path)
+    }
+
+    fn open_cache(&self) -> Cache {
+        self.cache.clone().map_or_else(Cache::from_env, Cache::new)
+    }
+
+    /// The repository under the name that was given: a branch may move.
+    fn named_repo(&self) -> Repo {
+        repo(self, self.revision.as_deref().unwrap_or("main"))
     }
 }
 
@@ -68,17 +105,15 @@ pub(super) struct Snapshot {
 /// Fetches what is not in the cache yet. When the hub cannot be reached, what the cache has is used.
 pub(super) fn fetch(source: &HubSource) -> Result<Snapshot, LoadError> {
     check_name(source)?;
-    let cache = source.cache.clone().map_or_else(Cache::from_env, Cache::new);
-    let wanted = repo(source, source.revision.as_deref().unwrap_or("main"));
-    let api = client(source, &cache)?;
+    let cache = source.open_cache();
+    let wanted = source.named_repo();
+    let api = client(source, &cache, std::io::stderr().is_terminal())?;
     let info = match api.repo(wanted.clone()).info() {
         Ok(info) => info,
         Err(error) => return cached(&cache.repo(wanted)).ok_or_else(|| explain(source, "its file list", error)),
     };
     let has = |name: &str| info.siblings.iter().any(|file| file.rfilename == name);
-    // The commit, not the branch, so that all files are of one piece even if the branch moves meanwhile.
-    let pinned = repo(source, &info.sha);
-    let download = Download { source, remote: api.repo(pinned.clone()), local: cache.repo(pinned), commit: &info.sha };
+    let download = Download::new(source, &api, &cache, &info.sha);
     for name in SMALL_FILES.into_iter().filter(|name| has(name)) {
         download.file(name)?;
     }
@@ -112,7 +147,7 @@ fn check_name(source: &HubSource) -> Result<(), LoadError> {
     if source.id.split('/').count() == 2 && source.id.split('/').all(plain) && revision.split('/').all(plain) {
         return Ok(());
     }
-    let reason = "is neither a directory that exists nor the name of a model: write organisation/name, or \
+    let reason = "neither a folder that exists nor the name of a model: write organisation/name, or \
                   organisation/name@revision";
     Err(LoadError::Hub { id: source.to_string(), reason: reason.into() })
 }
@@ -121,11 +156,11 @@ fn repo(source: &HubSource, revision: &str) -> Repo {
     Repo::with_revision(source.id.clone(), RepoType::Model, revision.to_owned())
 }
 
-fn client(source: &HubSource, cache: &Cache) -> Result<Api, LoadError> {
+fn client(source: &HubSource, cache: &Cache, progress: bool) -> Result<Api, LoadError> {
     let from_environment = |name: &str| env::var(name).ok().filter(|value| !value.is_empty());
     let mut builder = ApiBuilder::from_cache(cache.clone())
         .with_retries(RETRIES)
-        .with_progress(std::io::stderr().is_terminal())
+        .with_progress(progress)
         .with_user_agent("blipstream", env!("CARGO_PKG_VERSION"));
     if let Some(endpoint) = source.endpoint.clone().or_else(|| from_environment("HF_ENDPOINT")) {
         builder = builder.with_endpoint(endpoint.trim_end_matches('/').to_owned());
@@ -144,7 +179,13 @@ struct Download<'a> {
     commit: &'a str,
 }
 
-impl Download<'_> {
+impl<'a> Download<'a> {
+    /// Of a commit, not of a branch, so that all files are of one piece even if the branch moves meanwhile.
+    fn new(source: &'a HubSource, api: &Api, cache: &Cache, commit: &'a str) -> Self {
+        let pinned = repo(source, commit);
+        Self { source, remote: api.repo(pinned.clone()), local: cache.repo(pinned), commit }
+    }
+
     fn file(&self, name: &str) -> Result<PathBuf, LoadError> {
         let kept = self.local.pointer_path(self.commit).join(name);
         for _ in 0..LOCK_ATTEMPTS {
@@ -165,15 +206,14 @@ impl Download<'_> {
 
 /// Notes which commit the branch was at, so that the cache alone can answer when the hub is away.
 fn remember(cache: &Cache, source: &HubSource, commit: &str) {
-    let named = cache.repo(repo(source, source.revision.as_deref().unwrap_or("main")));
-    if let Err(error) = named.create_ref(commit) {
+    if let Err(error) = cache.repo(source.named_repo()).create_ref(commit) {
         tracing::debug!(%error, "the cache does not take a note of the branch");
     }
 }
 
 /// The commit that the cache noted for a branch, if all its files seem to be there.
 fn cached(local: &CacheRepo) -> Option<Snapshot> {
-    let config = local.get("config.json")?;
+    let config = local.get(CONFIG)?;
     let path = config.parent()?.to_owned();
     let complete = path.join(SINGLE).is_file() || path.join(PICKLE).is_file() || has_all_shards(&path);
     let revision = path.file_name()?.to_str()?.to_owned();

@@ -232,16 +232,7 @@ impl Feeder {
 /// The row of an argument; one that is no reference becomes a row that has failed already.
 fn row(argument: &str, offset: i64) -> Result<Row, (Box<Row>, ParseError)> {
     let origin = Origin { topic: ARGUMENTS.into(), partition: 0, offset, index: None };
-    let message = Message {
-        topic: ARGUMENTS.into(),
-        partition: 0,
-        offset,
-        timestamp_ms: None,
-        key: None,
-        payload: None,
-        headers: Vec::new(),
-        received: Instant::now(),
-    };
+    let message = Message::empty(ARGUMENTS, 0, offset);
     let reference = input::reference(argument);
     let (image, error) = match reference {
         Ok(image) => (image, None),

@@ -10,7 +10,8 @@ use toml::de::{DeTable, DeValue};
 
 use super::error::{ConfigError, Origin};
 use super::keys::{self, Keys, Kind, PREFIX};
-use super::{Given, GivenMap, options, value};
+use super::{Given, GivenMap, value};
+use crate::settings::owned_option;
 
 /// Collects what is given, the last one winning, and what is wrong with it.
 pub(super) struct Layers<'a> {
@@ -135,7 +136,7 @@ impl<'a> Layers<'a> {
         let map = key.path.clone();
         for (path, value) in found {
             let name = path.strip_prefix(&map).and_then(|rest| rest.strip_prefix('.'));
-            if let Some(message) = name.and_then(options::refusal) {
+            if let Some(message) = name.and_then(owned_option) {
                 self.fail(&path, origin, message);
             } else {
                 self.given.insert(path, Given { value, origin: origin.clone() });

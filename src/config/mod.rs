@@ -6,7 +6,6 @@
 mod error;
 mod keys;
 mod layers;
-mod options;
 mod paths;
 mod validate;
 mod value;
@@ -23,7 +22,6 @@ use crate::settings::Settings;
 
 pub use error::{ConfigError, ConfigErrors, Origin};
 pub use keys::{Key, Keys, Kind, PREFIX, schema};
-pub use options::OWNED_OPTIONS;
 
 /// What stands in the place of a secret.
 pub const HIDDEN: &str = "***";

@@ -4,69 +4,7 @@ use rdkafka::ClientConfig;
 use rdkafka::config::RDKafkaLogLevel;
 
 use super::Error;
-use crate::settings::Kafka;
-
-/// librdkafka options that this program sets itself, or whose change would break a promise; `kafka.options` must not
-/// contain them. Sorted.
-pub const OWNED_OPTIONS: &[&str] = &[
-    "acks",
-    "allow.auto.create.topics",
-    "auto.commit.enable",
-    "auto.commit.interval.ms",
-    "auto.offset.reset",
-    "bootstrap.servers",
-    "compression.codec",
-    "compression.type",
-    "delivery.report.only.error",
-    "delivery.timeout.ms",
-    "enable.auto.commit",
-    "enable.auto.offset.store",
-    "enable.gapless.guarantee",
-    "enable.idempotence",
-    "enable.partition.eof",
-    "enabled_events",
-    "fetch.max.bytes",
-    "fetch.message.max.bytes",
-    "group.id",
-    "group.instance.id",
-    "group.protocol",
-    "group.remote.assignor",
-    "linger.ms",
-    "log.queue",
-    "max.in.flight",
-    "max.in.flight.requests.per.connection",
-    "max.partition.fetch.bytes",
-    "max.poll.interval.ms",
-    "message.max.bytes",
-    "message.send.max.retries",
-    "message.timeout.ms",
-    "metadata.broker.list",
-    "offset.store.method",
-    "partition.assignment.strategy",
-    "partitioner",
-    "plugin.library.paths",
-    "queue.buffering.max.kbytes",
-    "queue.buffering.max.messages",
-    "queue.buffering.max.ms",
-    "queued.max.messages.kbytes",
-    "queued.min.messages",
-    "receive.message.max.bytes",
-    "request.required.acks",
-    "retries",
-    "sasl.mechanism",
-    "sasl.mechanisms",
-    "sasl.password",
-    "sasl.username",
-    "security.protocol",
-    "session.timeout.ms",
-    "ssl.ca.location",
-    "ssl.certificate.location",
-    "ssl.key.location",
-    "statistics.interval.ms",
-    "test.mock.num.brokers",
-    "transaction.timeout.ms",
-    "transactional.id",
-];
+use crate::settings::{Kafka, owned_option};
 
 /// Lag, broker states and ends of partitions are as old as this at most.
 const STATISTICS_INTERVAL_MS: u32 = 1_000;
@@ -96,13 +34,10 @@ const METADATA_REFRESH_MS: u32 = 30_000;
 /// Librdkafka refuses smaller and larger numbers; the bounds are of its own documentation.
 const MAX_BYTES: u64 = 1_000_000_000;
 
-/// The options of `kafka.options` that must not be there.
-pub fn check_options(settings: &Kafka) -> Result<(), Error> {
-    let owned = settings.options.keys().find(|key| OWNED_OPTIONS.contains(&key.as_str()));
-    owned.map_or(Ok(()), |key| {
-        let reason = "this option is set by blipstream itself and cannot be changed in kafka.options".into();
-        Err(Error::Setting { key: key.clone(), reason })
-    })
+/// The configuration refuses owned options with their origin; settings that were made otherwise are refused here.
+fn check_options(settings: &Kafka) -> Result<(), Error> {
+    let owned = settings.options.keys().find_map(|key| Some((key, owned_option(key)?)));
+    owned.map_or(Ok(()), |(key, reason)| Err(Error::Setting { key: key.clone(), reason }))
 }
 
 /// What every client needs: where the brokers are and who we are.
@@ -122,11 +57,11 @@ pub(crate) fn client(settings: &Kafka) -> Result<ClientConfig, Error> {
         .set("bootstrap.servers", &settings.bootstrap_servers)
         .set("security.protocol", settings.security_protocol.as_str())
         .set("message.max.bytes", max_message_bytes(settings).to_string());
-    set_login(settings, &mut config)?;
+    set_login(settings, &mut config);
     Ok(config)
 }
 
-fn set_login(settings: &Kafka, config: &mut ClientConfig) -> Result<(), Error> {
+fn set_login(settings: &Kafka, config: &mut ClientConfig) {
     let mut set = |key: &str, value: Option<String>| {
         if let Some(value) = value {
             config.set(key, value);
@@ -135,23 +70,11 @@ fn set_login(settings: &Kafka, config: &mut ClientConfig) -> Result<(), Error> {
     let path = |path: &Option<std::path::PathBuf>| path.as_ref().map(|path| path.display().to_string());
     set("sasl.mechanisms", settings.sasl_mechanism.clone());
     set("sasl.username", settings.sasl_username.clone());
-    set("sasl.password", password(settings)?);
+    // `sasl_password_file` was read by the configuration, as all secrets are.
+    set("sasl.password", settings.sasl_password.clone());
     set("ssl.ca.location", path(&settings.ssl_ca_file));
     set("ssl.certificate.location", path(&settings.ssl_certificate_file));
     set("ssl.key.location", path(&settings.ssl_key_file));
-    Ok(())
-}
-
-fn password(settings: &Kafka) -> Result<Option<String>, Error> {
-    let Some(path) = settings.sasl_password_file.as_ref().filter(|_| settings.sasl_password.is_none()) else {
-        return Ok(settings.sasl_password.clone());
-    };
-    let text = std::fs::read_to_string(path).map_err(|error| Error::File {
-        setting: "kafka.sasl_password_file",
-        path: path.display().to_string(),
-        reason: error.to_string(),
-    })?;
-    Ok(Some(text.trim_end_matches(['\r', '\n']).to_owned()))
 }
 
 /// Settings of the group's consumer.
@@ -232,6 +155,7 @@ mod tests {
     use rdkafka::producer::BaseProducer;
 
     use super::*;
+    use crate::settings::OWNED_OPTIONS;
 
     #[test]
     fn librdkafka_accepts_the_settings_whatever_the_sizes() {
@@ -257,24 +181,34 @@ mod tests {
     }
 
     #[test]
-    fn owned_options_are_refused() {
-        for key in OWNED_OPTIONS {
-            let settings = Kafka { options: [((*key).to_owned(), "1".to_owned())].into(), ..Kafka::default() };
+    fn owned_options_are_refused_with_what_to_use_instead() {
+        for (pattern, reason) in OWNED_OPTIONS {
+            let key = pattern.replace('*', "x");
+            let settings = Kafka { options: [(key.clone(), "1".to_owned())].into(), ..Kafka::default() };
             let error = client(&settings).map(|_| ()).unwrap_err().to_string();
-            assert!(error.contains(key), "{error}");
+            assert!(error.contains(&key) && error.contains(reason), "{error}");
         }
     }
 
     #[test]
     fn every_option_that_is_set_is_owned_or_free_to_change() {
         let free = ["topic.metadata.refresh.interval.ms", "client.id", "heartbeat.interval.ms"];
-        let settings = Kafka::default();
+        let word = || Some("x".to_owned());
+        let settings = Kafka {
+            sasl_mechanism: word(),
+            sasl_username: word(),
+            sasl_password: word(),
+            ssl_ca_file: Some("x".into()),
+            ssl_certificate_file: Some("x".into()),
+            ssl_key_file: Some("x".into()),
+            ..Kafka::default()
+        };
         for config in [consumer(&settings).unwrap(), producer(&settings).unwrap()] {
             for key in config.config_map().keys() {
-                assert!(OWNED_OPTIONS.contains(key) || free.contains(key), "{key} is neither");
+                assert!(owned_option(key).is_some() || free.contains(key), "{key} is neither");
             }
+            assert_eq!(config.get("sasl.password"), Some("x"));
         }
-        assert!(OWNED_OPTIONS.is_sorted());
     }
 
     #[test]
@@ -282,15 +216,5 @@ mod tests {
         let settings = Kafka { session_timeout: Duration::from_secs(6), ..Kafka::default() };
         assert_eq!(consumer(&settings).unwrap().get("heartbeat.interval.ms"), Some("2000"));
         assert_eq!(consumer(&Kafka::default()).unwrap().get("heartbeat.interval.ms"), Some("3000"));
-    }
-
-    #[test]
-    fn the_password_is_read_from_its_file_without_the_line_end() {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(file.path(), "secret word\n").unwrap();
-        let settings = Kafka { sasl_password_file: Some(file.path().into()), ..Kafka::default() };
-        assert_eq!(client(&settings).unwrap().get("sasl.password"), Some("secret word"));
-        let missing = Kafka { sasl_password_file: Some("/nowhere/at/all".into()), ..Kafka::default() };
-        assert!(matches!(client(&missing), Err(Error::File { .. })));
     }
 }

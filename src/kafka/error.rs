@@ -15,16 +15,6 @@ pub enum Error {
         /// Its words.
         reason: String,
     },
-    /// A file named in the settings cannot be read.
-    #[error("cannot read the file {path} that {setting} names: {reason}")]
-    File {
-        /// The setting.
-        setting: &'static str,
-        /// The file.
-        path: String,
-        /// The system's words.
-        reason: String,
-    },
     /// No broker answers.
     #[error(
         "no Kafka broker answers at {servers} ({reason}). Check kafka.bootstrap_servers, that the brokers run, and \

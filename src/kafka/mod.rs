@@ -26,7 +26,6 @@ pub use client::{
     Brokers, Found, FoundTopic, From, NewRecord, ReadLimits, TopicCheck, check_topics, find_topics, group_offsets,
     read_records, write_records,
 };
-pub use config::{OWNED_OPTIONS, check_options};
 pub use consumer::{Committer, Consumer, Event, Membership, PartitionStats, Start, Stats};
 pub use error::{Class, Error};
 pub use follow::Follower;

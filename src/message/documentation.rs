@@ -1,8 +1,5 @@
 //! Keeps `docs/messages.md` true: its requests are read, and its lists are those of the program.
 
-use std::sync::Arc;
-use std::time::Instant;
-
 use bytes::Bytes;
 use serde_json::Value;
 
@@ -29,16 +26,8 @@ fn first_cells(section: &'static str) -> Vec<&'static str> {
 }
 
 fn read(payload: &'static str) -> usize {
-    let message = Message {
-        topic: Arc::from("blipstream.requests"),
-        partition: 0,
-        offset: 0,
-        timestamp_ms: None,
-        key: None,
-        payload: Some(Bytes::from_static(payload.as_bytes())),
-        headers: Vec::new(),
-        received: Instant::now(),
-    };
+    let bytes = Bytes::from_static(payload.as_bytes());
+    let message = Message { payload: Some(bytes), ..Message::empty("blipstream.requests", 0, 0) };
     let rows = parse(&message, 10).unwrap_or_else(|error| panic!("{payload}: {error}"));
     for row in &rows {
         assert!(row.is_ok(), "{payload}: {row:?}");

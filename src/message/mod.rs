@@ -51,6 +51,20 @@ pub struct Message {
 }
 
 impl Message {
+    /// A message of this place that was received now, with no key, value, headers or timestamp.
+    pub fn empty(topic: impl Into<Arc<str>>, partition: i32, offset: i64) -> Self {
+        Self {
+            topic: topic.into(),
+            partition,
+            offset,
+            timestamp_ms: None,
+            key: None,
+            payload: None,
+            headers: Headers::new(),
+            received: Instant::now(),
+        }
+    }
+
     /// First value of a header, as text.
     pub fn header(&self, name: &str) -> Option<&str> {
         let (_, value) = self.headers.iter().find(|(key, _)| key == name)?;

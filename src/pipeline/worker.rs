@@ -1,27 +1,24 @@
 //! The whole flow: Kafka at both ends of the core, one owner for its end.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
 use async_channel::{Receiver, bounded};
-use jiff::Timestamp;
 use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
-use super::{Control, Core, HANDOVER, Parts, Totals, stage_timer};
-use crate::disposition::{Code, Stage};
+use super::{Control, Core, HANDOVER, Parts, Totals};
+use crate::disposition::Stage;
 use crate::gate::Reason;
 use crate::kafka;
-use crate::metrics::Metrics;
 use crate::offsets::Lost;
 use crate::settings::{Delivery, Settings};
 use crate::stage::commit::{InTransactions, Watermarks};
 use crate::stage::consume::{self, Consume};
 use crate::stage::infer::DeviceFailure;
-use crate::stage::parse::{Parse, Parsed};
-use crate::stage::{Output, publish};
+use crate::stage::parse::Parse;
+use crate::stage::publish;
 
 /// Time for the publisher to hand back what it has, after the drain deadline.
 const GIVE_UP: Duration = Duration::from_secs(6);
@@ -89,7 +86,6 @@ pub async fn run(settings: &Settings, parts: Parts, control: &Control) -> anyhow
         input: finished,
         give_up: give_up.clone(),
         failed: producer_failed.clone(),
-        observer: Arc::new(PublishMetrics(metrics.clone())),
         metrics: metrics.clone(),
         exactly_once,
     });
@@ -102,14 +98,7 @@ pub async fn run(settings: &Settings, parts: Parts, control: &Control) -> anyhow
 
     // parse → fetch
     let (messages_in, messages) = bounded(HANDOVER);
-    let timer = stage_timer(&metrics, Stage::Parse);
-    let parse = Parse {
-        input: messages,
-        rows,
-        finished: failures,
-        max_rows: settings.flow.max_rows,
-        observe: move |parsed: Parsed| timer(parsed.took),
-    };
+    let parse = Parse { input: messages, rows, finished: failures, max_rows: settings.flow.max_rows, metrics };
     let parsing = tokio::spawn(parse.run());
 
     // consume → parse
@@ -183,31 +172,6 @@ async fn drain(
     };
     ended.context("the publish stage panicked")??;
     Ok(())
-}
-
-/// What the publish stage reports, as metrics.
-struct PublishMetrics(Arc<Metrics>);
-
-impl publish::Observer for PublishMetrics {
-    fn delivered(&self, output: &Output, code: Option<Code>, took: Duration) {
-        self.0.stage(Stage::Publish, took);
-        if let Some(code) = code {
-            self.0.dead_lettered(code);
-        }
-        if let Output::Caption { record, message, device } = output {
-            self.0.captioned(device, &record.model.id);
-            if let Some(produced) = message.timestamp_ms {
-                self.0.end_to_end(Timestamp::now().as_millisecond() - produced);
-            }
-        }
-        if let Output::FailedRow(_, failure) | Output::FailedMessage { failure, .. } = output {
-            self.0.failed(failure.stage, failure.code);
-        }
-    }
-
-    fn refused(&self, _: kafka::Class) {
-        self.0.publish_refused();
-    }
 }
 
 /// The parts whose end is watched.

@@ -8,7 +8,7 @@ use std::fmt::Write as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use async_channel::{Receiver, Sender};
 use jiff::Timestamp;
@@ -20,6 +20,7 @@ use crate::caption::Pixels;
 use crate::caption::preprocess::{self, Limits, Preprocessor, Resizer};
 use crate::disposition::{Code, Disposed, Disposition, Failure, Stage};
 use crate::message::{ImageInfo, ImageRef, Request, Timing, redact_url};
+use crate::metrics::Metrics;
 use crate::settings;
 use crate::tracked::Tracked;
 
@@ -95,8 +96,8 @@ pub struct Outputs {
     pub ready: Arc<PushReady>,
     /// Rows that failed.
     pub failed: Sender<Finished>,
-    /// Told how long each image took, good or bad.
-    pub observe: Arc<dyn Fn(Duration) + Send + Sync>,
+    /// Counts how long each image took, good or bad.
+    pub metrics: Arc<Metrics>,
 }
 
 /// Starts the threads. Each ends when the input is closed and empty, or when an output is closed, and drops its ends
@@ -194,7 +195,7 @@ fn pass_on(
         Ready { row, pixels, image }
     });
     ready.shrink_image(bytes);
-    (outputs.observe)(started.elapsed());
+    outputs.metrics.stage(Stage::Decode, started.elapsed());
     (outputs.ready)(ready).map_err(|row| {
         let origin = &row.value.row.origin;
         tracing::error!(%origin, "the queue for devices is closed; this image is left for the next worker");
@@ -210,7 +211,7 @@ fn reject(fetched: Tracked<Fetched>, error: &DecodeError, started: Instant, outp
     let mut row = fetched.map(|fetched| fetched.row);
     row.release_image();
     row.value.timing.decode = Timing::ms(started.elapsed());
-    (outputs.observe)(started.elapsed());
+    outputs.metrics.stage(Stage::Decode, started.elapsed());
     outputs.failed.send_blocking(failed(row, Failure::new(Stage::Decode, error))).map_err(|_| {
         tracing::error!(%origin, "the publisher is gone; this image is left for the next worker");
         Closed

@@ -2,7 +2,7 @@
 
 use std::panic::resume_unwind;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use async_channel::{Receiver, Sender};
 use jiff::Timestamp;
@@ -10,6 +10,7 @@ use jiff::Timestamp;
 use super::{Finished, Output};
 use crate::disposition::{Code, Failure, Stage};
 use crate::message::{Message, ParseError, ParsedRow, Request, Row, Timing, parse};
+use crate::metrics::Metrics;
 use crate::offsets::Outcome;
 use crate::tracked::Tracked;
 
@@ -18,20 +19,9 @@ use crate::tracked::Tracked;
 /// digits and tables of a thousand addresses, take two or three milliseconds; handing work over takes some 20 µs.
 const LARGE_MESSAGE: usize = 64 * 1024;
 
-/// What became of one message.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Parsed {
-    /// From the receipt by this stage to its rows; without the time spent waiting for the next stage.
-    pub took: Duration,
-    /// Rows that go on to be fetched.
-    pub rows: usize,
-    /// Rows, or messages as a whole, that are dead-lettered.
-    pub failed: usize,
-}
-
 /// The stage. Several may run on clones of the same channels; each message is taken by one.
 #[derive(Debug, Clone)]
-pub struct Parse<O> {
+pub struct Parse {
     /// Messages with their tickets; they have a payload.
     pub input: Receiver<Tracked<Message>>,
     /// Rows to fetch.
@@ -40,8 +30,8 @@ pub struct Parse<O> {
     pub finished: Sender<Finished>,
     /// Most rows of one message.
     pub max_rows: usize,
-    /// Is told of every message.
-    pub observe: O,
+    /// Counts how long each message took, without the time spent waiting for the next stage.
+    pub metrics: Arc<Metrics>,
 }
 
 /// What a row of a message is.
@@ -53,7 +43,7 @@ enum Parted {
     Failed(Output),
 }
 
-impl<O: Fn(Parsed) + Send> Parse<O> {
+impl Parse {
     /// Runs until the input is closed and empty, or the next stage is gone.
     pub async fn run(self) {
         while let Ok(message) = self.input.recv().await {
@@ -71,8 +61,7 @@ impl<O: Fn(Parsed) + Send> Parse<O> {
         let message = message.map(Arc::new);
         let parsed = parse_aside(message.value.clone(), self.max_rows).await;
         let parted = part(&message.value, parsed, Timestamp::now());
-        let failed = parted.iter().filter(|part| matches!(part, Parted::Failed(_))).count();
-        (self.observe)(Parsed { took: began.elapsed(), rows: parted.len() - failed, failed });
+        self.metrics.stage(Stage::Parse, began.elapsed());
         let parts = match message.split(parted) {
             Ok(parts) => parts,
             Err(tag) => {

@@ -16,11 +16,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_channel::Receiver;
+use jiff::Timestamp;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::{Finished, Output};
-use crate::disposition::Code;
+use crate::disposition::Stage;
 use crate::kafka::{Class, Deliver, Error, Membership, NotDelivered, NotSent, Producer};
 use crate::metrics::Metrics;
 use crate::offsets::{Ledger, Outcome};
@@ -32,19 +33,6 @@ const REFUSED: Backoff = Backoff { attempts: u32::MAX, base: Duration::from_mill
 
 /// Most time for the producer to give back what it has, once that was given up.
 const PURGE_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// What happens to records, for metrics. Called on the producer's thread and on the stage's: it must be quick.
-pub trait Observer: Send + Sync {
-    /// The broker has the record of `output`; `code` is set for dead letters. `took` is the time since it was sent.
-    fn delivered(&self, output: &Output, code: Option<Code>, took: Duration);
-    /// A record was refused and is tried again; the stage waits.
-    fn refused(&self, class: Class);
-}
-
-impl Observer for () {
-    fn delivered(&self, _: &Output, _: Option<Code>, _: Duration) {}
-    fn refused(&self, _: Class) {}
-}
 
 /// What the stage needs.
 pub struct Setup {
@@ -59,9 +47,7 @@ pub struct Setup {
     pub give_up: CancellationToken,
     /// Cancelled by the stage when the producer has failed for good, so that the worker stops.
     pub failed: CancellationToken,
-    /// Who counts.
-    pub observer: Arc<dyn Observer>,
-    /// Metrics of transactions.
+    /// Counts what the broker has, and what it refuses.
     pub metrics: Arc<Metrics>,
     /// What exactly-once delivery needs; at-least-once without.
     pub exactly_once: Option<ExactlyOnce>,
@@ -98,7 +84,7 @@ struct Flight {
 
 /// What the producer's thread and the stage share.
 struct Shared {
-    observer: Arc<dyn Observer>,
+    metrics: Arc<Metrics>,
     /// Refused by the broker. As many as are under way at most.
     returned: Mutex<VecDeque<(Box<Flight>, NotDelivered)>>,
     under_way: AtomicUsize,
@@ -117,12 +103,7 @@ impl Deliver for Acknowledge {
         let shared = &self.0;
         match result {
             Ok(()) => {
-                let output = &flight.finished.value;
-                shared.observer.delivered(
-                    output,
-                    record::code(output),
-                    flight.sent.map_or_else(Default::default, |at| at.elapsed()),
-                );
+                flight.count(&shared.metrics);
                 shared.published.fetch_add(1, Ordering::Relaxed);
                 flight.finished.resolve(Outcome::Published);
             }
@@ -147,7 +128,7 @@ pub async fn run(mut setup: Setup) -> Result<Summary, Error> {
         return exact::Publisher::new(setup, exactly_once).run().await;
     }
     let shared = Arc::new(Shared {
-        observer: setup.observer.clone(),
+        metrics: setup.metrics.clone(),
         returned: Mutex::default(),
         under_way: AtomicUsize::new(0),
         published: AtomicUsize::new(0),
@@ -296,7 +277,7 @@ impl Publisher {
     /// A record is refused for a reason that a person must remove: it is tried again, and everything else waits.
     fn refuse(&mut self, flight: Box<Flight>, failure: &NotDelivered) {
         let now = Instant::now();
-        self.shared.observer.refused(failure.class);
+        self.shared.metrics.publish_refused();
         if self.stall.until.is_none_or(|until| until <= now) {
             let published = self.shared.published.load(Ordering::Relaxed);
             self.stall.refusals = if published > self.stall.published { 1 } else { self.stall.refusals + 1 };
@@ -363,6 +344,23 @@ impl Publisher {
 impl Flight {
     fn new(finished: Finished) -> Self {
         Self { finished, pointer: false, alone: false, sent: None }
+    }
+
+    /// Counts the record once the brokers have it. Called on the producer's thread, too.
+    fn count(&self, metrics: &Metrics) {
+        metrics.stage(Stage::Publish, self.sent.map_or_else(Default::default, |sent| sent.elapsed()));
+        match &self.finished.value {
+            Output::Caption { record, message, device } => {
+                metrics.captioned(device, &record.model.id);
+                if let Some(produced) = message.timestamp_ms {
+                    metrics.end_to_end(Timestamp::now().as_millisecond() - produced);
+                }
+            }
+            Output::FailedRow(_, failure) | Output::FailedMessage { failure, .. } => {
+                metrics.dead_lettered(failure.code);
+                metrics.failed(failure.stage, failure.code);
+            }
+        }
     }
 
     /// What is too long made shorter: a caption becomes a dead letter, a dead letter becomes a pointer. A pointer comes

@@ -11,8 +11,9 @@ use blipstream::pipeline::Limits;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_util::sync::CancellationToken;
 
-use crate::support::flow::{Answers, Flow, eventually, request};
+use crate::support::flow::{Answers, Flow, request};
 use crate::support::images::{Answer, ImageServer, png};
+use crate::support::kafka::eventually;
 
 fn inline(seed: usize) -> String {
     STANDARD.encode(png(12, 9, seed as u8))

@@ -1,17 +1,15 @@
 //! What hosts answer, and what comes of it.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use blipstream::budget::Limit;
 use blipstream::disposition::{Code, Disposed};
 use blipstream::message::ImageRef;
-use blipstream::metrics::ResponseClass;
-use blipstream::stage::fetch::Observer;
+use blipstream::metrics::Metrics;
 
 use super::support::images::{Answer, ImageServer, png};
-use super::{PIXEL_BYTES, failure_of, fetcher, pool, settings};
+use super::{PIXEL_BYTES, counted, failure_of, fetcher, pool, settings};
 
 #[tokio::test]
 async fn fetches_an_image_and_hands_over_a_permit_for_it() {
@@ -73,29 +71,6 @@ async fn every_bad_answer_ends_under_its_code_after_as_many_tries_as_it_deserves
     }
 }
 
-#[derive(Default)]
-struct Counts {
-    retries: Mutex<Vec<Code>>,
-    responses: Mutex<Vec<ResponseClass>>,
-    bytes: AtomicUsize,
-    finished: AtomicUsize,
-}
-
-impl Observer for Counts {
-    fn response(&self, class: ResponseClass) {
-        self.responses.lock().unwrap().push(class);
-    }
-    fn bytes(&self, length: usize) {
-        self.bytes.fetch_add(length, Ordering::Relaxed);
-    }
-    fn retry(&self, code: Code) {
-        self.retries.lock().unwrap().push(code);
-    }
-    fn finished(&self, _took: Duration) {
-        self.finished.fetch_add(1, Ordering::Relaxed);
-    }
-}
-
 #[tokio::test]
 async fn transient_failures_are_tried_again_until_the_image_comes() {
     let body = png(8, 8, 1);
@@ -107,17 +82,27 @@ async fn transient_failures_are_tried_again_until_the_image_comes() {
         Answer::Body(body.clone()),
     ];
     let server = ImageServer::start().await.with_all("/x", answers);
-    let (pool, counts) = (pool(), Arc::new(Counts::default()));
+    let (pool, metrics) = (pool(), Arc::new(Metrics::new()));
     let settings = settings::Fetch { attempts: 5, ..settings() };
-    let fetcher = fetcher(&settings, &pool).with_observer(counts.clone());
+    let fetcher = counted(&settings, &pool, &metrics);
     let (fetched, permit) = fetcher.fetch(&ImageRef::Http(server.url("/x")), None).await.unwrap();
     assert_eq!(&fetched[..], &body[..]);
     assert_eq!((permit.bytes(), pool.used().items), (PIXEL_BYTES, 1));
-    assert_eq!(*counts.retries.lock().unwrap(), [Code::Http5xx, Code::Http429, Code::Connect, Code::Connect]);
-    let classes: Vec<&str> = counts.responses.lock().unwrap().iter().map(|class| class.as_str()).collect();
-    assert_eq!(classes, ["5xx", "4xx", "none", "2xx", "2xx"]);
-    assert_eq!(counts.bytes.load(Ordering::Relaxed), body.len());
-    assert_eq!(counts.finished.load(Ordering::Relaxed), 1);
+    let counted = metrics.render();
+    for expected in [
+        "blipstream_retries_total{code=\"http_5xx\",stage=\"fetch\"} 1",
+        "blipstream_retries_total{code=\"http_429\",stage=\"fetch\"} 1",
+        "blipstream_retries_total{code=\"connect\",stage=\"fetch\"} 2",
+        "blipstream_fetch_responses_total{class=\"5xx\"} 1",
+        "blipstream_fetch_responses_total{class=\"4xx\"} 1",
+        "blipstream_fetch_responses_total{class=\"none\"} 1",
+        "blipstream_fetch_responses_total{class=\"2xx\"} 2",
+        "blipstream_stage_duration_seconds_count{stage=\"fetch\"} 1",
+        &format!("blipstream_fetch_bytes_total {}", body.len()),
+    ] {
+        assert!(counted.lines().any(|line| line == expected), "no {expected} in\n{counted}");
+    }
+    assert_eq!(counted.matches("blipstream_retries_total{").count(), 3);
 }
 
 #[tokio::test]

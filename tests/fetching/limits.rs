@@ -1,14 +1,10 @@
 //! Time, concurrency and room: every wait ends and nothing takes more than its share.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use blipstream::budget::{Limit, Pool};
 use blipstream::disposition::{Code, Disposed, Disposition};
 use blipstream::message::ImageRef;
-use blipstream::metrics::ResponseClass;
-use blipstream::stage::fetch::Observer;
 use bytes::Bytes;
 use futures::future::join_all;
 
@@ -108,23 +104,19 @@ async fn a_hanging_host_does_not_delay_the_rows_of_another() {
     assert!(results.iter().all(Result::is_ok));
 }
 
-/// Looks at the pool whenever something happens.
-struct PoolWatch(Pool, AtomicUsize);
-
-impl PoolWatch {
-    fn look(&self) {
-        let (used, limit) = (self.0.used(), self.0.limit());
+/// Looks at the pool whenever anything else has had its turn; gives the most items that it has seen.
+async fn watch(pool: &Pool, until: impl Future) -> usize {
+    let mut until = std::pin::pin!(until);
+    let mut most = 0;
+    loop {
+        let (used, limit) = (pool.used(), pool.limit());
         assert!(used.items <= limit.items && used.bytes <= limit.bytes, "{used:?} of {limit:?}");
-        self.1.fetch_max(used.items, Ordering::Relaxed);
-    }
-}
-
-impl Observer for PoolWatch {
-    fn response(&self, _class: ResponseClass) {
-        self.look();
-    }
-    fn bytes(&self, _length: usize) {
-        self.look();
+        most = most.max(used.items);
+        tokio::select! {
+            biased;
+            _ = &mut until => return most,
+            () = tokio::task::yield_now() => {}
+        }
     }
 }
 
@@ -137,13 +129,16 @@ async fn bodies_wait_for_room_and_never_take_more_than_the_pool() {
         .with("/short", Answer::Lying { declared: 100_000, body: vec![3; 50_000] });
     // Room for two bodies of unknown length.
     let pool = Pool::new(Limit { items: 8, bytes: 600 * 1024 });
-    let watch = Arc::new(PoolWatch(pool.clone(), AtomicUsize::new(0)));
-    let fetcher = fetcher(&settings(), &pool).with_observer(watch.clone());
+    let fetcher = fetcher(&settings(), &pool);
     let paths = ["/chunked", "/sized", "/short"];
     let images: Vec<_> = (0..60).map(|n| ImageRef::Http(server.url(paths[n % 3]))).collect();
-    let results = join_all(images.iter().map(async |image| fetcher.fetch(image, None).await.is_ok())).await;
-    assert_eq!(results.iter().filter(|ok| **ok).count(), 40);
-    assert!(watch.1.load(Ordering::Relaxed) >= 2);
+    let mut fetched = 0;
+    let all = async {
+        let results = join_all(images.iter().map(async |image| fetcher.fetch(image, None).await.is_ok())).await;
+        fetched = results.into_iter().filter(|ok| *ok).count();
+    };
+    assert!(watch(&pool, all).await >= 2);
+    assert_eq!(fetched, 40);
     assert_eq!(pool.used(), Limit::default());
 
     // A body that is over the whole pool goes alone, and a spent pool is waited for.

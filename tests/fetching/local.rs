@@ -1,6 +1,7 @@
 //! Images that need no network.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
@@ -92,7 +93,7 @@ async fn files_are_read_below_their_root_and_nowhere_else() {
 #[test]
 fn a_root_that_is_not_there_is_named_at_the_start() {
     let settings = settings::Fetch { file_roots: vec!["/no/such/folder".into()], ..settings() };
-    let error = Fetcher::new(&settings, pool(), PIXEL_BYTES).err().unwrap();
+    let error = Fetcher::new(&settings, pool(), PIXEL_BYTES, Arc::default()).err().unwrap();
     assert!(matches!(error, SetupError::Root { .. }));
     assert!(error.to_string().contains("/no/such/folder"), "{error}");
 }

@@ -8,10 +8,12 @@ mod stage;
 #[path = "../support/mod.rs"]
 mod support;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use blipstream::budget::{Limit, Pool};
 use blipstream::message::ImageRef;
+use blipstream::metrics::Metrics;
 use blipstream::settings;
 use blipstream::stage::fetch::{FailedFetch, Fetcher};
 use bytesize::ByteSize;
@@ -37,7 +39,12 @@ fn pool() -> Pool {
 }
 
 fn fetcher(settings: &settings::Fetch, pool: &Pool) -> Fetcher {
-    Fetcher::new(settings, pool.clone(), PIXEL_BYTES).unwrap()
+    counted(settings, pool, &Arc::default())
+}
+
+/// A fetcher that counts in `metrics`.
+fn counted(settings: &settings::Fetch, pool: &Pool, metrics: &Arc<Metrics>) -> Fetcher {
+    Fetcher::new(settings, pool.clone(), PIXEL_BYTES, metrics.clone()).unwrap()
 }
 
 /// Fetches one URL and expects a failure that leaves no permit behind.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use async_channel::{Receiver, Sender};
 use blipstream::budget::{Limit, Pool};
@@ -45,7 +45,7 @@ impl Rig {
         let (messages, images, ledger) = (pool(), pool(), Ledger::new());
         let partition = TopicPartition { topic: "requests".into(), partition: 0 };
         ledger.assign(partition.clone());
-        let fetcher = Arc::new(Fetcher::new(&settings, images.clone(), PIXEL_BYTES).unwrap());
+        let fetcher = Arc::new(Fetcher::new(&settings, images.clone(), PIXEL_BYTES, Arc::default()).unwrap());
         let (rows, input) = async_channel::bounded(10);
         let (to_decode, fetched) = async_channel::bounded(queue);
         let (to_publish, finished) = async_channel::bounded(queue);
@@ -55,16 +55,7 @@ impl Rig {
 
     /// A row that asks for an image.
     fn row(&self, offset: i64, image: ImageRef, deadline: Option<jiff::Timestamp>) -> Tracked<Row> {
-        let message = Arc::new(Message {
-            topic: self.partition.topic.clone(),
-            partition: 0,
-            offset,
-            timestamp_ms: None,
-            key: None,
-            payload: None,
-            headers: Vec::new(),
-            received: Instant::now(),
-        });
+        let message = Arc::new(Message::empty(self.partition.topic.clone(), 0, offset));
         let origin = Origin { topic: message.topic.clone(), partition: 0, offset, index: None };
         let request = Request {
             id: None,

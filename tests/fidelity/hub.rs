@@ -156,6 +156,26 @@ fn a_model_is_fetched_once_and_then_comes_from_the_cache() {
 }
 
 #[test]
+fn who_only_asks_for_the_configuration_fetches_nothing_else() {
+    let hub = Hub::serve(published());
+    let cache = TempDir::new().unwrap();
+    let source = hub.source(cache.path());
+    assert_eq!(source.cached_config().unwrap(), None);
+    assert!(hub.asked().is_empty());
+    let path = source.fetch_config().unwrap();
+    assert_eq!(fs::read(&path).unwrap(), published()["config.json"]);
+    let asked = hub.asked();
+    let files: Vec<_> = asked.iter().filter(|path| path.contains("/resolve/")).collect();
+    assert!(!files.is_empty() && files.iter().all(|path| path.ends_with("/config.json")), "{asked:?}");
+    assert_eq!((source.cached_config().unwrap(), source.fetch_config().unwrap()), (Some(path.clone()), path));
+    assert!(hub.asked().is_empty());
+    // Half a model does not pass for one.
+    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let message = failure(HubSource { endpoint: Some(format!("http://{closed}")), ..source });
+    assert!(message.contains("failed"), "{message}");
+}
+
+#[test]
 fn the_cache_answers_when_the_hub_is_away() {
     let hub = Hub::serve(published());
     let cache = TempDir::new().unwrap();

@@ -1,32 +1,31 @@
 //! A broker, members of the group, and a publisher, with what tests ask of them.
 
-use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
 use async_channel::Receiver;
 use blipstream::budget::{Limit, Pool};
 use blipstream::disposition::{Code, Failure, Stage};
 use blipstream::gate::Gate;
-use blipstream::kafka::{
-    Class, Consumer, EmbeddedBroker, Error, From, NewRecord, ReadLimits, group_offsets, read_records, write_records,
-};
+use blipstream::kafka::{Consumer, EmbeddedBroker, Error, NewRecord, group_offsets, write_records};
 use blipstream::message::{CaptionRecord, ImageInfo, Message, ModelRef, SCHEMA, Timing};
+use blipstream::metrics::Metrics;
 use blipstream::offsets::Ledger;
-use blipstream::settings::{self, Input};
+use blipstream::settings;
 use blipstream::stage::commit::Watermarks;
 use blipstream::stage::consume::{self, Consume};
-use blipstream::stage::publish::{self, Observer, Summary};
+use blipstream::stage::publish::{self, Summary};
 use blipstream::stage::{Finished, Output};
 use blipstream::tracked::Tracked;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+pub use crate::support::kafka::{PATIENCE, eventually};
+use crate::support::kafka::{Topics, hasty, read_all};
+
 pub const IN: &str = "in";
 pub const CAPTIONS: &str = "captions";
 pub const DEAD: &str = "dead";
-
-/// No test waits longer than this for anything.
-pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// For tests with more than one rebalance: the embedded broker draws each out until the session's time-out less a
 /// second.
@@ -42,27 +41,7 @@ pub struct Bench {
 impl Bench {
     pub fn new(partitions: i32) -> Self {
         let broker = EmbeddedBroker::start(1, &[(IN, partitions), (CAPTIONS, 1), (DEAD, 1)]).unwrap();
-        let options = [
-            ("heartbeat.interval.ms", "100"),
-            ("fetch.wait.max.ms", "10"),
-            ("fetch.error.backoff.ms", "10"),
-            ("reconnect.backoff.ms", "10"),
-            ("reconnect.backoff.max.ms", "100"),
-            ("retry.backoff.ms", "10"),
-            ("retry.backoff.max.ms", "100"),
-        ];
-        let kafka = settings::Kafka {
-            bootstrap_servers: broker.bootstrap_servers().unwrap(),
-            group_id: "fleet".into(),
-            inputs: vec![Input { topic: IN.into(), weight: 1 }],
-            captions_topic: CAPTIONS.into(),
-            dead_letter_topic: DEAD.into(),
-            session_timeout: Duration::from_secs(6),
-            commit_interval: Duration::from_millis(20),
-            linger: Duration::from_millis(1),
-            options: options.map(|(key, value)| (key.to_owned(), value.to_owned())).into(),
-            ..settings::Kafka::default()
-        };
+        let kafka = hasty(&broker, Topics { requests: IN, captions: CAPTIONS, dead_letters: DEAD });
         Self { broker, kafka, flow: settings::Flow::default() }
     }
 
@@ -75,14 +54,7 @@ impl Bench {
     }
 
     pub fn read(&self, topic: &str) -> Vec<Message> {
-        let mut messages = Vec::new();
-        let limits = ReadLimits { from: From::Beginning, timeout: PATIENCE, stop_at_end: true };
-        read_records(&self.kafka, topic, limits, |message| {
-            messages.push(message);
-            true
-        })
-        .unwrap();
-        messages
+        read_all(&self.kafka, topic)
     }
 
     pub fn committed(&self) -> Vec<Option<i64>> {
@@ -152,14 +124,6 @@ impl Member {
     }
 }
 
-pub async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !holds().await {
-        assert!(Instant::now() < deadline, "not in time: {what}");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-}
-
 /// Nothing happens for as long as it would take many times over.
 pub async fn quiet() {
     tokio::time::sleep(Duration::from_millis(300)).await;
@@ -190,44 +154,33 @@ pub fn failure(message: &Message) -> Output {
     Output::FailedMessage { message: Arc::new(message.clone()), index: None, native: None, failure }
 }
 
-#[derive(Default)]
-pub struct Counter {
-    pub delivered: Mutex<Vec<Option<Code>>>,
-    pub refused: Mutex<Vec<Class>>,
-}
-
-impl Observer for Counter {
-    fn delivered(&self, _: &Output, code: Option<Code>, _: Duration) {
-        self.delivered.lock().unwrap().push(code);
-    }
-    fn refused(&self, class: Class) {
-        self.refused.lock().unwrap().push(class);
-    }
-}
-
 /// A running publisher.
 pub struct Publishing {
     pub input: async_channel::Sender<Finished>,
     pub give_up: CancellationToken,
-    pub counter: Arc<Counter>,
+    pub metrics: Arc<Metrics>,
     pub task: JoinHandle<Result<Summary, Error>>,
 }
 
 impl Publishing {
     pub fn start(bench: &Bench) -> Self {
         let (input, receiver) = async_channel::bounded(16);
-        let (give_up, counter) = (CancellationToken::new(), Arc::new(Counter::default()));
+        let (give_up, metrics) = (CancellationToken::new(), Arc::new(Metrics::new()));
         let task = tokio::spawn(publish::run(publish::Setup {
             kafka: bench.kafka.clone(),
             worker: "test".into(),
             input: receiver,
             give_up: give_up.clone(),
             failed: CancellationToken::new(),
-            observer: counter.clone(),
-            metrics: Arc::default(),
+            metrics: metrics.clone(),
             exactly_once: None,
         }));
-        Self { input, give_up, counter, task }
+        Self { input, give_up, metrics, task }
+    }
+
+    /// Records that the broker has acknowledged.
+    pub fn delivered(&self) -> u64 {
+        self.metrics.stage_so_far(Stage::Publish).0
     }
 
     pub async fn send(&self, finished: Finished) {

@@ -15,7 +15,7 @@ async fn pausing_for_a_spent_pool_loses_and_repeats_nothing() {
     bench.write_numbers(0..400);
     let limit = Limit { items: 10, bytes: 64 << 20 };
     let member = Member::start(&bench, limit, 100);
-    eventually("everything is paused", async || member.paused() == 2).await;
+    eventually("everything is paused", || member.paused() == 2).await;
     assert!(member.gate.reasons().contains(&Reason::Messages));
     let mut seen = Vec::new();
     while seen.len() < 400 {
@@ -23,7 +23,7 @@ async fn pausing_for_a_spent_pool_loses_and_repeats_nothing() {
         let message = member.next().await;
         seen.push(number(&message.resolve(Outcome::Published)));
     }
-    eventually("caught up", async || member.consume.view().caught_up()).await;
+    eventually("caught up", || member.consume.view().caught_up()).await;
     assert_eq!(member.paused(), 0);
     seen.sort_unstable();
     assert_eq!(seen, (0..400).collect::<Vec<_>>());
@@ -36,12 +36,12 @@ async fn a_full_queue_loses_and_repeats_nothing() {
     let bench = Bench::new(2);
     bench.write_numbers(0..300);
     let member = Member::start(&bench, Limit { items: 1000, bytes: 64 << 20 }, 2);
-    eventually("everything is paused", async || member.paused() == 2).await;
+    eventually("everything is paused", || member.paused() == 2).await;
     let mut seen: Vec<usize> = Vec::new();
     while seen.len() < 300 {
         seen.push(number(&member.next().await.resolve(Outcome::Published)));
     }
-    eventually("caught up", async || member.consume.view().caught_up()).await;
+    eventually("caught up", || member.consume.view().caught_up()).await;
     seen.sort_unstable();
     assert_eq!(seen, (0..300).collect::<Vec<_>>());
     member.close().await.unwrap();
@@ -53,9 +53,9 @@ async fn a_shut_gate_stops_delivery_and_keeps_the_membership() {
     let mut bench = Bench::new(2);
     bench.kafka.max_poll_interval = Duration::from_secs(6);
     let member = bench.member();
-    eventually("joined", async || member.consume.view().status().partitions.len() == 2).await;
+    eventually("joined", || member.consume.view().status().partitions.len() == 2).await;
     member.gate.shut(Reason::Operator);
-    eventually("everything is paused", async || member.paused() == 2).await;
+    eventually("everything is paused", || member.paused() == 2).await;
     bench.write_numbers(0..20);
     quiet().await;
     assert!(member.output.is_empty());
@@ -77,7 +77,7 @@ async fn a_span_that_is_too_long_pauses_its_partition_until_the_oldest_is_resolv
     for message in member.take(19).await {
         message.resolve(Outcome::Published);
     }
-    eventually("the partition is paused", async || member.paused() == 1).await;
+    eventually("the partition is paused", || member.paused() == 1).await;
     quiet().await;
     assert!(member.output.is_empty());
     oldest.resolve(Outcome::Published);
@@ -97,7 +97,7 @@ async fn advances_offset_past_tombstones() {
     for message in member.take(2).await {
         message.resolve(Outcome::Published);
     }
-    eventually("caught up", async || member.consume.view().caught_up()).await;
+    eventually("caught up", || member.consume.view().caught_up()).await;
     assert!(member.output.is_empty());
     let view = member.consume.view();
     member.close().await.unwrap();
@@ -113,10 +113,10 @@ async fn a_partition_that_is_paused_or_at_its_end_is_not_taken_for_stuck() {
     bench.write_numbers(0..5);
     let member = bench.member();
     let taken = member.take(5).await;
-    eventually("a broker is known to be up", async || member.consume.view().status().brokers_up == 1).await;
+    eventually("a broker is known to be up", || member.consume.view().status().brokers_up == 1).await;
     quiet().await;
     member.gate.shut(Reason::Operator);
-    eventually("everything is paused", async || member.paused() == 2).await;
+    eventually("everything is paused", || member.paused() == 2).await;
     quiet().await;
     assert_eq!(member.consume.view().status().reseeks, 0);
     for message in taken {
@@ -131,18 +131,18 @@ async fn a_partition_that_is_silent_for_too_long_is_read_anew_and_repeats_nothin
     bench.kafka.stuck_after = Duration::from_millis(50);
     bench.write_numbers(0..20);
     let member = bench.member();
-    eventually("a broker is known to be up", async || member.consume.view().status().brokers_up == 1).await;
+    eventually("a broker is known to be up", || member.consume.view().status().brokers_up == 1).await;
     // Answers take longer than the watchdog waits, so that it barks at a partition that is only slow.
     bench.broker.round_trip_time(Duration::from_millis(200)).unwrap();
     bench.write_numbers(20..40);
-    eventually("it was read anew", async || member.consume.view().status().reseeks > 0).await;
+    eventually("it was read anew", || member.consume.view().status().reseeks > 0).await;
     bench.broker.round_trip_time(Duration::ZERO).unwrap();
     let mut seen = Vec::new();
     for message in member.take(40).await {
         seen.push(number(&message.resolve(Outcome::Published)));
     }
     assert_eq!(seen, (0..40).collect::<Vec<_>>());
-    eventually("caught up", async || member.consume.view().caught_up()).await;
+    eventually("caught up", || member.consume.view().caught_up()).await;
     assert!(member.output.is_empty());
     member.close().await.unwrap();
 }
@@ -163,9 +163,9 @@ async fn two_input_topics_are_caught_up_when_both_are() {
     quiet().await;
     assert!(!view.caught_up());
     last.resolve(Outcome::Published);
-    eventually("caught up", async || view.caught_up()).await;
-    eventually("the status knows", async || view.status().joined && view.status().brokers_up == 1).await;
-    let lags = async || view.status().partitions.iter().map(|partition| partition.lag).collect::<Vec<_>>();
-    eventually("no lag is left", async || !lags().await.is_empty() && lags().await.iter().all(|l| *l == Some(0))).await;
+    eventually("caught up", || view.caught_up()).await;
+    eventually("the status knows", || view.status().joined && view.status().brokers_up == 1).await;
+    let lags = || view.status().partitions.iter().map(|partition| partition.lag).collect::<Vec<_>>();
+    eventually("no lag is left", || !lags().is_empty() && lags().iter().all(|l| *l == Some(0))).await;
     member.close().await.unwrap();
 }

@@ -20,11 +20,11 @@ async fn a_commit_never_passes_an_unresolved_message() {
     for message in taken.into_iter().rev() {
         message.resolve(Outcome::Published);
     }
-    eventually("three are committed", async || bench.committed() == [Some(3)]).await;
+    eventually("three are committed", || bench.committed() == [Some(3)]).await;
     quiet().await;
     assert_eq!(bench.committed(), [Some(3)]);
     third.resolve(Outcome::Published);
-    eventually("all are committed", async || bench.committed() == [Some(10)]).await;
+    eventually("all are committed", || bench.committed() == [Some(10)]).await;
     member.close().await.unwrap();
 }
 
@@ -59,7 +59,7 @@ async fn stop_drain_close_commits_everything_that_was_taken() {
     let member = bench.member();
     let first = member.take(50).await;
     member.consume.stop();
-    eventually("the channel is closed", async || member.output.is_closed()).await;
+    eventually("the channel is closed", || member.output.is_closed()).await;
     bench.write_numbers(50..60);
     quiet().await;
     assert!(member.output.is_empty());
@@ -90,24 +90,24 @@ async fn a_worker_that_joins_and_leaves_loses_and_repeats_nothing() {
     let first = bench.member();
     let first_echo = echo(&first);
     bench.write_numbers(0..200);
-    eventually("the first works", async || seen.lock().unwrap().len() > 20).await;
+    eventually("the first works", || seen.lock().unwrap().len() > 20).await;
     let second = bench.member();
     let second_echo = echo(&second);
     bench.write_numbers(200..400);
-    let shares = async || {
+    let shares = || {
         let count = |member: &Member| member.consume.view().status().partitions.len();
         (count(&first), count(&second))
     };
-    eventually("they share", async || shares().await == (2, 2)).await;
+    eventually("they share", || shares() == (2, 2)).await;
     bench.write_numbers(400..600);
-    eventually("both work", async || seen.lock().unwrap().len() > 420).await;
+    eventually("both work", || seen.lock().unwrap().len() > 420).await;
     // Stop, drain, close: the echo ends when the channel is closed and empty.
     second.consume.stop();
     second_echo.await.unwrap();
     second.close().await.unwrap();
     bench.write_numbers(600..700);
-    eventually("the first has all partitions", async || first.consume.view().status().partitions.len() == 4).await;
-    eventually("all is done", async || seen.lock().unwrap().len() == 700 && first.consume.view().caught_up()).await;
+    eventually("the first has all partitions", || first.consume.view().status().partitions.len() == 4).await;
+    eventually("all is done", || seen.lock().unwrap().len() == 700 && first.consume.view().caught_up()).await;
     first.close().await.unwrap();
     first_echo.await.unwrap();
     let repeated: Vec<_> = seen.lock().unwrap().iter().filter(|(_, times)| **times > 1).map(|(n, _)| *n).collect();
@@ -139,7 +139,7 @@ async fn a_failed_commit_is_tried_again() {
     for message in taken {
         message.resolve(Outcome::Published);
     }
-    eventually("committed", async || bench.committed() == [Some(5)]).await;
+    eventually("committed", || bench.committed() == [Some(5)]).await;
     member.close().await.unwrap();
 }
 
@@ -168,9 +168,9 @@ async fn what_was_under_way_when_partitions_were_lost_counts_only_when_it_comes_
     bench.write_numbers(0..5);
     let member = bench.member();
     let before = member.take(5).await;
-    eventually("the status is young", async || member.consume.view().status().partitions.len() == 1).await;
+    eventually("the status is young", || member.consume.view().status().partitions.len() == 1).await;
     bench.broker.down().unwrap();
-    let gone = async || member.consume.view().status().partitions.is_empty();
+    let gone = || member.consume.view().status().partitions.is_empty();
     eventually("the partition is lost", gone).await;
     for message in before {
         message.resolve(Outcome::Published);

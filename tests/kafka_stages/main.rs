@@ -4,3 +4,5 @@ mod bench;
 mod consume;
 mod group;
 mod publish;
+#[path = "../support/mod.rs"]
+mod support;

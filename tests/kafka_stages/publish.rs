@@ -7,8 +7,9 @@ use crate::bench::{
 };
 use blipstream::budget::Limit;
 use blipstream::disposition::Code;
-use blipstream::kafka::{Class, Fault, NewRecord};
+use blipstream::kafka::{Fault, NewRecord};
 use blipstream::message::Message;
+use blipstream::metrics::Metrics;
 use blipstream::stage::Output;
 use blipstream::stage::publish::Summary;
 use bytesize::ByteSize;
@@ -23,13 +24,20 @@ async fn every_message_becomes_one_acknowledged_caption_and_is_committed() {
         let output = caption(&message.value);
         publishing.send(message.map(|_| output)).await;
     }
-    eventually("caught up", async || member.consume.view().caught_up()).await;
+    eventually("caught up", || member.consume.view().caught_up()).await;
     assert_eq!(publishing.end().await, Summary { published: 200, abandoned: 0 });
     member.close().await.unwrap();
     assert_eq!(bench.committed().into_iter().map(Option::unwrap_or_default).sum::<i64>(), 200);
     let texts: BTreeSet<String> = bench.read(CAPTIONS).iter().map(text).collect();
     assert_eq!(texts, (0..200).map(|number| format!("a caption of {number}")).collect());
     assert_eq!(bench.read(CAPTIONS).len(), 200);
+}
+
+/// One record was delivered, the dead letter of a caption that was too long.
+fn assert_too_large(metrics: &Metrics) {
+    assert_eq!((metrics.captions_so_far(), metrics.dead_letters_so_far()), (0, 1));
+    let code = Code::OutputTooLarge;
+    assert!(metrics.render().contains(&format!("blipstream_dead_lettered_total{{code=\"{code}\"}} 1")));
 }
 
 fn text(message: &Message) -> String {
@@ -50,7 +58,7 @@ async fn brokers_that_are_away_stall_the_publisher_within_its_bounds_and_lose_no
         let output = caption(&message.value);
         publishing.send(message.map(|_| output)).await;
     }
-    eventually("the first are out", async || publishing.counter.delivered.lock().unwrap().len() == 5).await;
+    eventually("the first are out", || publishing.delivered() == 5).await;
     bench.broker.down().unwrap();
     let (output, input) = (member.output.clone(), publishing.input.clone());
     let feeding = tokio::spawn(async move {
@@ -61,7 +69,7 @@ async fn brokers_that_are_away_stall_the_publisher_within_its_bounds_and_lose_no
         }
     });
     quiet().await;
-    assert_eq!(publishing.counter.delivered.lock().unwrap().len(), 5);
+    assert_eq!(publishing.delivered(), 5);
     assert!(member.messages.used().items <= limit.items);
     assert!(!feeding.is_finished());
     bench.broker.up().unwrap();
@@ -158,9 +166,9 @@ async fn a_caption_that_its_topic_refuses_as_too_long_becomes_a_dead_letter() {
     let message = member.next().await;
     let output = caption(&message.value);
     publishing.send(message.map(|_| output)).await;
-    let counter = publishing.counter.clone();
+    let metrics = publishing.metrics.clone();
     assert_eq!(publishing.end().await.published, 1);
-    assert_eq!(*counter.delivered.lock().unwrap(), [Some(Code::OutputTooLarge)]);
+    assert_too_large(&metrics);
     assert!(bench.read(CAPTIONS).is_empty());
     assert_eq!(bench.read(DEAD)[0].key.as_deref(), Some(&b"0"[..]));
     member.close().await.unwrap();
@@ -178,7 +186,9 @@ async fn a_refused_batch_blames_no_record_that_the_topic_takes_alone() {
         let output = caption(&message.value);
         publishing.send(message.map(|_| output)).await;
     }
+    let metrics = publishing.metrics.clone();
     assert_eq!(publishing.end().await.published, 20);
+    assert_eq!((metrics.captions_so_far(), metrics.dead_letters_so_far()), (20, 0));
     assert_eq!(bench.read(CAPTIONS).len(), 20);
     assert!(bench.read(DEAD).is_empty());
     member.close().await.unwrap();
@@ -196,9 +206,9 @@ async fn a_caption_over_the_configured_size_becomes_a_dead_letter() {
     };
     record.text = "long ".repeat(50_000);
     publishing.send(message.map(|_| Output::Caption { record, message: source, device })).await;
-    let counter = publishing.counter.clone();
+    let metrics = publishing.metrics.clone();
     assert_eq!(publishing.end().await.published, 1);
-    assert_eq!(*counter.delivered.lock().unwrap(), [Some(Code::OutputTooLarge)]);
+    assert_too_large(&metrics);
     assert_eq!(bench.read(DEAD).len(), 1);
     member.close().await.unwrap();
 }
@@ -227,9 +237,10 @@ async fn a_refusal_that_a_person_must_remove_stalls_and_drops_nothing() {
         let output = caption(&message.value);
         publishing.send(message.map(|_| output)).await;
     }
-    let counter = publishing.counter.clone();
+    let metrics = publishing.metrics.clone();
     assert_eq!(publishing.end().await.published, 3);
-    assert!(counter.refused.lock().unwrap().contains(&Class::NotAuthorised));
+    assert!(!metrics.render().contains("blipstream_publish_refusals_total 0"));
+    assert_eq!((metrics.captions_so_far(), metrics.dead_letters_so_far()), (3, 0));
     assert_eq!(bench.read(CAPTIONS).len(), 3);
     member.close().await.unwrap();
     assert_eq!(bench.committed(), [Some(3)]);

@@ -7,17 +7,17 @@ use std::time::{Duration, Instant};
 
 use blipstream::caption::fake::{FakeEngine, FakeOptions};
 use blipstream::caption::preprocess::Preprocessor;
-use blipstream::kafka::{EmbeddedBroker, From, NewRecord, ReadLimits, group_offsets, read_records, write_records};
+use blipstream::kafka::{EmbeddedBroker, NewRecord, group_offsets, write_records};
 use blipstream::message::Message;
 use blipstream::metrics::Metrics;
 use blipstream::pipeline::worker::Summary;
 use blipstream::pipeline::{Control, Loaded, Parts, worker};
-use blipstream::settings::{Input, Settings};
+use blipstream::settings::Settings;
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
-/// How long anything may take before its test fails.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+use super::kafka::{PATIENCE, Topics, hasty, read_all};
+
 /// The topics.
 pub const REQUESTS: &str = "requests";
 pub const CAPTIONS: &str = "captions";
@@ -35,17 +35,8 @@ impl Flow {
         let topics = [REQUESTS, CAPTIONS, DEAD_LETTERS].map(|topic| (topic, partitions));
         let broker = EmbeddedBroker::start(1, &topics).unwrap();
         let mut settings = Settings::default();
-        settings.kafka.bootstrap_servers = broker.bootstrap_servers().unwrap();
-        settings.kafka.group_id = "fleet".into();
-        settings.kafka.inputs = vec![Input { topic: REQUESTS.into(), weight: 1 }];
-        settings.kafka.captions_topic = CAPTIONS.into();
-        settings.kafka.dead_letter_topic = DEAD_LETTERS.into();
-        settings.kafka.session_timeout = Duration::from_secs(6);
-        settings.kafka.commit_interval = Duration::from_millis(50);
-        settings.kafka.linger = Duration::from_millis(1);
-        let haste =
-            [("heartbeat.interval.ms", "100"), ("fetch.wait.max.ms", "20"), ("reconnect.backoff.max.ms", "100")];
-        settings.kafka.options = haste.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
+        let names = Topics { requests: REQUESTS, captions: CAPTIONS, dead_letters: DEAD_LETTERS };
+        settings.kafka = hasty(&broker, names);
         settings.fetch.allow_networks = vec!["127.0.0.0/8".parse().unwrap()];
         settings.fetch.backoff = Duration::from_millis(1);
         settings.fetch.max_backoff = Duration::from_millis(5);
@@ -59,14 +50,7 @@ impl Flow {
 
     /// Every record of a topic that is there now.
     pub fn read(&self, topic: &str) -> Vec<Message> {
-        let mut messages = Vec::new();
-        let limits = ReadLimits { from: From::Beginning, timeout: PATIENCE, stop_at_end: true };
-        read_records(&self.settings.kafka, topic, limits, |message| {
-            messages.push(message);
-            true
-        })
-        .unwrap();
-        messages
+        read_all(&self.settings.kafka, topic)
     }
 
     pub fn committed(&self) -> Vec<Option<i64>> {
@@ -227,13 +211,4 @@ pub fn request(id: impl ToString, image: impl ToString) -> NewRecord {
     let id = id.to_string();
     let value = json!({"id": id, "image": image.to_string()}).to_string();
     NewRecord { key: Some(id.into_bytes()), value: Some(value.into_bytes()), headers: Vec::new() }
-}
-
-/// Waits until something holds.
-pub async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !holds() {
-        assert!(Instant::now() < deadline, "not in time: {what}");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
 }

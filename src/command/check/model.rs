@@ -1,13 +1,11 @@
 //! The model and the devices.
 
 use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use bytesize::ByteSize;
-use hf_hub::api::sync::ApiBuilder;
-use hf_hub::{Cache, Repo, RepoType};
 use indicatif::HumanCount;
 
 use super::Item;
@@ -34,20 +32,17 @@ pub fn source(model: &Model, offline: bool, timeout: Duration) -> Item {
                 format!("{id} has random weights: good for measuring speed, not for captions"),
             );
         }
-        Ok(ModelSource::Hub(hub)) if !is_hub_id(&hub.id) => Err(format!(
-            "{hub} (model.source) is neither a folder that exists nor a name of the hub (organisation/name)"
-        )),
-        Ok(ModelSource::Hub(hub)) if offline => {
-            return match cached(&hub) {
-                Some(path) => {
-                    from(config(&path).map(|config| format!("{hub}, in the cache of this machine: {}", sizes(&config))))
-                }
-                None => {
-                    Item::skipped("model", format!("{hub} is not a folder here, and the hub is not asked (--offline)"))
-                }
-            };
-        }
-        Ok(ModelSource::Hub(hub)) => on_hub(hub, timeout),
+        Ok(ModelSource::Hub(hub)) => match hub.cached_config() {
+            Err(error) => Err(format!("{error} (model.source)")),
+            Ok(Some(path)) => {
+                config(&path).map(|config| format!("{hub}, in the cache of this machine: {}", sizes(&config)))
+            }
+            Ok(None) if offline => {
+                let text = format!("{hub} is not a folder here, and the hub is not asked (--offline)");
+                return Item::skipped("model", text);
+            }
+            Ok(None) => on_hub(hub, timeout),
+        },
     };
     from(found)
 }
@@ -81,63 +76,25 @@ fn sizes(config: &BlipConfig) -> String {
     format!("{} parameters, images of {} px", HumanCount(config.parameters()), config.vision.image_size)
 }
 
-/// The rule of the hub itself: two plain parts.
-fn is_hub_id(id: &str) -> bool {
-    let plain = |part: &str| {
-        !part.is_empty()
-            && !part.starts_with('.')
-            && part.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
-    };
-    id.split('/').count() == 2 && id.split('/').all(plain)
-}
-
-fn repo(hub: &HubSource) -> Repo {
-    let revision = hub.revision.clone().unwrap_or_else(|| "main".into());
-    Repo::with_revision(hub.id.clone(), RepoType::Model, revision)
-}
-
-fn cache(hub: &HubSource) -> Cache {
-    hub.cache.clone().map_or_else(Cache::from_env, Cache::new)
-}
-
-fn cached(hub: &HubSource) -> Option<PathBuf> {
-    cache(hub).repo(repo(hub)).get("config.json")
-}
-
-/// Fetches config.json unless it is in the cache, on a thread of its own, since the client knows no time limit.
+/// Fetches config.json on a thread of its own, since the client knows no time limit.
 fn on_hub(hub: HubSource, timeout: Duration) -> Result<String, String> {
-    if let Some(path) = cached(&hub) {
-        return config(&path).map(|config| format!("{hub}, in the cache of this machine: {}", sizes(&config)));
-    }
     let name = hub.to_string();
     let (sender, receiver) = mpsc::sync_channel(1);
     std::thread::spawn(move || {
-        let _ = sender.send(fetch(&hub));
+        let _ = sender.send(hub.fetch_config());
     });
     let fetched = receiver.recv_timeout(timeout).map_err(|_| {
         let time = humantime::format_duration(timeout);
         format!("{name}: the hub has not answered for {time}; a local folder as model.source needs no hub")
     })?;
-    let config = fetched.and_then(|path| config(&path))?;
-    Ok(format!("{name}, on the hub: {}; the worker fetches the weights when it starts", sizes(&config)))
-}
-
-fn fetch(hub: &HubSource) -> Result<PathBuf, String> {
-    let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-    let mut builder = ApiBuilder::from_cache(cache(hub)).with_progress(false);
-    if let Some(endpoint) = hub.endpoint.clone().or_else(|| variable("HF_ENDPOINT")) {
-        builder = builder.with_endpoint(endpoint.trim_end_matches('/').to_owned());
-    }
-    if let Some(token) = hub.token.clone().or_else(|| variable("HF_TOKEN")) {
-        builder = builder.with_token(Some(token));
-    }
-    let fetched = builder.build().and_then(|api| api.repo(repo(hub)).get("config.json"));
-    fetched.map_err(|error| {
+    let path = fetched.map_err(|error| {
         format!(
-            "{hub}: the hub does not give its config.json ({error}). Check model.source, and for a private model \
-             model.hub_token_file or HF_TOKEN; a local folder needs no hub"
+            "{error}. Check model.source, and for a private model model.hub_token_file or HF_TOKEN; a local folder \
+             needs no hub"
         )
-    })
+    })?;
+    let config = config(&path)?;
+    Ok(format!("{name}, on the hub: {}; the worker fetches the weights when it starts", sizes(&config)))
 }
 
 /// Says where the model would run.

@@ -118,23 +118,12 @@ pub fn one_line(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Instant;
-
     use super::*;
     use crate::disposition::{Code, Failure, Stage};
     use crate::message::DeadLetter;
 
     fn message(value: &str) -> Message {
-        Message {
-            topic: "requests".into(),
-            partition: 1,
-            offset: 7,
-            timestamp_ms: None,
-            key: None,
-            payload: Some(Bytes::copy_from_slice(value.as_bytes())),
-            headers: Vec::new(),
-            received: Instant::now(),
-        }
+        Message { payload: Some(Bytes::copy_from_slice(value.as_bytes())), ..Message::empty("requests", 1, 7) }
     }
 
     fn dead(request: &str, index: Option<usize>) -> Answer {

@@ -2,7 +2,7 @@
 
 use std::io::Read;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -175,14 +175,5 @@ fn from_now(after: Duration) -> Result<Timestamp, String> {
 
 /// A message as a worker would get it.
 fn unsent(payload: Bytes) -> Message {
-    Message {
-        topic: "".into(),
-        partition: 0,
-        offset: 0,
-        timestamp_ms: None,
-        key: None,
-        payload: Some(payload),
-        headers: Vec::new(),
-        received: Instant::now(),
-    }
+    Message { payload: Some(payload), ..Message::empty("", 0, 0) }
 }

@@ -1,7 +1,6 @@
 //! What a dead letter promises.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -13,14 +12,10 @@ const LIMIT: usize = 1 << 20;
 
 fn message(key: Option<&[u8]>, payload: &[u8], headers: &[(&str, &str)]) -> Message {
     Message {
-        topic: Arc::from("blipstream.requests"),
-        partition: 3,
-        offset: 1842,
-        timestamp_ms: None,
         key: key.map(Bytes::copy_from_slice),
         payload: Some(Bytes::copy_from_slice(payload)),
         headers: headers.iter().map(|(name, value)| header(name, value)).collect(),
-        received: Instant::now(),
+        ..Message::empty("blipstream.requests", 3, 1842)
     }
 }
 

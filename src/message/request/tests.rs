@@ -1,8 +1,5 @@
 //! What the parser promises: four forms, one request; errors that name their place; no panic on any bytes.
 
-use std::sync::Arc;
-use std::time::Instant;
-
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use proptest::prelude::*;
@@ -16,16 +13,7 @@ const ADDRESS: &str = "https://h.example/p.jpg";
 fn message_with(payload: impl Into<Bytes>, headers: &[(&str, &str)]) -> Message {
     let headers: Headers =
         headers.iter().map(|(name, value)| ((*name).to_owned(), Some(Bytes::from((*value).to_owned())))).collect();
-    Message {
-        topic: Arc::from("blipstream.requests"),
-        partition: 0,
-        offset: 7,
-        timestamp_ms: None,
-        key: None,
-        payload: Some(payload.into()),
-        headers,
-        received: Instant::now(),
-    }
+    Message { payload: Some(payload.into()), headers, ..Message::empty("blipstream.requests", 0, 7) }
 }
 
 fn rows(payload: impl Into<Bytes>) -> Result<Vec<ParsedRow>, ParseError> {

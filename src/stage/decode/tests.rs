@@ -28,16 +28,7 @@ fn config(threads: usize) -> Config {
 
 fn row(offset: i64, image: ImageRef) -> Row {
     let topic: Arc<str> = "requests".into();
-    let message = Message {
-        topic: topic.clone(),
-        partition: 0,
-        offset,
-        timestamp_ms: None,
-        key: None,
-        payload: None,
-        headers: Vec::new(),
-        received: Instant::now(),
-    };
+    let message = Message::empty(topic.clone(), 0, offset);
     let request = Request {
         id: None,
         image,
@@ -59,7 +50,6 @@ struct Bench {
     outputs: Outputs,
     ready: Arc<Mutex<Vec<Tracked<Ready>>>>,
     failed: Receiver<Finished>,
-    observed: Arc<AtomicUsize>,
 }
 
 impl Bench {
@@ -69,8 +59,7 @@ impl Bench {
         let (input, received) = async_channel::bounded(64);
         let (failed_in, failed) = async_channel::bounded(64);
         let ready = Arc::new(Mutex::new(Vec::new()));
-        let observed = Arc::new(AtomicUsize::new(0));
-        let (kept, counter) = (ready.clone(), observed.clone());
+        let kept = ready.clone();
         #[allow(clippy::result_large_err)] // the row comes back whole, as the contract says
         let outputs = Outputs {
             ready: Arc::new(move |row| {
@@ -78,12 +67,10 @@ impl Bench {
                 Ok(())
             }),
             failed: failed_in,
-            observe: Arc::new(move |_| {
-                counter.fetch_add(1, Ordering::Relaxed);
-            }),
+            metrics: Arc::new(Metrics::new()),
         };
         let images = Pool::new(Limit { items: 64, bytes: 1 << 20 });
-        Self { ledger, images, input: Some(input), received, outputs, ready, failed, observed }
+        Self { ledger, images, input: Some(input), received, outputs, ready, failed }
     }
 
     fn send_row(&self, row: Row, body: Bytes) {
@@ -118,7 +105,7 @@ impl Bench {
             assert!(all.insert(row.origin.offset, Err(failure)).is_none(), "a row came out twice");
         }
         assert_eq!((self.ledger.open_tickets(), self.images.used()), (0, Limit::default()));
-        assert_eq!(self.observed.load(Ordering::Relaxed), all.len());
+        assert_eq!(self.outputs.metrics.stage_so_far(Stage::Decode).0, all.len() as u64);
         all
     }
 }

@@ -10,11 +10,12 @@ use reqwest::{Client, Response, StatusCode};
 use tokio::time::{Instant, timeout};
 use url::Url;
 
+use super::FetchError;
 use super::address::{Guard, GuardedResolver};
 use super::host::Hosts;
 use super::intake::Intake;
-use super::{FetchError, Observer, ResponseClass};
 use crate::budget::Permit;
+use crate::metrics::{Metrics, ResponseClass};
 use crate::settings;
 
 /// What the decoder reads; hosts that negotiate would otherwise send their newest format.
@@ -55,7 +56,7 @@ pub struct Means<'a> {
     /// Room for the body.
     pub intake: &'a Intake,
     /// Who counts.
-    pub observer: &'a dyn Observer,
+    pub metrics: &'a Metrics,
 }
 
 impl Http {
@@ -95,7 +96,7 @@ impl Http {
             // Before the slot: a blocked address needs none.
             self.guard.check_url(&target)?;
             let _slot = means.hosts.acquire(target.host_str().unwrap_or_default()).await;
-            let response = self.answer(&target, &mut clock, means.observer).await?;
+            let response = self.answer(&target, &mut clock, means.metrics).await?;
             match redirect(&response, &target, url)? {
                 Some(next) => target = next,
                 None => return self.body(response, clock, means.intake).await,
@@ -105,16 +106,16 @@ impl Http {
     }
 
     /// The head of the answer of one hop.
-    async fn answer(&self, url: &Url, clock: &mut Clock, observer: &dyn Observer) -> Result<Response, FetchError> {
+    async fn answer(&self, url: &Url, clock: &mut Clock, metrics: &Metrics) -> Result<Response, FetchError> {
         let sent = self.client.get(url.clone()).send();
         let response = match clock.bound(clock.head(), sent).await.and_then(|sent| sent.map_err(|e| self.error(&e))) {
             Ok(response) => response,
             Err(error) => {
-                observer.response(ResponseClass::None);
+                metrics.response(ResponseClass::None);
                 return Err(error);
             }
         };
-        observer.response(ResponseClass::of(response.status()));
+        metrics.response(ResponseClass::of(response.status()));
         let peer = response.remote_addr().ok_or_else(|| FetchError::Connect("its peer is unknown".into()))?;
         self.guard.check(peer.ip())?;
         Ok(response)
@@ -285,7 +286,7 @@ mod tests {
         use tokio::io::{AsyncReadExt, AsyncWriteExt};
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let target = url(&format!("http://{}/", listener.local_addr().unwrap()));
-        let http = Http::new(&settings::Fetch::default()).unwrap();
+        let (http, metrics) = (Http::new(&settings::Fetch::default()).unwrap(), Metrics::new());
         let mut clock = Clock { limits: http.limits, left: http.limits.total };
         // Neither the URL nor a name is looked at here: the peer's address alone has to stop it.
         let host = async {
@@ -294,7 +295,7 @@ mod tests {
             stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\nx").await.unwrap();
             stream
         };
-        let (result, _stream) = tokio::join!(http.answer(&target, &mut clock, &super::super::Unwatched), host);
+        let (result, _stream) = tokio::join!(http.answer(&target, &mut clock, &metrics), host);
         assert!(matches!(result, Err(FetchError::Blocked(_))), "{result:?}");
     }
 }

@@ -27,9 +27,9 @@ use self::intake::Intake;
 use self::local::{Encoding, Files};
 use super::{Fetched, Finished, failed};
 use crate::budget::{Permit, Pool};
-use crate::disposition::{Code, Disposed, Disposition};
+use crate::disposition::{Disposed, Disposition, Stage};
 use crate::message::{ImageRef, Row, Timing, redact_url};
-use crate::metrics::ResponseClass;
+use crate::metrics::Metrics;
 use crate::retry::Backoff;
 use crate::settings;
 use crate::tracked::Tracked;
@@ -43,31 +43,6 @@ const MAX_REFERENCE_CHARS: usize = 300;
 
 /// The name under which files take their slots; no host is called so.
 const FILES: &str = "file:";
-
-/// Who watches the fetches; the default of each method does nothing.
-pub trait Observer: Send + Sync {
-    /// A host answered, or did not. Each try and each redirect counts.
-    fn response(&self, class: ResponseClass) {
-        let _ = class;
-    }
-    /// An image of `length` bytes arrived, from wherever.
-    fn bytes(&self, length: usize) {
-        let _ = length;
-    }
-    /// A try failed and another one will follow.
-    fn retry(&self, code: Code) {
-        let _ = code;
-    }
-    /// A fetch ended, well or badly, after all its tries and waits.
-    fn finished(&self, took: Duration) {
-        let _ = took;
-    }
-}
-
-/// Watches nothing.
-struct Unwatched;
-
-impl Observer for Unwatched {}
 
 /// The settings do not make a fetcher.
 #[derive(Debug, thiserror::Error)]
@@ -98,13 +73,21 @@ pub struct Fetcher {
     files: Files,
     backoff: Backoff,
     waiting: usize,
-    observer: Arc<dyn Observer>,
+    metrics: Arc<Metrics>,
 }
 
 impl Fetcher {
     /// A fetcher that takes its permits from `pool` (the image pool), none smaller than `pixel_bytes`: the bytes of an
     /// image at the model's size (side² × 3), so that decoding only shrinks them.
-    pub fn new(settings: &settings::Fetch, pool: Pool, pixel_bytes: usize) -> Result<Self, SetupError> {
+    ///
+    /// # Errors
+    /// The HTTP client cannot be built, or a folder of `fetch.file_roots` cannot be opened.
+    pub fn new(
+        settings: &settings::Fetch,
+        pool: Pool,
+        pixel_bytes: usize,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self, SetupError> {
         let http = Http::new(settings).map_err(|error| SetupError::Client { cause: error::deepest(&error) })?;
         let files = Files::new(&settings.file_roots, settings.total_timeout)
             .map_err(|(path, source)| SetupError::Root { path, source })?;
@@ -116,15 +99,8 @@ impl Fetcher {
             files,
             backoff: Backoff { attempts: settings.attempts, base: settings.backoff, max: settings.max_backoff },
             waiting: settings.concurrency.max(1).saturating_mul(WAITING_PER_SLOT),
-            observer: Arc::new(Unwatched),
+            metrics,
         })
-    }
-
-    /// The same fetcher, watched.
-    #[must_use]
-    pub fn with_observer(mut self, observer: Arc<dyn Observer>) -> Self {
-        self.observer = observer;
-        self
     }
 
     /// The encoded image and its permit of the image pool: max(length, `pixel_bytes`). Transient errors are tried again;
@@ -141,10 +117,10 @@ impl Fetcher {
                 bounded.unwrap_or_else(|_| Err(FetchError::Deadline(tries.last.take().map(Box::new))))
             }
         };
-        self.observer.finished(started.elapsed());
+        self.metrics.stage(Stage::Fetch, started.elapsed());
         match result {
             Ok((body, permit)) => {
-                self.observer.bytes(body.len());
+                self.metrics.fetched_bytes(body.len());
                 Ok((body, permit))
             }
             Err(error) => Err(FailedFetch {
@@ -176,7 +152,7 @@ impl Fetcher {
                 return Err(if spent { error } else { FetchError::Deadline(Some(Box::new(error))) });
             };
             tracing::debug!(reference = describe(reference), %error, ?wait, "a fetch failed and is tried again");
-            self.observer.retry(error.code());
+            self.metrics.retried(Stage::Fetch, error.code());
             tries.last = Some(error);
             tokio::time::sleep(wait).await;
         }
@@ -185,7 +161,7 @@ impl Fetcher {
     async fn try_once(&self, reference: &ImageRef) -> Result<(Bytes, Permit), FetchError> {
         match reference {
             ImageRef::Http(url) => {
-                let means = Means { hosts: &self.hosts, intake: &self.intake, observer: &*self.observer };
+                let means = Means { hosts: &self.hosts, intake: &self.intake, metrics: &self.metrics };
                 self.http.get(url, &means).await
             }
             ImageRef::File(path) => {

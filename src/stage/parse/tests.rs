@@ -1,7 +1,5 @@
 //! What the stage promises.
 
-use std::sync::Mutex;
-
 use bytes::Bytes;
 use serde_json::{Value, json};
 
@@ -20,7 +18,7 @@ struct Bench {
     input: Sender<Tracked<Message>>,
     rows: Receiver<Tracked<Row>>,
     finished: Receiver<Finished>,
-    observed: Arc<Mutex<Vec<(usize, usize)>>>,
+    metrics: Arc<Metrics>,
     stage: Option<tokio::task::JoinHandle<()>>,
 }
 
@@ -32,27 +30,23 @@ impl Bench {
         let ledger = Ledger::new();
         let partition = TopicPartition { topic: "requests".into(), partition: 0 };
         ledger.assign(partition.clone());
-        let observed = Arc::new(Mutex::new(Vec::new()));
-        let log = observed.clone();
-        let observe = move |parsed: Parsed| log.lock().unwrap().push((parsed.rows, parsed.failed));
-        let stage = Parse { input: messages, rows: row_sender, finished: finished_sender, max_rows: 100, observe };
+        let metrics = Arc::new(Metrics::new());
+        let stage = Parse {
+            input: messages,
+            rows: row_sender,
+            finished: finished_sender,
+            max_rows: 100,
+            metrics: metrics.clone(),
+        };
         let stage = Some(tokio::spawn(stage.run()));
         let pool = Pool::new(Limit { items: 100, bytes: 100 << 20 });
-        Self { ledger, pool, partition, input, rows, finished, observed, stage }
+        Self { ledger, pool, partition, input, rows, finished, metrics, stage }
     }
 
     async fn send(&self, offset: i64, payload: impl Into<Bytes>, headers: Headers) {
         let ticket = self.ledger.open(&self.partition, offset).unwrap();
-        let message = Message {
-            topic: self.partition.topic.clone(),
-            partition: 0,
-            offset,
-            timestamp_ms: None,
-            key: None,
-            payload: Some(payload.into()),
-            headers,
-            received: Instant::now(),
-        };
+        let empty = Message::empty(self.partition.topic.clone(), 0, offset);
+        let message = Message { payload: Some(payload.into()), headers, ..empty };
         let permit = self.pool.acquire(message.size()).await;
         self.input.send(Tracked::new(message, ticket, permit)).await.unwrap();
     }
@@ -86,7 +80,7 @@ async fn a_message_of_several_rows_closes_with_the_last_of_them_and_keeps_its_pe
     let (rows, failures) = bench.finish().await;
     let who: Vec<_> = rows.iter().map(|row| (row.value.origin.to_string(), row.value.index, row.value.only)).collect();
     assert_eq!(who, [("requests/0/5/0".into(), 0, false), ("requests/0/5/2".into(), 2, false)]);
-    assert_eq!(*bench.observed.lock().unwrap(), [(2, 1)]);
+    assert_eq!((failures.len(), bench.metrics.stage_so_far(Stage::Parse).0), (1, 1));
     for row in rows {
         row.resolve(Outcome::Published);
         assert_eq!((bench.watermark(), bench.pool.used().items), (5, 1));
@@ -131,7 +125,7 @@ async fn an_unreadable_message_fails_as_a_whole_and_an_empty_table_is_skipped() 
     let Output::FailedMessage { index: None, native: None, failure, .. } = output else { panic!("{output:?}") };
     assert_eq!(failure.code, Code::BadMessage);
     assert_eq!((bench.watermark(), failures.len()), (2, 0));
-    assert_eq!(*bench.observed.lock().unwrap(), [(0, 1), (0, 0)]);
+    assert_eq!(bench.metrics.stage_so_far(Stage::Parse).0, 2);
 }
 
 #[tokio::test]

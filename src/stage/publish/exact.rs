@@ -169,8 +169,7 @@ impl Publisher {
         }
         for flight in batch.flights {
             self.summary.published += 1;
-            let (output, took) = (&flight.finished.value, flight.sent.map_or_else(Default::default, |at| at.elapsed()));
-            self.setup.observer.delivered(output, record::code(output), took);
+            flight.count(&self.setup.metrics);
             flight.finished.resolve(Outcome::Published);
         }
     }
@@ -185,7 +184,7 @@ impl Publisher {
             return;
         }
         self.refusals += 1;
-        self.setup.observer.refused(*class);
+        self.setup.metrics.publish_refused();
         let wait = REFUSED.wait(self.refusals, None, now, None, fastrand::f64()).unwrap_or(REFUSED.max);
         self.next = now + wait.max(REFUSED.base / 2);
         let flight = refused.and_then(|index| batch.flights.get(index));

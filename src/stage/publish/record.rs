@@ -108,21 +108,16 @@ pub(super) fn advice(class: Class) -> &'static str {
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
-    use std::time::Instant;
 
     use super::*;
     use crate::message::{ImageInfo, ModelRef, SCHEMA, Timing};
 
     fn message(headers: &[&str]) -> Message {
         Message {
-            topic: "in".into(),
-            partition: 2,
-            offset: 7,
-            timestamp_ms: None,
             key: Some("key".into()),
             payload: Some("{}".into()),
             headers: headers.iter().map(|name| ((*name).to_owned(), Some("x".into()))).collect(),
-            received: Instant::now(),
+            ..Message::empty("in", 2, 7)
         }
     }
 

@@ -1,7 +1,8 @@
-//! Which options of librdkafka `kafka.options` may not set.
+//! Which options of librdkafka `kafka.options` may not set: the one list, for the configuration, which refuses them with
+//! their origin, and for the client, which takes settings from anybody.
 
-/// Options that blipstream sets itself, each with what to use instead: no fewer than the client itself refuses. A name that ends in `*` stands for all that
-/// begin so.
+/// Options that blipstream sets itself, or whose change would break a promise, each with why, or with what to use
+/// instead. A name that ends in `*` stands for all that begin so. Sorted.
 pub const OWNED_OPTIONS: &[(&str, &str)] = &[
     ("acks", DELIVERY),
     ("allow.auto.create.topics", "a misspelt topic should fail, not appear"),
@@ -58,8 +59,8 @@ const INNER: &str = "the client's logs and events go through it";
 
 const DELIVERY: &str = "the promise of delivery depends on it";
 
-/// Why this option is refused, if it is.
-pub(super) fn refusal(name: &str) -> Option<String> {
+/// Why `kafka.options` may not set this option, if it may not.
+pub fn owned_option(name: &str) -> Option<String> {
     // `topic.` reaches the same option of the topic.
     let name = name.trim();
     let bare = name.strip_prefix("topic.").unwrap_or(name);
@@ -77,12 +78,28 @@ mod tests {
 
     #[test]
     fn owned_options_are_refused_with_what_to_use_instead_and_others_pass() {
-        assert!(refusal("group.id").is_some_and(|reason| reason.contains("kafka.group_id")));
-        for name in ["sasl.password", "compression.codec", "topic.acks", "transactional.id", "max.in.flight"] {
-            assert!(refusal(name).is_some(), "{name}");
+        assert!(owned_option("group.id").is_some_and(|reason| reason.contains("kafka.group_id")));
+        for name in [
+            "auto.commit.enable",
+            "auto.commit.interval.ms",
+            "compression.codec",
+            "compression.type",
+            "max.in.flight",
+            "max.in.flight.requests.per.connection",
+            "queue.buffering.max.kbytes",
+            "queue.buffering.max.messages",
+            "queue.buffering.max.ms",
+            "sasl.mechanism",
+            "sasl.mechanisms",
+            "sasl.password",
+            "sasl.username",
+            "topic.acks",
+            "transactional.id",
+        ] {
+            assert!(owned_option(name).is_some(), "{name}");
         }
         for name in ["fetch.wait.max.ms", "socket.keepalive.enable", "client.rack", "ssl.key.password", "ackss"] {
-            assert_eq!(refusal(name), None, "{name}");
+            assert_eq!(owned_option(name), None, "{name}");
         }
     }
 

@@ -1,0 +1,73 @@
+//! From references to bytes.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use ipnet::IpNet;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// How images are fetched.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Fetch {
+    /// Fetches under way at once.
+    pub concurrency: usize,
+    /// Fetches under way at once to one host.
+    pub per_host: usize,
+    /// Time limit for the connection.
+    #[serde(with = "humantime_serde")]
+    #[schemars(with = "String")]
+    pub connect_timeout: Duration,
+    /// Time limit between two reads.
+    #[serde(with = "humantime_serde")]
+    #[schemars(with = "String")]
+    pub read_timeout: Duration,
+    /// Time limit for one try, from the connection to the last byte.
+    #[serde(with = "humantime_serde")]
+    #[schemars(with = "String")]
+    pub total_timeout: Duration,
+    /// Largest body.
+    #[schemars(with = "String")]
+    pub max_body: ByteSize,
+    /// Redirects followed.
+    pub max_redirects: usize,
+    /// Tries in all for a transient error.
+    pub attempts: u32,
+    /// Upper bound of the first wait between tries; it doubles from there (full jitter).
+    #[serde(with = "humantime_serde")]
+    #[schemars(with = "String")]
+    pub backoff: Duration,
+    /// Upper bound of any wait between tries.
+    #[serde(with = "humantime_serde")]
+    #[schemars(with = "String")]
+    pub max_backoff: Duration,
+    /// Networks that may be reached although they are not public, e.g. `["10.1.0.0/16"]`.
+    #[schemars(with = "Vec<String>")]
+    pub allow_networks: Vec<IpNet>,
+    /// Folders below which `file://` references may be read; none by default.
+    pub file_roots: Vec<PathBuf>,
+    /// The User-Agent sent to image hosts.
+    pub user_agent: String,
+}
+
+impl Default for Fetch {
+    fn default() -> Self {
+        Self {
+            concurrency: 64,
+            per_host: 16,
+            connect_timeout: Duration::from_secs(5),
+            read_timeout: Duration::from_secs(10),
+            total_timeout: Duration::from_secs(30),
+            max_body: ByteSize::mib(20),
+            max_redirects: 5,
+            attempts: 4,
+            backoff: Duration::from_millis(250),
+            max_backoff: Duration::from_secs(5),
+            allow_networks: Vec::new(),
+            file_roots: Vec::new(),
+            user_agent: concat!("blipstream/", env!("CARGO_PKG_VERSION")).into(),
+        }
+    }
+}

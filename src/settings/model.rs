@@ -1,0 +1,49 @@
+//! The captioner.
+
+use std::path::PathBuf;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Which model captions them, and on what.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Model {
+    /// A local folder in the published layout, a hub id (`org/name` or `org/name@revision`), or `demo`.
+    pub source: String,
+    /// `auto`, or a list like `["cpu"]`, `["cuda:0", "cuda:1"]`; `auto` takes the first GPU, or else the CPU.
+    pub devices: Vec<String>,
+    /// Copies of the model on each device; more than one is of use on a CPU only in tests.
+    pub replicas: usize,
+    /// `auto`, `f32`, `bf16` or `f16`.
+    pub dtype: String,
+    /// Address of the hub, when it is not the public one.
+    pub hub_endpoint: Option<String>,
+    /// File that holds the hub's token.
+    pub hub_token_file: Option<PathBuf>,
+    /// Text that captions begin with, unless a request has its own `prompt`.
+    pub prompt: Option<String>,
+    /// Most tokens generated, unless a request says otherwise.
+    pub max_new_tokens: usize,
+    /// Least tokens generated, unless a request says otherwise.
+    pub min_new_tokens: usize,
+    /// The most that a request may ask for.
+    pub max_new_tokens_limit: usize,
+}
+
+impl Default for Model {
+    fn default() -> Self {
+        Self {
+            source: "Salesforce/blip-image-captioning-base".into(),
+            devices: vec!["auto".into()],
+            replicas: 1,
+            dtype: "auto".into(),
+            hub_endpoint: None,
+            hub_token_file: None,
+            prompt: None,
+            max_new_tokens: 20,
+            min_new_tokens: 0,
+            max_new_tokens_limit: 200,
+        }
+    }
+}
