@@ -73,7 +73,7 @@ async fn a_stalled_producer_stalls_consumption_with_bounded_memory() {
     flow.settings.flow.max_messages = MESSAGES;
     flow.write((0..COUNT).map(|n| request(n, inline(n))));
     // The broker refuses what the worker writes, four times over; the waits between the tries add up to seconds.
-    flow.broker.fail(&[Fault::ProduceNotAuthorised; 4]).unwrap();
+    flow.broker.as_ref().unwrap().fail(&[Fault::ProduceNotAuthorised; 4]).unwrap();
     let worker = flow.worker(FakeOptions::default());
     let consumed = || worker.control.totals().consumed as usize;
     let in_flight = || worker.control.budget().messages.used().items;

@@ -1,4 +1,4 @@
-//! A whole flow for tests: embedded broker, settings for haste, workers in this process or as processes of their own.
+//! A whole flow for tests: embedded broker or Apache Kafka, settings for haste, workers in this process or as processes of their own.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::{Child, Command, Stdio};
@@ -16,6 +16,8 @@ use blipstream::settings::{Input, Settings};
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
+use super::kafka;
+
 /// How long anything may take before its test fails.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 /// The topics.
@@ -25,36 +27,37 @@ pub const DEAD_LETTERS: &str = "dlq";
 
 /// A broker and the settings of workers on it.
 pub struct Flow {
-    pub broker: EmbeddedBroker,
+    /// The embedded broker, unless the flow is on Apache Kafka.
+    pub broker: Option<EmbeddedBroker>,
     pub settings: Settings,
 }
 
 impl Flow {
-    /// Topics of `partitions` partitions, settings under which nothing waits for long, loopback open.
+    /// The embedded broker with topics of `partitions` partitions, settings under which nothing waits for long, loopback open.
     pub fn start(partitions: i32) -> Self {
         let topics = [REQUESTS, CAPTIONS, DEAD_LETTERS].map(|topic| (topic, partitions));
         let broker = EmbeddedBroker::start(1, &topics).unwrap();
-        let mut settings = Settings::default();
-        settings.kafka.bootstrap_servers = broker.bootstrap_servers().unwrap();
-        settings.kafka.group_id = "fleet".into();
-        settings.kafka.inputs = vec![Input { topic: REQUESTS.into(), weight: 1 }];
-        settings.kafka.captions_topic = CAPTIONS.into();
-        settings.kafka.dead_letter_topic = DEAD_LETTERS.into();
-        settings.kafka.session_timeout = Duration::from_secs(6);
-        settings.kafka.commit_interval = Duration::from_millis(50);
-        settings.kafka.linger = Duration::from_millis(1);
-        let haste =
-            [("heartbeat.interval.ms", "100"), ("fetch.wait.max.ms", "20"), ("reconnect.backoff.max.ms", "100")];
-        settings.kafka.options = haste.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
-        settings.fetch.allow_networks = vec!["127.0.0.0/8".parse().unwrap()];
-        settings.fetch.backoff = Duration::from_millis(1);
-        settings.fetch.max_backoff = Duration::from_millis(5);
-        settings.flow.drain_timeout = Duration::from_secs(30);
-        Self { broker, settings }
+        let servers = broker.bootstrap_servers().unwrap();
+        let topics = topics.map(|(topic, _)| topic.to_owned());
+        Self { broker: Some(broker), settings: settings(servers, "fleet".into(), topics) }
+    }
+
+    /// The same on the broker of [`kafka::broker`], with topics and a group that nobody else uses; `None` where the
+    /// test is to be skipped.
+    pub async fn on_kafka(partitions: i32) -> Option<Self> {
+        let servers = kafka::broker()?;
+        let topics = kafka::new_topics(servers, [REQUESTS, CAPTIONS, DEAD_LETTERS], partitions).await;
+        let group = topics[0].replace(REQUESTS, "fleet");
+        Some(Self { broker: None, settings: settings(servers.to_owned(), group, topics) })
+    }
+
+    /// The topic that requests are read from.
+    pub fn requests(&self) -> &str {
+        &self.settings.kafka.inputs[0].topic
     }
 
     pub fn write(&self, records: impl IntoIterator<Item = NewRecord>) {
-        write_records(&self.settings.kafka, REQUESTS, records, PATIENCE).unwrap();
+        write_records(&self.settings.kafka, self.requests(), records, PATIENCE).unwrap();
     }
 
     /// Every record of a topic that is there now.
@@ -70,7 +73,7 @@ impl Flow {
     }
 
     pub fn committed(&self) -> Vec<Option<i64>> {
-        group_offsets(&self.settings.kafka, REQUESTS, PATIENCE).unwrap()
+        group_offsets(&self.settings.kafka, self.requests(), PATIENCE).unwrap()
     }
 
     /// Waits until as many answers are there, duplicates included.
@@ -135,6 +138,26 @@ impl Flow {
     }
 }
 
+/// Settings under which nothing waits for long, loopback open; `topics` are those of requests, captions and dead letters.
+pub fn settings(servers: String, group: String, [requests, captions, dead_letters]: [String; 3]) -> Settings {
+    let mut settings = Settings::default();
+    settings.kafka.bootstrap_servers = servers;
+    settings.kafka.group_id = group;
+    settings.kafka.inputs = vec![Input { topic: requests, weight: 1 }];
+    settings.kafka.captions_topic = captions;
+    settings.kafka.dead_letter_topic = dead_letters;
+    settings.kafka.session_timeout = Duration::from_secs(6);
+    settings.kafka.commit_interval = Duration::from_millis(50);
+    settings.kafka.linger = Duration::from_millis(1);
+    let haste = [("heartbeat.interval.ms", "100"), ("fetch.wait.max.ms", "20"), ("reconnect.backoff.max.ms", "100")];
+    settings.kafka.options = haste.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
+    settings.fetch.allow_networks = vec!["127.0.0.0/8".parse().unwrap()];
+    settings.fetch.backoff = Duration::from_millis(1);
+    settings.fetch.max_backoff = Duration::from_millis(5);
+    settings.flow.drain_timeout = Duration::from_secs(30);
+    settings
+}
+
 /// A worker in this process.
 pub struct Worker {
     pub control: Control,
@@ -194,12 +217,12 @@ pub struct Answers {
 impl Answers {
     pub fn read(flow: &Flow) -> Self {
         let mut answers = Self { captions: BTreeMap::new(), dead_letters: BTreeMap::new() };
-        for message in flow.read(CAPTIONS) {
+        for message in flow.read(&flow.settings.kafka.captions_topic) {
             let record: Value = serde_json::from_slice(message.payload.as_ref().unwrap()).unwrap();
             let origin = message.header("blipstream-origin").unwrap().to_owned();
             answers.captions.entry(origin).or_default().push(record);
         }
-        for message in flow.read(DEAD_LETTERS) {
+        for message in flow.read(&flow.settings.kafka.dead_letter_topic) {
             let origin = message.header("blipstream-origin").unwrap().to_owned();
             answers.dead_letters.entry(origin).or_default().push(message);
         }
