@@ -5,7 +5,10 @@ ARGS ?=
 # The tool is no dependency; whoever has another version installed uses that one.
 CARGO_DENY := 0.20.2
 
-.PHONY: help setup demo test lint deny
+# Where `make kafka` keeps its node.
+KAFKA := ops/kafka/cluster target/kafka/hands-on
+
+.PHONY: help setup test-setup demo kafka test lint deny
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
@@ -16,7 +19,19 @@ setup: ## Install the system packages that the build needs
 demo: setup ## Run the main job: embedded broker, image server, worker, demo model (ARGS=--keep-running leaves it up)
 	$(CARGO) run --locked -- demo $(ARGS)
 
-test: setup ## Run every test
+test-setup: setup ## Install what the tests on Apache Kafka need, too (Java 17 and Maven)
+	@ops/system-deps.sh --tests
+
+kafka: test-setup ## Start Apache Kafka, one node with the topics of the defaults, and print its bootstrap servers
+	@servers=$$($(KAFKA) start) && \
+	KAFKA_TOPICS="$(KAFKA) tool topics" ops/kafka/create-topics.sh "$$servers" >/dev/null && \
+	printf '%s\n' "Apache Kafka answers at $$servers, with these topics:" && \
+	$(KAFKA) tool topics --list --exclude-internal | sed 's/^/  /' && \
+	printf '%s\n' "A worker on it:  blipstream worker --set kafka.bootstrap_servers=$$servers --set model.source=demo" \
+	  "Stop it:         $(KAFKA) stop     (make kafka starts it again, with what it holds)" \
+	  "Remove it:       $(KAFKA) remove"
+
+test: test-setup ## Run every test (those on Apache Kafka are skipped where Java and Maven cannot be had)
 	$(CARGO) test --locked
 
 lint: setup ## Check format and lints

@@ -3,6 +3,7 @@
 #
 #   ops/system-deps.sh             to build it
 #   ops/system-deps.sh --runtime   to run it
+#   ops/system-deps.sh --tests     what the tests on Apache Kafka need: Java 17, Maven, Python, openssl
 #   ops/system-deps.sh --check     only says what is missing to build; exit code 1 if anything is
 set -euo pipefail
 
@@ -13,16 +14,37 @@ runtime=(libssl3 zlib1g ca-certificates curl)
 
 packages=("${build[@]}")
 check=false
+# Whether to go on without what is missing and cannot be installed.
+optional=false
 case "${1:-}" in
   "") ;;
   --runtime) packages=("${runtime[@]}") ;;
   --check) check=true ;;
+  --tests)
+    # Whatever provides them will do, so programs are looked for, not packages.
+    packages=()
+    java=$({ java -version 2>&1 || true; } | sed -n 's/.*version "\([0-9]*\).*/\1/p')
+    [ "${java:-0}" -ge 17 ] || packages+=(openjdk-17-jre-headless)
+    command -v mvn >/dev/null || packages+=(maven)
+    command -v python3 >/dev/null || packages+=(python3)
+    command -v openssl >/dev/null || packages+=(openssl)
+    # Without them those tests are skipped, and say so; under CI they must run.
+    [ -n "${CI:-}" ] || optional=true
+    if [ ${#packages[@]} -eq 0 ]; then
+      echo "for the tests on Apache Kafka: all there (java $java, maven, python3, openssl)"
+      exit 0
+    fi
+    ;;
   *)
-    echo "usage: $0 [--runtime | --check]" >&2
+    echo "usage: $0 [--runtime | --tests | --check]" >&2
     exit 2
     ;;
 esac
 
+if $optional && ! command -v apt-get >/dev/null; then
+  echo "The tests on Apache Kafka need ${packages[*]}; without them they are skipped." >&2
+  exit 0
+fi
 if ! command -v dpkg-query >/dev/null || ! command -v apt-get >/dev/null; then
   # Packages have other names elsewhere; what is needed is the same.
   echo "This script knows Debian and Ubuntu only. blipstream needs a C and C++ compiler, make, pkg-config, and the" >&2
@@ -54,6 +76,10 @@ as_root=()
 if [ "$(id -u)" -ne 0 ]; then
   # Without a terminal nobody can type a password: fail with words instead of waiting.
   if ! command -v sudo >/dev/null || { [ ! -t 0 ] && ! sudo -n true 2>/dev/null; }; then
+    if $optional; then
+      echo "The tests on Apache Kafka are skipped. They need: sudo apt-get install ${missing[*]}" >&2
+      exit 0
+    fi
     echo "These packages are missing and only root can install them: ${missing[*]}" >&2
     echo "Ask an administrator, or run: sudo apt-get install ${missing[*]}" >&2
     exit 1
@@ -63,4 +89,14 @@ fi
 
 echo "installing: ${missing[*]}"
 "${as_root[@]}" apt-get update -qq
+# A release has one or two versions of Java, and any from 17 on will do.
+for number in "${!missing[@]}"; do
+  [ "${missing[number]}" = openjdk-17-jre-headless ] || continue
+  for version in 17 21 25; do
+    if apt-cache show "openjdk-$version-jre-headless" >/dev/null 2>&1; then
+      missing[number]=openjdk-$version-jre-headless
+      break
+    fi
+  done
+done
 "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}"

@@ -155,6 +155,8 @@ fn the_topics_created_are_those_of_the_defaults_and_take_the_largest_message() {
     let kafka = Settings::default().kafka;
     let mut expected: BTreeSet<&str> = kafka.inputs.iter().map(|input| input.topic.as_str()).collect();
     expected.extend([kafka.captions_topic.as_str(), kafka.dead_letter_topic.as_str()]);
+    // Each of one constant delay.
+    expected.extend(["blipstream.retry.10s", "blipstream.retry.1m", "blipstream.retry.10m"]);
     assert_eq!(created, expected);
     let limit = kafka.max_message_size.as_u64();
     assert!(script.contains(&format!("max.message.bytes={limit}")));

@@ -170,7 +170,16 @@ pub fn group_offsets(settings: &Kafka, topic: &str, timeout: Duration) -> Result
     let mut list = rdkafka::TopicPartitionList::new();
     list.add_partition_range(topic, 0, partitions as i32 - 1);
     let asking = |error| Error::from_kafka("asking for the committed offsets", &error);
-    let list = client.committed_offsets(list, timeout).map_err(asking)?;
+    let deadline = Instant::now() + timeout;
+    let list = loop {
+        // A group's coordinator is looked for, or moves: the next answer may be another one.
+        match client.committed_offsets(list.clone(), timeout) {
+            Err(error) if Class::of_error(&error) == Class::Unreachable && Instant::now() < deadline => {
+                std::thread::sleep(STEP);
+            }
+            answer => break answer.map_err(asking)?,
+        }
+    };
     let offset = |element: &rdkafka::topic_partition_list::TopicPartitionListElem<'_>| match element.offset() {
         Offset::Offset(offset) => Some(offset),
         _ => None,

@@ -151,7 +151,7 @@ impl Consumer {
             Err(KafkaError::PartitionEOF(partition)) => return Event::End(partition),
             Err(error) => error,
         };
-        let class = error.rdkafka_error_code().map_or(Class::Other, Class::of);
+        let class = Class::of_error(&error);
         if matches!(error, KafkaError::MessageConsumptionFatal(_)) || class == Class::Fatal {
             let reason = self.fatal_reason().unwrap_or_else(|| error.to_string());
             return Event::Fatal(Error::Fatal { reason });

@@ -142,6 +142,11 @@ pub enum Class {
 }
 
 impl Class {
+    /// The class of an error of librdkafka.
+    pub(crate) fn of_error(error: &KafkaError) -> Self {
+        error.rdkafka_error_code().map_or(Self::Other, Self::of)
+    }
+
     /// The class of a code of librdkafka.
     pub(crate) fn of(code: RDKafkaErrorCode) -> Self {
         use RDKafkaErrorCode as C;

@@ -77,7 +77,7 @@ impl Follower {
             }
             Some(Err(error)) => error,
         };
-        let class = error.rdkafka_error_code().map_or(Class::Other, Class::of);
+        let class = Class::of_error(&error);
         if matches!(class, Class::Authentication | Class::NotAuthorised | Class::UnknownTopic | Class::Fatal) {
             return Err(Error::from_kafka("reading records", &error));
         }

@@ -9,9 +9,9 @@ use blipstream::kafka::NewRecord;
 use bytes::Bytes;
 use serde_json::json;
 
+use crate::support::client::eventually;
 use crate::support::flow::{Flow, request};
 use crate::support::images::{Answer, ImageServer, jpeg, png};
-use crate::support::kafka::eventually;
 
 fn raw(value: impl Into<Vec<u8>>) -> NewRecord {
     NewRecord { value: Some(value.into()), ..NewRecord::default() }

@@ -11,9 +11,9 @@ use blipstream::pipeline::Limits;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_util::sync::CancellationToken;
 
+use crate::support::client::eventually;
 use crate::support::flow::{Answers, Flow, request};
 use crate::support::images::{Answer, ImageServer, png};
-use crate::support::kafka::eventually;
 
 fn inline(seed: usize) -> String {
     STANDARD.encode(png(12, 9, seed as u8))
@@ -74,7 +74,7 @@ async fn a_stalled_producer_stalls_consumption_with_bounded_memory() {
     flow.settings.flow.max_messages = MESSAGES;
     flow.write((0..COUNT).map(|n| request(n, inline(n))));
     // The broker refuses what the worker writes, four times over; the waits between the tries add up to seconds.
-    flow.broker.fail(&[Fault::ProduceNotAuthorised; 4]).unwrap();
+    flow.broker.as_ref().unwrap().fail(&[Fault::ProduceNotAuthorised; 4]).unwrap();
     let worker = flow.worker(FakeOptions::default());
     let consumed = || worker.control.totals().consumed as usize;
     let in_flight = || worker.control.budget().messages.used().items;

@@ -7,9 +7,9 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use blipstream::caption::fake::FakeOptions;
 
+use crate::support::client::eventually;
 use crate::support::flow::{Answers, Flow, request};
 use crate::support::images::{Answer, ImageServer, jpeg, png};
-use crate::support::kafka::eventually;
 
 fn inline(seed: u8) -> String {
     STANDARD.encode(png(12, 9, seed))

@@ -20,8 +20,8 @@ use blipstream::tracked::Tracked;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-pub use crate::support::kafka::{PATIENCE, eventually};
-use crate::support::kafka::{Topics, hasty, read_all};
+pub use crate::support::client::{PATIENCE, eventually};
+use crate::support::client::{hasty, read_all};
 
 pub const IN: &str = "in";
 pub const CAPTIONS: &str = "captions";
@@ -41,7 +41,7 @@ pub struct Bench {
 impl Bench {
     pub fn new(partitions: i32) -> Self {
         let broker = EmbeddedBroker::start(1, &[(IN, partitions), (CAPTIONS, 1), (DEAD, 1)]).unwrap();
-        let kafka = hasty(&broker, Topics { requests: IN, captions: CAPTIONS, dead_letters: DEAD });
+        let kafka = hasty(broker.bootstrap_servers().unwrap(), "fleet".into(), [IN, CAPTIONS, DEAD].map(str::to_owned));
         Self { broker, kafka, flow: settings::Flow::default() }
     }
 

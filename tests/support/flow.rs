@@ -1,4 +1,4 @@
-//! A whole flow for tests: embedded broker, settings for haste, workers in this process or as processes of their own.
+//! A whole flow for tests: embedded broker or Apache Kafka, settings for haste, workers in this process or as processes of their own.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::{Child, Command, Stdio};
@@ -12,11 +12,12 @@ use blipstream::message::Message;
 use blipstream::metrics::Metrics;
 use blipstream::pipeline::worker::Summary;
 use blipstream::pipeline::{Control, Loaded, Parts, worker};
-use blipstream::settings::Settings;
+use blipstream::settings::{Delivery, Settings};
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
-use super::kafka::{PATIENCE, Topics, hasty, read_all};
+use super::client::{PATIENCE, Topics, hasty, read_all};
+use super::kafka;
 
 /// The topics.
 pub const REQUESTS: &str = "requests";
@@ -25,27 +26,37 @@ pub const DEAD_LETTERS: &str = "dlq";
 
 /// A broker and the settings of workers on it.
 pub struct Flow {
-    pub broker: EmbeddedBroker,
+    /// The embedded broker, unless the flow is on Apache Kafka.
+    pub broker: Option<EmbeddedBroker>,
     pub settings: Settings,
 }
 
 impl Flow {
-    /// Topics of `partitions` partitions, settings under which nothing waits for long, loopback open.
+    /// The embedded broker with topics of `partitions` partitions, settings under which nothing waits for long, loopback open.
     pub fn start(partitions: i32) -> Self {
         let topics = [REQUESTS, CAPTIONS, DEAD_LETTERS].map(|topic| (topic, partitions));
         let broker = EmbeddedBroker::start(1, &topics).unwrap();
-        let mut settings = Settings::default();
-        let names = Topics { requests: REQUESTS, captions: CAPTIONS, dead_letters: DEAD_LETTERS };
-        settings.kafka = hasty(&broker, names);
-        settings.fetch.allow_networks = vec!["127.0.0.0/8".parse().unwrap()];
-        settings.fetch.backoff = Duration::from_millis(1);
-        settings.fetch.max_backoff = Duration::from_millis(5);
-        settings.flow.drain_timeout = Duration::from_secs(30);
-        Self { broker, settings }
+        let servers = broker.bootstrap_servers().unwrap();
+        let topics = topics.map(|(topic, _)| topic.to_owned());
+        Self { broker: Some(broker), settings: settings(servers, "fleet".into(), topics) }
+    }
+
+    /// The same on the broker of [`kafka::broker`], with topics and a group that nobody else uses; `None` where the
+    /// test is to be skipped.
+    pub async fn on_kafka(partitions: i32) -> Option<Self> {
+        let servers = kafka::broker()?;
+        let topics = kafka::new_topics(servers, [REQUESTS, CAPTIONS, DEAD_LETTERS], partitions).await;
+        let group = topics[0].replace(REQUESTS, "fleet");
+        Some(Self { broker: None, settings: settings(servers.to_owned(), group, topics) })
+    }
+
+    /// The topic that requests are read from.
+    pub fn requests(&self) -> &str {
+        &self.settings.kafka.inputs[0].topic
     }
 
     pub fn write(&self, records: impl IntoIterator<Item = NewRecord>) {
-        write_records(&self.settings.kafka, REQUESTS, records, PATIENCE).unwrap();
+        write_records(&self.settings.kafka, self.requests(), records, PATIENCE).unwrap();
     }
 
     /// Every record of a topic that is there now.
@@ -54,7 +65,7 @@ impl Flow {
     }
 
     pub fn committed(&self) -> Vec<Option<i64>> {
-        group_offsets(&self.settings.kafka, REQUESTS, PATIENCE).unwrap()
+        group_offsets(&self.settings.kafka, self.requests(), PATIENCE).unwrap()
     }
 
     /// Waits until as many answers are there, duplicates included.
@@ -95,6 +106,13 @@ impl Flow {
         Worker { control, task }
     }
 
+    /// The same flow under another promise of delivery.
+    pub fn delivering(mut self, delivery: Delivery) -> Self {
+        self.settings.kafka.delivery = delivery;
+        self.settings.kafka.transaction_interval = Duration::from_millis(100);
+        self
+    }
+
     /// `blipstream worker` with the demo model, as a process of its own.
     pub fn process(&self) -> Process {
         let toml = toml::to_string(&self.settings).unwrap();
@@ -117,6 +135,16 @@ impl Flow {
             .unwrap();
         Process { child, _config: file }
     }
+}
+
+/// Settings under which nothing waits for long, loopback open; `topics` are those of requests, captions and dead letters.
+pub fn settings(servers: String, group: String, topics: Topics) -> Settings {
+    let mut settings = Settings { kafka: hasty(servers, group, topics), ..Settings::default() };
+    settings.fetch.allow_networks = vec!["127.0.0.0/8".parse().unwrap()];
+    settings.fetch.backoff = Duration::from_millis(1);
+    settings.fetch.max_backoff = Duration::from_millis(5);
+    settings.flow.drain_timeout = Duration::from_secs(30);
+    settings
 }
 
 /// A worker in this process.
@@ -178,12 +206,12 @@ pub struct Answers {
 impl Answers {
     pub fn read(flow: &Flow) -> Self {
         let mut answers = Self { captions: BTreeMap::new(), dead_letters: BTreeMap::new() };
-        for message in flow.read(CAPTIONS) {
+        for message in flow.read(&flow.settings.kafka.captions_topic) {
             let record: Value = serde_json::from_slice(message.payload.as_ref().unwrap()).unwrap();
             let origin = message.header("blipstream-origin").unwrap().to_owned();
             answers.captions.entry(origin).or_default().push(record);
         }
-        for message in flow.read(DEAD_LETTERS) {
+        for message in flow.read(&flow.settings.kafka.dead_letter_topic) {
             let origin = message.header("blipstream-origin").unwrap().to_owned();
             answers.dead_letters.entry(origin).or_default().push(message);
         }

@@ -1,0 +1,59 @@
+//! What every test with a broker needs: settings for haste, patience, all records of a topic.
+
+use std::time::{Duration, Instant};
+
+use blipstream::kafka::{From, ReadLimits, read_records};
+use blipstream::message::Message;
+use blipstream::settings::{self, Input};
+
+/// No test waits longer than this for anything.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The topics of a test: requests, captions, dead letters.
+pub type Topics = [String; 3];
+
+/// Settings under which a member of the group waits for nothing longer than it must.
+pub fn hasty(servers: String, group: String, [requests, captions, dead_letters]: Topics) -> settings::Kafka {
+    let options = [
+        ("heartbeat.interval.ms", "100"),
+        ("fetch.wait.max.ms", "10"),
+        ("fetch.error.backoff.ms", "10"),
+        ("reconnect.backoff.ms", "10"),
+        ("reconnect.backoff.max.ms", "100"),
+        ("retry.backoff.ms", "10"),
+        ("retry.backoff.max.ms", "100"),
+    ];
+    settings::Kafka {
+        bootstrap_servers: servers,
+        group_id: group,
+        inputs: vec![Input { topic: requests, weight: 1 }],
+        captions_topic: captions,
+        dead_letter_topic: dead_letters,
+        session_timeout: Duration::from_secs(6),
+        commit_interval: Duration::from_millis(20),
+        linger: Duration::from_millis(1),
+        options: options.map(|(key, value)| (key.to_owned(), value.to_owned())).into(),
+        ..settings::Kafka::default()
+    }
+}
+
+/// Every record of a topic that is there now.
+pub fn read_all(kafka: &settings::Kafka, topic: &str) -> Vec<Message> {
+    let mut messages = Vec::new();
+    let limits = ReadLimits { from: From::Beginning, timeout: PATIENCE, stop_at_end: true };
+    read_records(kafka, topic, limits, |message| {
+        messages.push(message);
+        true
+    })
+    .unwrap();
+    messages
+}
+
+/// Waits until something holds.
+pub async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < deadline, "not in time: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
