@@ -2,20 +2,27 @@
 //!
 //! Seconds and bytes throughout; the prefix is `blipstream_`. `docs/metrics.md` explains them to operators.
 
+mod blocked;
 mod labels;
+mod registrar;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use prometheus::core::Collector;
 use prometheus::{
-    Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
-    Opts, Registry, TextEncoder,
+    CounterVec, Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
+    IntGaugeVec, Registry, TextEncoder,
 };
 
 use crate::disposition::{Code, Stage};
 
+use self::blocked::Stopwatch;
+use self::registrar::{Registrar, opts};
+
+pub use blocked::Blocked;
 pub use labels::{Flush, Phase, PoolName, ResponseClass, State};
+pub use registrar::Family;
 
 /// Latencies from half a millisecond to a minute: a decode is at the lower end, a caption on a small CPU at the upper.
 const SECONDS: &[f64] =
@@ -23,16 +30,8 @@ const SECONDS: &[f64] =
 /// Batches are powers of two at best; the buckets show which were reached.
 const BATCH: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0];
 
-/// What a metric is, for the documentation and its test.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Family {
-    /// Full name.
-    pub name: String,
-    /// Label names.
-    pub labels: Vec<String>,
-    /// Help text.
-    pub help: String,
-}
+/// Stages that can be blocked. `consume` never waits: it pauses, and says why in `backpressure_active`.
+const BLOCKING: [Stage; 5] = [Stage::Parse, Stage::Fetch, Stage::Decode, Stage::Infer, Stage::Publish];
 
 /// All metrics, registered. Every process has one.
 #[derive(Debug)]
@@ -57,7 +56,9 @@ pub struct Metrics {
     batch_flush: IntCounterVec,
     queue_items: IntGaugeVec,
     queue_bytes: IntGaugeVec,
-    stage_blocked: prometheus::CounterVec,
+    stage_blocked: CounterVec,
+    /// What `stage_blocked` is read from, a stage each.
+    stopwatches: [Stopwatch; Stage::ALL.len()],
     in_flight_bytes: IntGaugeVec,
     in_flight_bytes_limit: IntGaugeVec,
     device_busy: GaugeVec,
@@ -74,55 +75,6 @@ pub struct Metrics {
     build_info: Gauge,
 }
 
-/// Registers families and remembers what they are.
-struct Registrar {
-    registry: Registry,
-    families: Vec<Family>,
-}
-
-impl Registrar {
-    fn add<C: Collector + Clone + 'static>(&mut self, metric: prometheus::Result<C>) -> C {
-        // The names are constants of this file: a test registers them all.
-        let metric = metric.expect("a metric of this file is malformed");
-        for desc in metric.desc() {
-            let labels =
-                desc.variable_labels.iter().cloned().chain(desc.const_label_pairs.iter().map(|p| p.name().to_owned()));
-            self.families.push(Family {
-                name: desc.fq_name.clone(),
-                labels: labels.collect(),
-                help: desc.help.clone(),
-            });
-        }
-        self.registry.register(Box::new(metric.clone())).expect("a metric of this file is registered twice");
-        metric
-    }
-
-    fn counter(&mut self, name: &str, help: &str) -> IntCounter {
-        self.add(IntCounter::with_opts(opts(name, help)))
-    }
-
-    fn counters(&mut self, name: &str, labels: &[&str], help: &str) -> IntCounterVec {
-        self.add(IntCounterVec::new(opts(name, help), labels))
-    }
-
-    fn gauge(&mut self, name: &str, help: &str) -> IntGauge {
-        self.add(IntGauge::with_opts(opts(name, help)))
-    }
-
-    fn gauges(&mut self, name: &str, labels: &[&str], help: &str) -> IntGaugeVec {
-        self.add(IntGaugeVec::new(opts(name, help), labels))
-    }
-
-    fn histograms(&mut self, name: &str, labels: &[&str], buckets: &[f64], help: &str) -> HistogramVec {
-        let opts = HistogramOpts::from(opts(name, help)).buckets(buckets.to_vec());
-        self.add(HistogramVec::new(opts, labels))
-    }
-}
-
-fn opts(name: &str, help: &str) -> Opts {
-    Opts::new(name, help).namespace("blipstream")
-}
-
 impl Default for Metrics {
     fn default() -> Self {
         Self::new()
@@ -133,7 +85,7 @@ impl Metrics {
     /// Registers everything. Series of closed label sets start at 0, so that a rate over them is right from the
     /// first event on.
     pub fn new() -> Self {
-        let mut r = Registrar { registry: Registry::new(), families: Vec::new() };
+        let mut r = Registrar::default();
         let metrics = Self {
             messages_consumed: r.counters("messages_consumed_total", &["topic"], "Messages consumed."),
             messages_skipped: r.counter("messages_skipped_total", "Messages without a value, skipped."),
@@ -187,10 +139,14 @@ impl Metrics {
             batch_flush: r.counters("batch_flush_total", &["reason"], "Batches started, by why at that size."),
             queue_items: r.gauges("queue_items", &["stage"], "Rows that wait for a stage."),
             queue_bytes: r.gauges("queue_bytes", &["stage"], "Bytes that wait for a stage."),
-            stage_blocked: r.add(prometheus::CounterVec::new(
-                opts("stage_blocked_seconds_total", "Time a stage waited for room in the next queue."),
+            stage_blocked: r.add(CounterVec::new(
+                opts(
+                    "stage_blocked_seconds_total",
+                    "Time a stage waited for room: in the queue behind it, in a pool, or at the brokers.",
+                ),
                 &["stage"],
             )),
+            stopwatches: Default::default(),
             in_flight_bytes: r.gauges("in_flight_bytes", &["pool"], "Bytes of a pool in use."),
             in_flight_bytes_limit: r.gauges("in_flight_bytes_limit", &["pool"], "Bytes of a pool."),
             device_busy: r.add(GaugeVec::new(
@@ -244,6 +200,11 @@ impl Metrics {
     /// The text exposition format.
     pub fn render(&self) -> String {
         self.memory.set(resident_bytes().unwrap_or(0) as i64);
+        for stage in BLOCKING {
+            let blocked = self.stage_blocked.with_label_values(&[stage.as_str()]);
+            // Two renderings at a time may add the same seconds twice; the next ones then wait for the stopwatch.
+            blocked.inc_by((self.blocked_so_far(stage).as_secs_f64() - blocked.get()).max(0.0));
+        }
         let mut text = Vec::new();
         // Writing into memory, and every family has a name and a help: it cannot fail.
         let _ = TextEncoder::new().encode(&self.registry.gather(), &mut text);
@@ -331,9 +292,14 @@ impl Metrics {
         self.stage_duration.with_label_values(&[stage.as_str()]).observe(duration.as_secs_f64());
     }
 
-    /// A stage waited this long for room in the next queue.
-    pub fn blocked(&self, stage: Stage, duration: Duration) {
-        self.stage_blocked.with_label_values(&[stage.as_str()]).inc_by(duration.as_secs_f64());
+    /// A stage waits for room, until this is dropped. Time in which several of its workers wait counts once.
+    pub fn blocked(&self, stage: Stage) -> Blocked<'_> {
+        self.stopwatches[stage as usize].start()
+    }
+
+    /// How long a stage was blocked in all.
+    pub fn blocked_so_far(&self, stage: Stage) -> Duration {
+        self.stopwatches[stage as usize].total()
     }
 
     /// A caption was acknowledged this many milliseconds after its request's timestamp; negative where clocks differ.
@@ -355,10 +321,24 @@ impl Metrics {
         self.batch_flush.with_label_values(&[reason.as_str()]).inc();
     }
 
-    /// Rows and bytes that wait for a stage.
-    pub fn queue(&self, stage: Stage, items: usize, bytes: usize) {
+    /// Rows that wait for a stage.
+    pub fn queue(&self, stage: Stage, items: usize) {
         self.queue_items.with_label_values(&[stage.as_str()]).set(items as i64);
+    }
+
+    /// Bytes that wait for a stage.
+    pub fn queue_bytes(&self, stage: Stage, bytes: usize) {
         self.queue_bytes.with_label_values(&[stage.as_str()]).set(bytes as i64);
+    }
+
+    /// Bytes that wait for a stage from now on; to be followed by [`Metrics::bytes_taken`].
+    pub fn bytes_queued(&self, stage: Stage, bytes: usize) {
+        self.queue_bytes.with_label_values(&[stage.as_str()]).add(bytes as i64);
+    }
+
+    /// Bytes that a stage has waited for and takes.
+    pub fn bytes_taken(&self, stage: Stage, bytes: usize) {
+        self.queue_bytes.with_label_values(&[stage.as_str()]).sub(bytes as i64);
     }
 
     /// Use and limit of a pool, in bytes.

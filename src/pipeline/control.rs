@@ -280,8 +280,11 @@ impl Control {
         if let Some(wiring) = self.0.wiring.get() {
             for (stage, len) in &wiring.queues {
                 let items = len();
-                let bytes = if *stage == Stage::Batch { items * wiring.model.image_size.pow(2) * 3 } else { 0 };
-                metrics.queue(*stage, items, bytes);
+                metrics.queue(*stage, items);
+                // The bodies before `decode` are counted as they come and go.
+                if *stage == Stage::Batch {
+                    metrics.queue_bytes(*stage, items * wiring.model.image_size.pow(2) * 3);
+                }
             }
             self.busy_ratios(wiring);
         }

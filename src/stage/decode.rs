@@ -15,7 +15,7 @@ use jiff::Timestamp;
 use sha2::{Digest, Sha256};
 use url::Url;
 
-use super::{Fetched, Finished, Ready, failed};
+use super::{Fetched, Finished, Ready, failed, send_blocking};
 use crate::caption::Pixels;
 use crate::caption::preprocess::{self, Limits, Preprocessor, Resizer};
 use crate::disposition::{Code, Disposed, Disposition, Failure, Stage};
@@ -96,7 +96,7 @@ pub struct Outputs {
     pub ready: Arc<PushReady>,
     /// Rows that failed.
     pub failed: Sender<Finished>,
-    /// Counts how long each image took, good or bad.
+    /// Counts how long each image took, good or bad, and how long the next stages were waited for.
     pub metrics: Arc<Metrics>,
 }
 
@@ -153,6 +153,7 @@ where
 {
     let mut decoder = new_decoder(config);
     while let Ok(fetched) = input.recv_blocking() {
+        outputs.metrics.bytes_taken(Stage::Decode, fetched.value.body.len());
         let started = Instant::now();
         let result = check_deadline(&fetched.value.row.request, Timestamp::now())
             .and_then(|()| guarded(|| decoder(&fetched.value.body)));
@@ -196,6 +197,7 @@ fn pass_on(
     });
     ready.shrink_image(bytes);
     outputs.metrics.stage(Stage::Decode, started.elapsed());
+    let _blocked = outputs.metrics.blocked(Stage::Decode);
     (outputs.ready)(ready).map_err(|row| {
         let origin = &row.value.row.origin;
         tracing::error!(%origin, "the queue for devices is closed; this image is left for the next worker");
@@ -212,7 +214,8 @@ fn reject(fetched: Tracked<Fetched>, error: &DecodeError, started: Instant, outp
     row.release_image();
     row.value.timing.decode = Timing::ms(started.elapsed());
     outputs.metrics.stage(Stage::Decode, started.elapsed());
-    outputs.failed.send_blocking(failed(row, Failure::new(Stage::Decode, error))).map_err(|_| {
+    let failed = failed(row, Failure::new(Stage::Decode, error));
+    send_blocking(&outputs.failed, failed, Stage::Decode, &outputs.metrics).map_err(|_| {
         tracing::error!(%origin, "the publisher is gone; this image is left for the next worker");
         Closed
     })

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use async_channel::Sender;
 use jiff::Timestamp;
 
-use super::{Finished, Output, Ready, failed};
+use super::{Finished, Output, Ready, failed, send_blocking};
 use crate::caption::{self, Caption, Engine, EngineError, ErrorKind, Finish, Params, Phases, Pixels};
 use crate::disposition::{Code, Disposed, Disposition, Failure, Stage};
 use crate::message::{CaptionRecord, ModelRef, SCHEMA, Timing};
@@ -351,15 +351,14 @@ impl Runner {
     }
 
     fn send(&self, finished: Finished) {
-        let begun = Instant::now();
+        let Shared { finished: to, metrics, .. } = &*self.shared;
         // Waiting for the publisher is not work.
         self.stats.end();
-        if let Err(closed) = self.shared.finished.send_blocking(finished) {
+        if let Err(closed) = send_blocking(to, finished, Stage::Infer, metrics) {
             // The publisher is gone, which happens only after the drain deadline: the next worker reads it again.
             closed.into_inner().abandon();
         }
         self.stats.begin();
-        self.shared.metrics.blocked(Stage::Infer, begun.elapsed());
     }
 }
 

@@ -14,11 +14,13 @@ pub mod publish;
 
 use std::sync::Arc;
 
+use async_channel::{SendError, Sender, TrySendError};
 use bytes::Bytes;
 
 use crate::caption::Pixels;
-use crate::disposition::Failure;
+use crate::disposition::{Failure, Stage};
 use crate::message::{CaptionRecord, ImageInfo, Message, Row};
+use crate::metrics::Metrics;
 use crate::tracked::Tracked;
 
 /// A row whose image was fetched.
@@ -70,6 +72,30 @@ pub enum Output {
 
 /// What the publisher receives.
 pub type Finished = Tracked<Output>;
+
+/// Sends to the next stage; while its queue is full, `stage` counts as blocked.
+async fn send<T>(to: &Sender<T>, value: T, stage: Stage, metrics: &Metrics) -> Result<(), SendError<T>> {
+    match to.try_send(value) {
+        Ok(()) => Ok(()),
+        Err(TrySendError::Closed(value)) => Err(SendError(value)),
+        Err(TrySendError::Full(value)) => {
+            let _blocked = metrics.blocked(stage);
+            to.send(value).await
+        }
+    }
+}
+
+/// The same for a stage on threads of its own.
+fn send_blocking<T>(to: &Sender<T>, value: T, stage: Stage, metrics: &Metrics) -> Result<(), SendError<T>> {
+    match to.try_send(value) {
+        Ok(()) => Ok(()),
+        Err(TrySendError::Closed(value)) => Err(SendError(value)),
+        Err(TrySendError::Full(value)) => {
+            let _blocked = metrics.blocked(stage);
+            to.send_blocking(value)
+        }
+    }
+}
 
 /// A failed row, on its way to the dead letters.
 pub fn failed(row: Tracked<Row>, failure: Failure) -> Finished {

@@ -7,7 +7,7 @@ use std::time::Instant;
 use async_channel::{Receiver, Sender};
 use jiff::Timestamp;
 
-use super::{Finished, Output};
+use super::{Finished, Output, send};
 use crate::disposition::{Code, Failure, Stage};
 use crate::message::{Message, ParseError, ParsedRow, Request, Row, Timing, parse};
 use crate::metrics::Metrics;
@@ -30,7 +30,7 @@ pub struct Parse {
     pub finished: Sender<Finished>,
     /// Most rows of one message.
     pub max_rows: usize,
-    /// Counts how long each message took, without the time spent waiting for the next stage.
+    /// Counts how long each message took, and apart from that how long the next stages were waited for.
     pub metrics: Arc<Metrics>,
 }
 
@@ -72,14 +72,18 @@ impl Parse {
         for part in parts {
             let (value, tag) = part.part();
             let sent = match value {
-                Parted::Row(row) => self.rows.send(Tracked::join(row, tag)).await.is_ok(),
-                Parted::Failed(output) => self.finished.send(Tracked::join(output, tag)).await.is_ok(),
+                Parted::Row(row) => self.send(&self.rows, Tracked::join(row, tag)).await,
+                Parted::Failed(output) => self.send(&self.finished, Tracked::join(output, tag)).await,
             };
             if !sent {
                 return false;
             }
         }
         true
+    }
+
+    async fn send<T>(&self, to: &Sender<T>, value: T) -> bool {
+        send(to, value, Stage::Parse, &self.metrics).await.is_ok()
     }
 }
 

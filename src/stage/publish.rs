@@ -47,7 +47,7 @@ pub struct Setup {
     pub give_up: CancellationToken,
     /// Cancelled by the stage when the producer has failed for good, so that the worker stops.
     pub failed: CancellationToken,
-    /// Counts what the broker has, and what it refuses.
+    /// Counts what the broker has, what it refuses, and how long that blocks the stage.
     pub metrics: Arc<Metrics>,
     /// What exactly-once delivery needs; at-least-once without.
     pub exactly_once: Option<ExactlyOnce>,
@@ -173,6 +173,7 @@ struct Publisher {
 impl Publisher {
     async fn run(mut self) -> Result<Summary, Error> {
         let (give_up, input, shared) = (self.setup.give_up.clone(), self.setup.input.clone(), self.shared.clone());
+        let metrics = shared.metrics.clone();
         let mut open = true;
         loop {
             // Read before the returned ones are collected: the last of them is returned before it stops being counted.
@@ -186,11 +187,16 @@ impl Publisher {
                 return Ok(self.end().await);
             }
             let take = open && self.waiting.is_empty() && !self.alone;
+            // The producer is full, or the brokers refuse a record.
+            let blocked = (!self.waiting.is_empty() || self.alone).then(|| metrics.blocked(Stage::Publish));
             let stalled = self.stall.until.filter(|_| !self.waiting.is_empty());
             // Biased: the deadline first. Then the input: what came back is looked at in every turn anyway.
             tokio::select! {
                 biased;
-                () = give_up.cancelled() => return Ok(self.give_up().await),
+                () = give_up.cancelled() => {
+                    drop(blocked);
+                    return Ok(self.give_up().await);
+                }
                 taken = input.recv(), if take => match taken {
                     Ok(finished) => self.waiting.push_back(Box::new(Flight::new(finished))),
                     Err(_) => open = false,

@@ -1,15 +1,17 @@
 //! Time, concurrency and room: every wait ends and nothing takes more than its share.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use blipstream::budget::{Limit, Pool};
-use blipstream::disposition::{Code, Disposed, Disposition};
+use blipstream::disposition::{Code, Disposed, Disposition, Stage};
 use blipstream::message::ImageRef;
+use blipstream::metrics::Metrics;
 use bytes::Bytes;
 use futures::future::join_all;
 
 use super::support::images::{Answer, ImageServer, png};
-use super::{failure_of, fetcher, pool, settings};
+use super::{counted, failure_of, fetcher, pool, settings};
 
 #[tokio::test]
 async fn every_wait_for_a_host_has_an_end() {
@@ -129,7 +131,8 @@ async fn bodies_wait_for_room_and_never_take_more_than_the_pool() {
         .with("/short", Answer::Lying { declared: 100_000, body: vec![3; 50_000] });
     // Room for two bodies of unknown length.
     let pool = Pool::new(Limit { items: 8, bytes: 600 * 1024 });
-    let fetcher = fetcher(&settings(), &pool);
+    let metrics = Arc::new(Metrics::new());
+    let fetcher = counted(&settings(), &pool, &metrics);
     let paths = ["/chunked", "/sized", "/short"];
     let images: Vec<_> = (0..60).map(|n| ImageRef::Http(server.url(paths[n % 3]))).collect();
     let mut fetched = 0;
@@ -143,9 +146,10 @@ async fn bodies_wait_for_room_and_never_take_more_than_the_pool() {
 
     // A body that is over the whole pool goes alone, and a spent pool is waited for.
     let all = pool.acquire(600 * 1024).await;
-    let sized = &images[1];
+    let (sized, blocked) = (&images[1], metrics.blocked_so_far(Stage::Fetch));
     let mut waiting = Box::pin(fetcher.fetch(sized, None));
     assert!(tokio::time::timeout(Duration::from_millis(50), &mut waiting).await.is_err(), "there was no room");
+    assert!(metrics.blocked_so_far(Stage::Fetch) > blocked, "the wait counts while it lasts");
     drop(all);
     assert_eq!(waiting.await.unwrap().1.bytes(), 100_000);
 }

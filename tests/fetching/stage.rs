@@ -8,6 +8,7 @@ use async_channel::{Receiver, Sender};
 use blipstream::budget::{Limit, Pool};
 use blipstream::disposition::{Code, Stage};
 use blipstream::message::{ImageRef, Message, Origin, Request, RequestParams, Row, Timing};
+use blipstream::metrics::Metrics;
 use blipstream::offsets::{Ledger, Outcome, TopicPartition};
 use blipstream::settings;
 use blipstream::stage::fetch::{self, Fetcher};
@@ -17,6 +18,7 @@ use tokio::task::JoinHandle;
 
 use super::PIXEL_BYTES;
 use super::support::images::{Answer, ImageServer, png};
+use super::support::kafka::eventually;
 
 /// The stage with its channels, and the books that its rows are entered in.
 struct Rig {
@@ -27,6 +29,7 @@ struct Rig {
     rows: Sender<Tracked<Row>>,
     fetched: Receiver<Tracked<Fetched>>,
     finished: Receiver<Finished>,
+    metrics: Arc<Metrics>,
     stage: JoinHandle<()>,
 }
 
@@ -43,14 +46,15 @@ impl Rig {
         };
         let pool = || Pool::new(Limit { items: 1000, bytes: 64 << 20 });
         let (messages, images, ledger) = (pool(), pool(), Ledger::new());
+        let metrics = Arc::new(Metrics::new());
         let partition = TopicPartition { topic: "requests".into(), partition: 0 };
         ledger.assign(partition.clone());
-        let fetcher = Arc::new(Fetcher::new(&settings, images.clone(), PIXEL_BYTES, Arc::default()).unwrap());
+        let fetcher = Arc::new(Fetcher::new(&settings, images.clone(), PIXEL_BYTES, metrics.clone()).unwrap());
         let (rows, input) = async_channel::bounded(10);
         let (to_decode, fetched) = async_channel::bounded(queue);
         let (to_publish, finished) = async_channel::bounded(queue);
         let stage = tokio::spawn(fetch::run(fetcher, input, to_decode, to_publish));
-        Self { ledger, partition, messages, images, rows, fetched, finished, stage }
+        Self { ledger, partition, messages, images, rows, fetched, finished, metrics, stage }
     }
 
     /// A row that asks for an image.
@@ -90,7 +94,7 @@ async fn every_row_ends_as_a_body_or_a_failure_and_the_stage_ends_with_its_input
     ] {
         rig.rows.send(rig.row(offset, ImageRef::Http(server.url(path)), deadline)).await.unwrap();
     }
-    let Rig { ledger, partition, messages, images, rows, fetched, finished, stage } = rig;
+    let Rig { ledger, partition, messages, images, rows, fetched, finished, stage, .. } = rig;
     drop(rows);
     stage.await.unwrap();
 
@@ -167,6 +171,11 @@ async fn a_full_queue_behind_the_stage_holds_it_back_and_loses_nothing() {
     };
     tokio::time::timeout(Duration::from_secs(20), filled).await.expect("the stage never filled up");
     assert!(rig.images.used().items <= most + 1, "{:?}", rig.images.used());
+    let waiting = format!("blipstream_queue_bytes{{stage=\"decode\"}} {}", 3 * (most + 1));
+    eventually("all bodies are counted", || rig.metrics.render().lines().any(|line| line == waiting)).await;
+    let blocked = rig.metrics.blocked_so_far(Stage::Fetch);
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    assert!(rig.metrics.blocked_so_far(Stage::Fetch) >= blocked + Duration::from_millis(20));
     for _ in 0..300 {
         fetched.recv().await.unwrap().resolve(Outcome::Published);
         assert!(rig.images.used().items <= most + 1, "{:?}", rig.images.used());

@@ -1,12 +1,13 @@
 //! Captions and dead letters, and brokers that refuse them.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use crate::bench::{
     Bench, CAPTIONS, DEAD, IN, Member, PATIENCE, Publishing, caption, eventually, failure, numbered, quiet,
 };
 use blipstream::budget::Limit;
-use blipstream::disposition::Code;
+use blipstream::disposition::{Code, Stage};
 use blipstream::kafka::{Fault, NewRecord};
 use blipstream::message::Message;
 use blipstream::metrics::Metrics;
@@ -240,6 +241,8 @@ async fn a_refusal_that_a_person_must_remove_stalls_and_drops_nothing() {
     let metrics = publishing.metrics.clone();
     assert_eq!(publishing.end().await.published, 3);
     assert!(!metrics.render().contains("blipstream_publish_refusals_total 0"));
+    let blocked = metrics.blocked_so_far(Stage::Publish);
+    assert!(blocked >= Duration::from_millis(250), "the stage waits for half a base of the back-off: {blocked:?}");
     assert_eq!((metrics.captions_so_far(), metrics.dead_letters_so_far()), (3, 0));
     assert_eq!(bench.read(CAPTIONS).len(), 3);
     member.close().await.unwrap();

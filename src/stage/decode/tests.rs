@@ -3,6 +3,7 @@ use std::io::Cursor;
 use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -216,6 +217,32 @@ fn threads_end_when_the_queue_for_devices_is_closed() {
     let mut lost: Vec<_> = std::iter::from_fn(|| bench.ledger.take_lost()).map(|lost| lost.offset).collect();
     lost.sort_unstable();
     assert_eq!(lost, [0, 1]);
+}
+
+#[test]
+fn waiting_for_room_in_a_queue_counts_as_blocked() {
+    let mut bench = Bench::new();
+    let (failed_in, failed) = async_channel::bounded(1);
+    bench.failed = failed;
+    let outputs = Outputs { failed: failed_in, ..bench.outputs.clone() };
+    let threads = spawn(&config(1), &bench.received, &outputs);
+    let metrics = bench.outputs.metrics.clone();
+    bench.send(0, "no image");
+    while bench.failed.is_empty() {
+        thread::yield_now();
+    }
+    assert_eq!(metrics.blocked_so_far(Stage::Decode), Duration::ZERO);
+    bench.send(1, "no image");
+    while metrics.blocked_so_far(Stage::Decode).is_zero() {
+        thread::yield_now();
+    }
+    bench.failed.recv_blocking().unwrap().resolve(Outcome::Published);
+    bench.input = None;
+    for thread in threads.unwrap() {
+        thread.join().unwrap();
+    }
+    bench.failed.recv_blocking().unwrap().resolve(Outcome::Published);
+    assert_eq!(bench.ledger.open_tickets(), 0);
 }
 
 #[test]

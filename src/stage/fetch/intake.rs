@@ -1,9 +1,13 @@
 //! Room for bodies: a permit before the bytes, and a buffer that never outgrows its limit.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 
 use super::FetchError;
 use crate::budget::{Permit, Pool};
+use crate::disposition::Stage;
+use crate::metrics::Metrics;
 
 /// First size of a buffer whose final length is unknown.
 const FIRST_CAPACITY: usize = 64 * 1024;
@@ -17,12 +21,19 @@ pub struct Intake {
     pub pixel_bytes: usize,
     /// Longest body, in bytes.
     pub max_body: usize,
+    /// Counts how long the pool was waited for.
+    pub metrics: Arc<Metrics>,
 }
 
 impl Intake {
     /// Waits for room for a body of `length` bytes, or of any length that is allowed.
     pub async fn reserve(&self, length: Option<usize>) -> Permit {
-        self.pool.acquire(length.unwrap_or(self.max_body).max(self.pixel_bytes)).await
+        let bytes = length.unwrap_or(self.max_body).max(self.pixel_bytes);
+        if let Some(permit) = self.pool.try_acquire(bytes) {
+            return permit;
+        }
+        let _blocked = self.metrics.blocked(Stage::Fetch);
+        self.pool.acquire(bytes).await
     }
 
     /// An empty buffer; `expected` is the length that was announced.
@@ -73,7 +84,8 @@ mod tests {
     use proptest::prelude::*;
 
     fn intake(pixel_bytes: usize, max_body: usize) -> Intake {
-        Intake { pool: Pool::new(Limit { items: 4, bytes: 1 << 20 }), pixel_bytes, max_body }
+        let pool = Pool::new(Limit { items: 4, bytes: 1 << 20 });
+        Intake { pool, pixel_bytes, max_body, metrics: Arc::default() }
     }
 
     #[tokio::test]

@@ -256,7 +256,8 @@ mod tests {
     use proptest::prelude::*;
 
     fn intake() -> Intake {
-        Intake { pool: Pool::new(Limit { items: 4, bytes: 1 << 20 }), pixel_bytes: 0, max_body: 1 << 16 }
+        let pool = Pool::new(Limit { items: 4, bytes: 1 << 20 });
+        Intake { pool, pixel_bytes: 0, max_body: 1 << 16, metrics: Arc::default() }
     }
 
     fn base64(text: &[u8]) -> Result<Vec<u8>, FetchError> {

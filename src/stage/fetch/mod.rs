@@ -25,7 +25,7 @@ use self::host::Hosts;
 use self::http::{Http, Means};
 use self::intake::Intake;
 use self::local::{Encoding, Files};
-use super::{Fetched, Finished, failed};
+use super::{Fetched, Finished, failed, send};
 use crate::budget::{Permit, Pool};
 use crate::disposition::{Disposed, Disposition, Stage};
 use crate::message::{ImageRef, Row, Timing, redact_url};
@@ -95,7 +95,7 @@ impl Fetcher {
         Ok(Self {
             http,
             hosts: Hosts::new(settings.concurrency, settings.per_host),
-            intake: Intake { pool, pixel_bytes, max_body },
+            intake: Intake { pool, pixel_bytes, max_body, metrics: metrics.clone() },
             files,
             backoff: Backoff { attempts: settings.attempts, base: settings.backoff, max: settings.max_backoff },
             waiting: settings.concurrency.max(1).saturating_mul(WAITING_PER_SLOT),
@@ -252,9 +252,11 @@ async fn fetch_row(
     let delivered = match result {
         Ok((body, permit)) => {
             let row = row.map(|row| Fetched { row, body }).with_image(permit);
-            fetched.send(row).await.is_ok()
+            // Before it is in the queue, so that it is never taken before it is counted.
+            fetcher.metrics.bytes_queued(Stage::Decode, row.value.body.len());
+            send(&fetched, row, Stage::Fetch, &fetcher.metrics).await.is_ok()
         }
-        Err(error) => finished.send(failed(row, error.failure())).await.is_ok(),
+        Err(error) => send(&finished, failed(row, error.failure()), Stage::Fetch, &fetcher.metrics).await.is_ok(),
     };
     // The row is dropped with its ticket, and the ledger reports it.
     if !delivered {

@@ -1,5 +1,7 @@
 //! What the stage promises.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use serde_json::{Value, json};
 
@@ -178,4 +180,27 @@ async fn ends_when_nobody_takes_the_rows_and_the_ledger_names_the_message() {
     bench.send(3, ADDRESS, Vec::new()).await;
     bench.stage.take().unwrap().await.unwrap();
     assert_eq!(bench.ledger.take_lost().map(|lost| lost.offset), Some(3));
+}
+
+#[tokio::test]
+async fn waiting_for_room_in_the_next_queue_counts_as_blocked() {
+    let mut bench = Bench::new();
+    bench.send(0, table(&[ADDRESS; 16]), Vec::new()).await;
+    while bench.rows.len() < 16 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(bench.metrics.blocked_so_far(Stage::Parse), Duration::ZERO);
+    bench.send(1, ADDRESS, Vec::new()).await;
+    while bench.metrics.blocked_so_far(Stage::Parse).is_zero() {
+        tokio::task::yield_now().await;
+    }
+    let first = bench.rows.recv().await.unwrap();
+    let (rest, _) = bench.finish().await;
+    let blocked = bench.metrics.blocked_so_far(Stage::Parse);
+    let line = format!("blipstream_stage_blocked_seconds_total{{stage=\"parse\"}} {}", blocked.as_secs_f64());
+    assert!(bench.metrics.render().lines().any(|rendered| rendered == line), "{line}");
+    for row in rest.into_iter().chain([first]) {
+        row.resolve(Outcome::Published);
+    }
+    assert_eq!(bench.watermark(), 2);
 }
