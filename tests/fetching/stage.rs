@@ -17,8 +17,8 @@ use blipstream::tracked::Tracked;
 use tokio::task::JoinHandle;
 
 use super::PIXEL_BYTES;
+use super::support::client::eventually;
 use super::support::images::{Answer, ImageServer, png};
-use super::support::kafka::eventually;
 
 /// The stage with its channels, and the books that its rows are entered in.
 struct Rig {

@@ -11,6 +11,7 @@ use tokio::task::JoinHandle;
 
 use super::transactor::{Batch, Ended, Transactor, Trouble};
 use super::{ExactlyOnce, Flight, REFUSED, Setup, Summary, record};
+use crate::disposition::Stage;
 use crate::kafka::{Class, Error};
 use crate::offsets::{Ledger, Outcome, Prefix, TopicPartition};
 
@@ -52,6 +53,7 @@ impl Publisher {
 
     pub(super) async fn run(mut self) -> Result<Summary, Error> {
         let (give_up, input) = (self.setup.give_up.clone(), self.setup.input.clone());
+        let metrics = self.setup.metrics.clone();
         let mut open = true;
         let mut running = self.start(Transactor::prepare);
         loop {
@@ -68,15 +70,18 @@ impl Publisher {
                     self.next = now + self.setup.kafka.transaction_interval;
                 }
             }
+            let blocked = (self.refusals > 0).then(|| metrics.blocked(Stage::Publish));
             // Biased: the deadline first, then the end of a transaction, which makes room.
             tokio::select! {
                 biased;
                 () = give_up.cancelled() => {
+                    drop(blocked);
                     self.finish(running).await;
                     return Ok(self.give_up().await);
                 }
                 ended = joined(&mut running), if running.is_some() => {
                     running = None;
+                    drop(blocked);
                     if let Err(error) = self.settle(ended) {
                         tracing::error!(%error, "what is not published is read again by the next worker");
                         self.setup.failed.cancel();
