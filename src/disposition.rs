@@ -144,12 +144,15 @@ pub struct Failure {
     pub attempts: u32,
     /// When it failed first.
     pub first_failed_at: Timestamp,
+    /// Whether it may go better later, so that the row is worth a retry topic.
+    pub transient: bool,
 }
 
 impl Failure {
     /// The failure that `error` means for its row, after one try.
     pub fn new(stage: Stage, error: &impl Disposed) -> Self {
-        Self::with_message(stage, error.code(), error.to_string())
+        let transient = matches!(error.disposition(), Disposition::Transient { .. });
+        Self { transient, ..Self::with_message(stage, error.code(), error.to_string()) }
     }
 
     /// A failure with a message of its own.
@@ -159,7 +162,7 @@ impl Failure {
             message.truncate(cut);
             message.push('…');
         }
-        Self { stage, code, message, attempts: 1, first_failed_at: Timestamp::now() }
+        Self { stage, code, message, attempts: 1, first_failed_at: Timestamp::now(), transient: false }
     }
 
     /// The same failure after `attempts` tries, the first at `first_failed_at`.

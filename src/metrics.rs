@@ -44,6 +44,7 @@ pub struct Metrics {
     failures: IntCounterVec,
     dead_lettered: IntCounterVec,
     retries: IntCounterVec,
+    retry_records: IntCounterVec,
     publish_refusals: IntCounter,
     transaction: Histogram,
     transaction_aborts: IntCounter,
@@ -93,6 +94,11 @@ impl Metrics {
             failures: r.counters("failures_total", &["stage", "code"], "Rows that failed, by stage and reason."),
             dead_lettered: r.counters("dead_lettered_total", &["code"], "Dead letters the broker has acknowledged."),
             retries: r.counters("retries_total", &["stage", "code"], "Tries after the first."),
+            retry_records: r.counters(
+                "retry_records_total",
+                &["code"],
+                "Records of the retry topics the broker has acknowledged.",
+            ),
             publish_refusals: r.counter(
                 "publish_refusals_total",
                 "Records that the brokers refused and that are tried again; the flow waits meanwhile.",
@@ -265,6 +271,11 @@ impl Metrics {
     /// Something is tried again.
     pub fn retried(&self, stage: Stage, code: Code) {
         self.retries.with_label_values(&[stage.as_str(), code.as_str()]).inc();
+    }
+
+    /// A record of a retry topic was acknowledged.
+    pub fn retried_later(&self, code: Code) {
+        self.retry_records.with_label_values(&[code.as_str()]).inc();
     }
 
     /// The brokers refused a record, which is tried again.

@@ -102,7 +102,7 @@ impl Core {
                 let queue = queue.clone();
                 #[expect(clippy::result_large_err, reason = "the stage gets its row back where a sink refuses it")]
                 move |ready: Tracked<Ready>| {
-                    let lane = lanes.of(&ready.value.row.message.topic);
+                    let lane = lanes.of(&ready.value.row.origin.topic);
                     let queued = Queued { ready, since: Instant::now(), lane };
                     if let Err(refused) = queue.push(lane, queued) {
                         // No device is left, and the worker stops: the next one reads the message again.
@@ -199,7 +199,7 @@ fn waiting<T: Send + 'static>(channel: &Receiver<T>) -> Box<dyn Fn() -> usize + 
     Box::new(move || channel.upgrade().map_or(0, |channel| channel.len()))
 }
 
-/// Which lane a topic's rows wait in.
+/// Which lane a topic's rows wait in. A row that comes back from a retry topic has the lane of its first one.
 #[derive(Debug, Clone)]
 struct Lanes {
     topics: Vec<String>,

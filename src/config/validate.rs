@@ -10,7 +10,7 @@ use tracing_subscriber::EnvFilter;
 
 use super::error::{ConfigError, Origin};
 use super::{Given, GivenMap, HIDDEN};
-use crate::settings::{Admin, Fetch, Flow, Input, Kafka, Log, Model, SecurityProtocol, Settings};
+use crate::settings::{Admin, Fetch, Flow, Input, Kafka, Log, Model, RetryTopic, SecurityProtocol, Settings};
 
 const MECHANISMS: [&str; 3] = ["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"];
 const DTYPES: [&str; 4] = ["auto", "f32", "bf16", "f16"];
@@ -193,6 +193,17 @@ impl Check {
             self.topic(key, topic);
             let message = format!("{topic} is also an input: blipstream would read what it writes, for ever");
             self.need(!seen.contains(topic), &[key, "kafka.inputs"], message);
+        }
+        for RetryTopic { topic, delay } in &kafka.retry_topics {
+            self.topic("kafka.retry_topics", topic);
+            self.longer_than_zero("kafka.retry_topics", *delay);
+            let message = format!("{topic} is named twice, or is also an input");
+            self.need(seen.insert(topic), &["kafka.retry_topics", "kafka.inputs"], message);
+        }
+        for (key, topic) in outputs {
+            let retried = kafka.retry_topic(topic).is_some();
+            let message = format!("{topic} is also a retry topic: blipstream would read what it writes, for ever");
+            self.need(!retried, &[key, "kafka.retry_topics"], message);
         }
         self.need(
             kafka.captions_topic != kafka.dead_letter_topic,

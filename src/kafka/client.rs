@@ -82,7 +82,8 @@ impl TopicCheck {
             (settings.captions_topic.as_str(), "kafka.captions_topic"),
             (settings.dead_letter_topic.as_str(), "kafka.dead_letter_topic"),
         ];
-        inputs.chain(outputs).map(|(topic, setting)| Self { topic: topic.into(), setting }).collect()
+        let retries = settings.retry_topics.iter().map(|retry| (retry.topic.as_str(), "kafka.retry_topics"));
+        inputs.chain(retries).chain(outputs).map(|(topic, setting)| Self { topic: topic.into(), setting }).collect()
     }
 }
 

@@ -107,7 +107,7 @@ impl From<Start> for Offset {
     }
 }
 
-/// A member of the consumer group `kafka.group_id` that reads `kafka.inputs`.
+/// A member of the consumer group `kafka.group_id` that reads `kafka.inputs` and `kafka.retry_topics`.
 pub struct Consumer {
     base: Arc<BaseConsumer<ConsumerSide>>,
     inputs: Vec<String>,
@@ -121,7 +121,7 @@ impl Consumer {
         let starting = |error| Error::from_kafka("starting the consumer", &error);
         let config = config::consumer(settings)?;
         let base: BaseConsumer<ConsumerSide> = config.create_with_context(ConsumerSide::default()).map_err(starting)?;
-        let inputs = settings.inputs.iter().map(|input| input.topic.clone()).collect();
+        let inputs = settings.consumed_topics().map(str::to_owned).collect();
         Ok(Self { base: Arc::new(base), inputs, topics: RefCell::default() })
     }
 

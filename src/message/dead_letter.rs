@@ -23,13 +23,15 @@ pub const ATTEMPTS_HEADER: &str = "blipstream-attempts";
 pub const FIRST_FAILED_AT_HEADER: &str = "blipstream-first-failed-at";
 /// The worker that gave up on it.
 pub const WORKER_HEADER: &str = "blipstream-worker";
+/// A record of a retry topic is not to be worked on before this time; RFC 3339.
+pub const NOT_BEFORE_HEADER: &str = "blipstream-not-before";
 /// How many headers were left out of an over-long record.
 pub const DROPPED_HEADERS_HEADER: &str = "blipstream-dropped-headers";
 /// Length of the key that was left out of an over-long record.
 pub const DROPPED_KEY_HEADER: &str = "blipstream-dropped-key";
 
 /// Headers that a dead letter sets, and that it takes away from the message as it came.
-pub(super) const OURS: [&str; 9] = [
+pub(super) const OURS: [&str; 10] = [
     ORIGIN_HEADER,
     ERROR_CODE_HEADER,
     ERROR_MESSAGE_HEADER,
@@ -37,6 +39,7 @@ pub(super) const OURS: [&str; 9] = [
     ATTEMPTS_HEADER,
     FIRST_FAILED_AT_HEADER,
     WORKER_HEADER,
+    NOT_BEFORE_HEADER,
     DROPPED_HEADERS_HEADER,
     DROPPED_KEY_HEADER,
 ];
@@ -83,6 +86,22 @@ impl DeadLetter {
         let value = row_value.or_else(|| message.payload.clone());
         let letter = Self { key: message.key.clone(), value, headers: kept };
         letter.within(max_bytes, origin, our_headers(message, origin, failure, worker))
+    }
+
+    /// The record of a retry topic: the same as a dead letter, never shortened, and not to be worked on before
+    /// `not_before`. `None` where it would be longer than `max_bytes`: then it has to be a dead letter.
+    pub fn retry(
+        message: &Message,
+        origin: &Origin,
+        row_value: Option<Bytes>,
+        failure: &Failure,
+        worker: &str,
+        not_before: Timestamp,
+        max_bytes: usize,
+    ) -> Option<Self> {
+        let mut record = Self::new(message, origin, row_value, failure, worker, usize::MAX);
+        record.headers.push(header(NOT_BEFORE_HEADER, &not_before.to_string()));
+        (record.size() <= max_bytes).then_some(record)
     }
 
     /// Leaves out what it must, then adds our headers.

@@ -17,7 +17,7 @@ use serde::Serialize;
 
 pub use dead_letter::{
     ATTEMPTS_HEADER, DROPPED_HEADERS_HEADER, DROPPED_KEY_HEADER, DeadLetter, ERROR_CODE_HEADER, ERROR_MESSAGE_HEADER,
-    FIRST_FAILED_AT_HEADER, HEADER_OVERHEAD, RECORD_OVERHEAD, STAGE_HEADER, WORKER_HEADER,
+    FIRST_FAILED_AT_HEADER, HEADER_OVERHEAD, NOT_BEFORE_HEADER, RECORD_OVERHEAD, STAGE_HEADER, WORKER_HEADER,
 };
 pub use record::{CaptionRecord, ImageInfo, ModelRef, SCHEMA, Timing, redact_url};
 pub use redact::redact_text;
@@ -87,6 +87,11 @@ impl Message {
             Some(_) if origin.index.is_some() => Origin { index, ..self.here() },
             Some(_) => Origin { index, ..origin },
         }
+    }
+
+    /// Before when a record of a retry topic is not to be worked on.
+    pub fn not_before(&self) -> Option<jiff::Timestamp> {
+        self.header(NOT_BEFORE_HEADER)?.parse().ok()
     }
 
     /// Where this very message stands.

@@ -22,6 +22,9 @@ pub struct Kafka {
     pub captions_topic: String,
     /// Topic for dead letters.
     pub dead_letter_topic: String,
+    /// Topics for what failed for a reason that may pass, from the first to the last; each comes back after its delay.
+    /// What fails again after the last one is a dead letter. None: a dead letter at once.
+    pub retry_topics: Vec<RetryTopic>,
     /// Prefetch of the consumer, over all partitions; counted in the memory of the worker.
     #[schemars(with = "String")]
     pub prefetch: ByteSize,
@@ -112,6 +115,18 @@ pub struct Input {
     pub weight: u32,
 }
 
+/// A topic whose messages come back after a delay.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RetryTopic {
+    /// Name of the topic.
+    pub topic: String,
+    /// How long a message waits in it; the same for all, so that none waits behind one that is due later.
+    #[serde(with = "humantime_serde")]
+    #[schemars(with = "String")]
+    pub delay: Duration,
+}
+
 fn one() -> u32 {
     1
 }
@@ -164,6 +179,25 @@ impl SecurityProtocol {
     }
 }
 
+impl Kafka {
+    /// Every topic that is read: the inputs, then the retry topics.
+    pub fn consumed_topics(&self) -> impl Iterator<Item = &str> {
+        let inputs = self.inputs.iter().map(|input| input.topic.as_str());
+        inputs.chain(self.retry_topics.iter().map(|retry| retry.topic.as_str()))
+    }
+
+    /// Where a message that came from `topic` waits for its next try; `None` when it has had its last.
+    pub fn next_retry(&self, topic: &str) -> Option<&RetryTopic> {
+        let had = self.retry_topics.iter().position(|retry| retry.topic == topic).map_or(0, |at| at + 1);
+        self.retry_topics.get(had)
+    }
+
+    /// The retry topic of this name.
+    pub fn retry_topic(&self, topic: &str) -> Option<&RetryTopic> {
+        self.retry_topics.iter().find(|retry| retry.topic == topic)
+    }
+}
+
 impl Default for Kafka {
     fn default() -> Self {
         Self {
@@ -172,6 +206,9 @@ impl Default for Kafka {
             inputs: vec![Input { topic: "blipstream.requests".into(), weight: 1 }],
             captions_topic: "blipstream.captions".into(),
             dead_letter_topic: "blipstream.dlq".into(),
+            retry_topics: [("blipstream.retry.10s", 10), ("blipstream.retry.1m", 60), ("blipstream.retry.10m", 600)]
+                .map(|(topic, delay)| RetryTopic { topic: topic.into(), delay: Duration::from_secs(delay) })
+                .into(),
             prefetch: ByteSize::mib(16),
             max_message_size: ByteSize::mib(12),
             session_timeout: Duration::from_secs(45),

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 
 pub use fetch::Fetch;
 pub use flow::Flow;
-pub use kafka::{Compression, Delivery, Input, Kafka, SecurityProtocol};
+pub use kafka::{Compression, Delivery, Input, Kafka, RetryTopic, SecurityProtocol};
 pub use model::Model;
 pub use options::{OWNED_OPTIONS, owned_option};
 

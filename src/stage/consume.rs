@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_channel::Sender;
+use jiff::Timestamp;
 use tokio::sync::oneshot;
 
 use self::group::Rebalance;
@@ -216,6 +217,10 @@ impl Worker {
 
     fn receive(&mut self, message: Message, now: Instant) {
         let partition = partition_of(&message);
+        if let Some(due) = self.due(&message, now) {
+            self.partitions.defer(&partition, due);
+            return self.apply_pauses(now);
+        }
         if !self.partitions.received(&partition, message.offset, now) || self.output.is_none() {
             // Of a partition that goes to others, or after the stop: the next reader begins before it.
             self.signals.control.status().skipped += 1;
@@ -229,6 +234,14 @@ impl Worker {
         }
         self.look_at_span(&partition);
         self.apply_pauses(now);
+    }
+
+    /// When a message of a retry topic is due, if that is not now: after the topic's delay at the latest, whatever a
+    /// header or a clock says.
+    fn due(&self, message: &Message, now: Instant) -> Option<Instant> {
+        let retry = self.setup.kafka.retry_topic(&message.topic)?;
+        let wait = Duration::try_from(message.not_before()?.duration_since(Timestamp::now())).ok()?;
+        (!wait.is_zero()).then(|| now + wait.min(retry.delay))
     }
 
     fn look_at_span(&mut self, partition: &TopicPartition) {

@@ -74,6 +74,8 @@ pub struct Summary {
 /// A record under way.
 struct Flight {
     finished: Finished,
+    /// To a retry topic, if the output is worth it; a dead letter otherwise.
+    retry: bool,
     /// As a pointer, since the broker refused it whole.
     pointer: bool,
     /// To be sent while nothing else is under way, so that a refusal is about this record and not about its batch.
@@ -243,8 +245,8 @@ impl Publisher {
         self.alone &= self.under_way() > 0;
     }
 
-    fn send(&self, flight: Box<Flight>) -> Result<(), (NotSent, Box<Flight>)> {
-        let rendered = record::render(&flight.finished.value, flight.pointer, &self.setup.kafka, &self.setup.worker);
+    fn send(&self, mut flight: Box<Flight>) -> Result<(), (NotSent, Box<Flight>)> {
+        let rendered = flight.render(&self.setup.kafka, &self.setup.worker);
         // Before the call, since the acknowledgement may come before it returns.
         self.shared.under_way.fetch_add(1, Ordering::AcqRel);
         let sent = self.producer.send(rendered.record(), flight);
@@ -290,7 +292,7 @@ impl Publisher {
             self.stall.published = published;
             let wait = REFUSED.wait(self.stall.refusals, None, now, None, fastrand::f64()).unwrap_or(REFUSED.max);
             self.stall.until = Some(now + wait.max(REFUSED.base / 2));
-            let (topic, setting) = record::destination(&flight.finished.value, &self.setup.kafka);
+            let (topic, setting) = record::destination(&flight.finished.value, flight.retry, &self.setup.kafka);
             tracing::error!(
                 topic,
                 setting,
@@ -349,7 +351,14 @@ impl Publisher {
 
 impl Flight {
     fn new(finished: Finished) -> Self {
-        Self { finished, pointer: false, alone: false, sent: None }
+        Self { finished, retry: true, pointer: false, alone: false, sent: None }
+    }
+
+    /// The record. Says also whether it goes to a retry topic.
+    fn render<'a>(&mut self, kafka: &'a settings::Kafka, worker: &str) -> record::Rendered<'a> {
+        let retry = if self.retry { record::render_retry(&self.finished.value, kafka, worker) } else { None };
+        self.retry = retry.is_some();
+        retry.unwrap_or_else(|| record::render(&self.finished.value, self.pointer, kafka, worker))
     }
 
     /// Counts the record once the brokers have it. Called on the producer's thread, too.
@@ -362,6 +371,7 @@ impl Flight {
                     metrics.end_to_end(Timestamp::now().as_millisecond() - produced);
                 }
             }
+            Output::FailedRow(_, failure) if self.retry => metrics.retried_later(failure.code),
             Output::FailedRow(_, failure) | Output::FailedMessage { failure, .. } => {
                 metrics.dead_lettered(failure.code);
                 metrics.failed(failure.stage, failure.code);
@@ -376,7 +386,10 @@ impl Flight {
         if self.pointer {
             return Err(self);
         }
-        if record::code(&self.finished.value).is_some() {
+        if self.retry {
+            // A retry topic takes less than the topic of the dead letters.
+            self.retry = false;
+        } else if record::code(&self.finished.value).is_some() {
             self.pointer = true;
         } else {
             self.finished = self.finished.map(|output| record::too_large(output, &kafka.captions_topic, reason));

@@ -6,5 +6,6 @@ mod bad_input;
 mod control;
 mod delivery;
 mod demo_model;
+mod retry;
 #[path = "../support/mod.rs"]
 mod support;

@@ -23,6 +23,8 @@ use super::kafka;
 pub const REQUESTS: &str = "requests";
 pub const CAPTIONS: &str = "captions";
 pub const DEAD_LETTERS: &str = "dlq";
+/// Topics of the embedded broker for tests that set `kafka.retry_topics`.
+pub const RETRIES: [&str; 2] = ["retry.1", "retry.2"];
 
 /// A broker and the settings of workers on it.
 pub struct Flow {
@@ -34,10 +36,11 @@ pub struct Flow {
 impl Flow {
     /// The embedded broker with topics of `partitions` partitions, settings under which nothing waits for long, loopback open.
     pub fn start(partitions: i32) -> Self {
-        let topics = [REQUESTS, CAPTIONS, DEAD_LETTERS].map(|topic| (topic, partitions));
-        let broker = EmbeddedBroker::start(1, &topics).unwrap();
+        let topics = [REQUESTS, CAPTIONS, DEAD_LETTERS];
+        let all: Vec<_> = topics.iter().chain(&RETRIES).map(|topic| (*topic, partitions)).collect();
+        let broker = EmbeddedBroker::start(1, &all).unwrap();
         let servers = broker.bootstrap_servers().unwrap();
-        let topics = topics.map(|(topic, _)| topic.to_owned());
+        let topics = topics.map(str::to_owned);
         Self { broker: Some(broker), settings: settings(servers, "fleet".into(), topics) }
     }
 

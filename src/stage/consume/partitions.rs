@@ -17,6 +17,8 @@ pub(super) struct State {
     pub(super) at_end: bool,
     span_full: bool,
     leaving: bool,
+    /// When the first message that is not consumed is due; nothing behind it is due sooner.
+    due: Option<Instant>,
     /// When something last showed that the partition is alive, or that it has no reason to be.
     alive: Instant,
     /// One behind the last readable offset, as far as is known.
@@ -48,7 +50,7 @@ impl State {
     }
 
     fn resting(&self, shut: bool) -> bool {
-        shut || self.span_full || self.leaving
+        shut || self.span_full || self.leaving || self.due.is_some()
     }
 }
 
@@ -81,6 +83,7 @@ impl Partitions {
             at_end: false,
             span_full: false,
             leaving: false,
+            due: None,
             alive: now,
             log_end: None,
         };
@@ -105,8 +108,20 @@ impl Partitions {
         let Some(state) = self.0.get_mut(partition) else { return false };
         state.at_end = false;
         state.alive = now;
+        if state.due.is_some() {
+            // Read ahead of the pause; it is read again.
+            return false;
+        }
         state.position = Some(state.position.map_or(offset + 1, |position| position.max(offset + 1)));
         !state.leaving
+    }
+
+    /// The next message of a partition is not to be worked on before `due`: the partition rests, and reads on at that
+    /// message then.
+    pub(super) fn defer(&mut self, partition: &TopicPartition, due: Instant) {
+        if let Some(state) = self.0.get_mut(partition) {
+            state.due.get_or_insert(due);
+        }
     }
 
     /// Whether messages of this partition are still taken.
@@ -154,6 +169,7 @@ impl Partitions {
     pub(super) fn change(&mut self, shut: bool, now: Instant) -> Change {
         let mut change = Change::default();
         for (partition, state) in &mut self.0 {
+            state.due = state.due.filter(|due| now < *due);
             let rest = state.resting(shut);
             if state.paused == Some(rest) {
                 continue;
@@ -338,6 +354,22 @@ mod tests {
         assert!(!partitions.received(&partition("c", 0), 1, now));
         assert!(partitions.received(&partition("b", 0), 1, now));
         assert_eq!(partitions.change(false, now).pause, [partition("a", 0)]);
+    }
+
+    #[test]
+    fn a_message_that_is_not_due_rests_its_partition_and_is_read_again_when_it_is() {
+        let now = Instant::now();
+        let due = now + Duration::from_secs(10);
+        let mut partitions = two_topics(now);
+        assert!(partitions.received(&partition("a", 0), 4, now));
+        partitions.defer(&partition("a", 0), due);
+        assert!(!partitions.received(&partition("a", 0), 6, now), "read ahead of the pause");
+        assert_eq!(partitions.change(false, now).pause, [partition("a", 0)]);
+        assert_eq!(partitions.change(false, due - Duration::from_millis(1)), Change::default());
+        assert_eq!(partitions.stuck(Duration::from_secs(5), due - Duration::from_millis(1)).len(), 1, "only b");
+        let change = partitions.change(false, due);
+        assert_eq!((change.resume, change.seek), (vec![partition("a", 0)], vec![(partition("a", 0), Start::At(5))]));
+        assert!(partitions.received(&partition("a", 0), 5, due));
     }
 
     proptest! {

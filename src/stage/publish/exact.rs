@@ -194,7 +194,7 @@ impl Publisher {
         self.next = now + wait.max(REFUSED.base / 2);
         let flight = refused.and_then(|index| batch.flights.get(index));
         let (topic, setting) =
-            flight.map_or(("", ""), |flight| record::destination(&flight.finished.value, &self.setup.kafka));
+            flight.map_or(("", ""), |flight| record::destination(&flight.finished.value, flight.retry, &self.setup.kafka));
         tracing::error!(
             topic,
             setting,

@@ -1,6 +1,7 @@
 //! From an output to a record of Kafka.
 
 use bytes::Bytes;
+use jiff::Timestamp;
 
 use crate::disposition::{Code, Failure, Stage};
 use crate::kafka::{Class, Record};
@@ -50,6 +51,21 @@ pub(super) fn render<'a>(output: &Output, pointer: bool, kafka: &'a Kafka, worke
     Rendered { topic: &kafka.dead_letter_topic, key, value, headers }
 }
 
+/// The record of a retry topic for an output that failed for a reason that may pass; `None` for any other output, when
+/// the last try was had, when the request's deadline comes first, and when the record is too long.
+pub(super) fn render_retry<'a>(output: &Output, kafka: &'a Kafka, worker: &str) -> Option<Rendered<'a>> {
+    let Output::FailedRow(row, failure) = output else { return None };
+    let retry = kafka.next_retry(&row.message.topic).filter(|_| failure.transient)?;
+    let not_before = Timestamp::now().checked_add(retry.delay).ok()?;
+    if row.request.deadline.is_some_and(|deadline| deadline <= not_before) {
+        return None;
+    }
+    let limit = kafka.max_message_size.as_u64() as usize;
+    let record = DeadLetter::retry(&row.message, &row.origin, native(row), failure, worker, not_before, limit)?;
+    let DeadLetter { key, value, headers } = record;
+    Some(Rendered { topic: &retry.topic, key, value, headers })
+}
+
 fn native(row: &Row) -> Option<Bytes> {
     (!row.only).then(|| row.request.to_native())
 }
@@ -71,9 +87,12 @@ pub(super) fn code(output: &Output) -> Option<Code> {
     }
 }
 
-/// Topic of an output, and the setting that names it.
-pub(super) fn destination<'a>(output: &Output, kafka: &'a Kafka) -> (&'a str, &'static str) {
+/// Topic of an output, and the setting that names it; `retry` where it goes to a retry topic.
+pub(super) fn destination<'a>(output: &Output, retry: bool, kafka: &'a Kafka) -> (&'a str, &'static str) {
     match output {
+        Output::FailedRow(row, _) if retry => {
+            (kafka.next_retry(&row.message.topic).map_or("", |retry| &retry.topic), "kafka.retry_topics")
+        }
         Output::Caption { .. } => (&kafka.captions_topic, "kafka.captions_topic"),
         Output::FailedRow(..) | Output::FailedMessage { .. } => (&kafka.dead_letter_topic, "kafka.dead_letter_topic"),
     }
@@ -167,6 +186,6 @@ mod tests {
         assert_eq!(code(&output), Some(Code::OutputTooLarge));
         let Output::FailedMessage { message, index, failure, .. } = &output else { panic!("no dead letter") };
         assert_eq!((message.offset, *index, failure.stage), (7, None, Stage::Publish));
-        assert_eq!(destination(&output, &Kafka::default()).1, "kafka.dead_letter_topic");
+        assert_eq!(destination(&output, false, &Kafka::default()).1, "kafka.dead_letter_topic");
     }
 }

@@ -210,7 +210,7 @@ impl Transactor {
         loop {
             let flight = &mut batch.flights[index];
             flight.sent.get_or_insert_with(Instant::now);
-            let rendered = record::render(&flight.finished.value, flight.pointer, &self.kafka, &self.worker);
+            let rendered = flight.render(&self.kafka, &self.worker);
             let Some(producer) = &self.producer else { return Err(Stop::without_producer()) };
             let Err((why, _)) = producer.send(rendered.record(), Box::new(index)) else { return Ok(()) };
             match why {
