@@ -26,7 +26,7 @@ use crate::config::ConfigOptions;
   blipstream dlq replay --code http_5xx --host images.example --dry-run
   blipstream dlq replay --code http_5xx --host images.example --rate 20
 
-No consumer group is joined and nothing is committed: dead letters stay in their topic until its retention ends them.
+No consumer group is joined and nothing is committed: dead letters stay in their topic until its retention ends.
 Each command ends at the end that the topic had when it began.")]
 pub struct DlqArgs {
     #[command(subcommand)]

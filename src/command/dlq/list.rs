@@ -22,8 +22,9 @@ use crate::command::{Exit, telemetry};
   blipstream dlq ls --count-by host --code http_5xx      which hosts failed, the worst first
   blipstream dlq ls --output jsonl | jq -r .id
 
-PLACE is the dead letter's own partition/offset: what `dlq show` and `dlq replay` take. TIME (UTC) is when it was written.
-Of the image's address only the host is listed; - stands for an inline image, a file, or an address that cannot be read.")]
+PLACE is the dead letter's own partition/offset: what `dlq show` and `dlq replay` take. TIME (UTC) is when it
+was written. Of the image's address only the host is listed; - stands for an inline image, a file, or an address
+that cannot be read. On a terminal, long texts are cut; elsewhere they are whole.")]
 pub struct LsArgs {
     #[command(flatten)]
     filter: Filter,

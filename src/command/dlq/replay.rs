@@ -32,14 +32,15 @@ const STEP: Duration = Duration::from_millis(50);
   blipstream dlq replay --code http_5xx --host images.example --since 2h --rate 20
   blipstream dlq replay --all --topic blipstream.requests.slow
 
-Each request is written with its key, its value and its own headers to the topic of its origin if that is one of
-kafka.inputs, else to the first of them. It keeps blipstream-origin, and so its identity: its caption is that of the
-first message. It keeps blipstream-first-failed-at and blipstream-attempts, too; a worker that fails on it again adds its
-tries to them. The headers about the error are taken away. A deadline in a request stays: one that has passed fails again.
+Each request is written with its key, its value and its own headers to the topic of its origin if that is one
+of kafka.inputs, else to the first of them. It keeps blipstream-origin, and so its identity: its caption is that
+of the first message. It keeps blipstream-first-failed-at and blipstream-attempts, too: a worker that fails on it
+again adds its tries to them. The headers about the error are taken away. A deadline in a request stays: one that
+has passed fails again.
 
-A dead letter stays in its topic when it is replayed, so the same command a second time makes a second request of the
-same origin, and a second caption: narrow it down, e.g. by --since. Within one run an origin is replayed once, whatever
-number of dead letters it has. What fails again while the command runs is not replayed again.
+A dead letter stays in its topic when it is replayed, so the same command a second time makes a second request of
+the same origin, and a second caption: narrow it down, e.g. by --since. Within one run an origin is replayed once,
+however many dead letters it has. What fails again while the command runs is not replayed again.
 
 A dead letter whose value was over-long has only a pointer to it and cannot be replayed: it is named and counted.
 Exit codes: 1 failed, interrupted, or nothing at a PLACE; 3 some could not be replayed.")]

@@ -27,8 +27,8 @@ const SHOWN: usize = 60;
   blipstream dlq show --id photo-4711                    reads the whole topic for it
   blipstream dlq show 0/17 --raw > value.json            the bytes of the value and nothing else
 
-Addresses are shown as they came, with their query strings: mind who reads along. Texts of more than 400 characters, such
-as inline images, are cut, and it is said so. Exit code 1 if one is not found.")]
+Addresses are shown as they came, with their query strings: mind who reads along. Texts of more than 400
+characters, such as inline images, are cut, and it is said so. Exit code 1 if one is not found.")]
 pub struct ShowArgs {
     /// The places of the dead letters, partition/offset, as `dlq ls` prints them
     #[arg(value_name = "PLACE", required_unless_present = "id", conflicts_with = "id")]
@@ -177,7 +177,7 @@ mod tests {
             "header blipstream-origin: requests/1/7\n",
             "header blipstream-worker: worker-1\n",
             "header trace: null\n",
-            "value, 49 bytes:\n{\n  \"id\": \"cat\",\n  \"image\": \"https://e.com/a.jpg?sig=1\"\n}\n",
+            "value, 48 bytes:\n{\n  \"id\": \"cat\",\n  \"image\": \"https://e.com/a.jpg?sig=1\"\n}\n",
         ] {
             assert!(text.contains(part), "{part}: {text}");
         }
