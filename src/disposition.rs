@@ -3,6 +3,8 @@
 //! Every stage has one error enum, and each variant says here, where it is defined, what becomes of the message
 //! and under which [`Code`] of the closed list it is dead-lettered.
 
+mod advice;
+
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -186,6 +188,14 @@ mod tests {
             assert!(failure.message.ends_with('…'));
         }
         assert_eq!(Failure::with_message(Stage::Fetch, Code::Dns, "short".into()).message, "short");
+    }
+
+    #[test]
+    fn every_code_says_what_it_means_and_what_to_do() {
+        for code in Code::ALL {
+            assert!(!code.meaning().ends_with('.'), "{code}");
+            assert!(code.advice().ends_with('.') && code.advice().len() > 20, "{code}");
+        }
     }
 
     #[test]

@@ -134,7 +134,8 @@ async fn show(args: DemoArgs, mut settings: Settings) -> anyhow::Result<Exit> {
 
 fn start_broker(settings: &Settings) -> anyhow::Result<EmbeddedBroker> {
     let kafka = &settings.kafka;
-    let topics: Vec<_> = kafka.consumed_topics().chain([kafka.captions_topic.as_str(), kafka.dead_letter_topic.as_str()]).collect();
+    let topics: Vec<_> =
+        kafka.consumed_topics().chain([kafka.captions_topic.as_str(), kafka.dead_letter_topic.as_str()]).collect();
     let topics: Vec<_> = topics.into_iter().map(|topic| (topic, PARTITIONS)).collect();
     Ok(EmbeddedBroker::start(1, &topics)?)
 }

@@ -6,6 +6,7 @@ mod check;
 mod collect;
 pub mod config;
 mod demo;
+mod dlq;
 mod input;
 mod models;
 mod submit;
@@ -49,6 +50,8 @@ enum Command {
     Submit(submit::SubmitArgs),
     /// Read captions and dead letters from Kafka
     Collect(collect::CollectArgs),
+    /// List, show and replay dead letters
+    Dlq(dlq::DlqArgs),
     /// Check configuration, broker, topics and model, and say what a worker would do
     Check(check::CheckArgs),
     /// Show the configuration in force and where each value comes from
@@ -115,6 +118,7 @@ pub fn run(cli: Cli) -> anyhow::Result<Exit> {
         Command::Caption(args) => caption::run(args),
         Command::Submit(args) => submit::run(args),
         Command::Collect(args) => collect::run(args),
+        Command::Dlq(args) => dlq::run(args),
         Command::Check(args) => check::run(args),
         Command::Config(args) => match config::run(&args, &mut io::stdout().lock()) {
             Err(config::ConfigCommandError::Config(errors)) => Err(errors.into()),

@@ -8,6 +8,7 @@
 //! - [`Committer`] is what the consumer's thread asks which offsets to commit
 //! - [`EmbeddedBroker`] is a Kafka cluster inside this process, for demonstrations and tests
 //! - [`Follower`] reads whole topics outside of any group, as long as somebody wants to see more
+//! - [`Snapshot`] reads what one topic holds now, and ends there
 //! - [`check_topics`], [`write_records`] and [`read_records`] are for commands that do one thing and end
 
 mod broker;
@@ -19,6 +20,7 @@ mod error;
 mod follow;
 mod messages;
 mod producer;
+mod snapshot;
 mod transaction;
 
 pub use broker::{EmbeddedBroker, Fault};
@@ -30,4 +32,5 @@ pub use consumer::{Committer, Consumer, Event, Membership, PartitionStats, Start
 pub use error::{Class, Error};
 pub use follow::Follower;
 pub use producer::{Deliver, NotDelivered, NotSent, Producer, Record};
+pub use snapshot::Snapshot;
 pub use transaction::{GroupMetadata, Next, TransactionError, unique_transactional_id};

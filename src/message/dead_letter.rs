@@ -44,6 +44,12 @@ pub(super) const OURS: [&str; 10] = [
     DROPPED_KEY_HEADER,
 ];
 
+/// Headers of ours that a replay keeps: who the image is, and what its earlier lives were.
+const KEPT_BY_REPLAY: [&str; 3] = [ORIGIN_HEADER, ATTEMPTS_HEADER, FIRST_FAILED_AT_HEADER];
+
+/// What a pointer begins with.
+const POINTER: &[u8] = br#"{"blipstream_pointer":"#;
+
 /// Bytes that a record takes on the wire beside its key, value and headers: the head of a batch of one (61), and
 /// lengths, time and offset of the record (at most 41), rounded up. Source: the Kafka protocol, record batch v2.
 pub const RECORD_OVERHEAD: usize = 128;
@@ -171,6 +177,18 @@ fn error_text(message: &str) -> String {
         text.push('…');
     }
     text
+}
+
+/// Headers under which a dead letter goes back to the requests: those that came with the message, its origin, the time
+/// of its first failure and the tries made so far. A worker that fails on it again adds its own tries to them.
+pub fn replay_headers(letter: &Message) -> Headers {
+    let stays = |name: &str| KEPT_BY_REPLAY.contains(&name) || !OURS.contains(&name);
+    letter.headers.iter().filter(|(name, _)| stays(name)).cloned().collect()
+}
+
+/// Whether a dead letter's value only stands for one that was too long for it.
+pub fn is_pointer(value: &[u8]) -> bool {
+    value.starts_with(POINTER)
 }
 
 #[derive(Serialize)]

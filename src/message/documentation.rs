@@ -51,6 +51,13 @@ fn every_code_is_documented_and_no_other() {
 }
 
 #[test]
+fn a_code_means_in_the_documentation_what_the_program_says() {
+    let rows = section("### Codes", "\u{0}").lines().filter(|line| line.starts_with("| `"));
+    let meanings: Vec<_> = rows.map(|row| row.split(" | ").nth(1).unwrap()).collect();
+    assert_eq!(meanings, Code::ALL.iter().map(|code| code.meaning()).collect::<Vec<_>>());
+}
+
+#[test]
 fn every_header_of_a_dead_letter_is_documented_and_no_other() {
     let documented = first_cells(section("## Dead letters", "### Codes"));
     assert_eq!(documented, dead_letter::OURS[..documented.len()]);

@@ -18,6 +18,7 @@ use serde::Serialize;
 pub use dead_letter::{
     ATTEMPTS_HEADER, DROPPED_HEADERS_HEADER, DROPPED_KEY_HEADER, DeadLetter, ERROR_CODE_HEADER, ERROR_MESSAGE_HEADER,
     FIRST_FAILED_AT_HEADER, HEADER_OVERHEAD, NOT_BEFORE_HEADER, RECORD_OVERHEAD, STAGE_HEADER, WORKER_HEADER,
+    is_pointer, replay_headers,
 };
 pub use record::{CaptionRecord, ImageInfo, ModelRef, SCHEMA, Timing, redact_url};
 pub use redact::redact_text;

@@ -2,9 +2,10 @@
 
 use bytes::Bytes;
 use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Value, json};
+use url::Url;
 
-use crate::message::{self, ERROR_CODE_HEADER, ERROR_MESSAGE_HEADER, Message, Origin, STAGE_HEADER};
+use crate::message::{self, ERROR_CODE_HEADER, ERROR_MESSAGE_HEADER, ImageRef, Message, Origin, Request, STAGE_HEADER};
 
 /// An answer to one image, or to a whole message that failed.
 #[derive(Debug, Clone, PartialEq)]
@@ -78,7 +79,7 @@ impl Answer {
         let code = message.header(ERROR_CODE_HEADER).ok_or(format!("no dead letter: no header {ERROR_CODE_HEADER}"))?;
         let origin = message.origin();
         let refusal = Refusal { code: code.to_owned(), stage: text(STAGE_HEADER), message: text(ERROR_MESSAGE_HEADER) };
-        let id = request_id(message).unwrap_or_else(|| origin.to_string());
+        let id = Asked::of(message).id.unwrap_or_else(|| origin.to_string());
         let index = origin.index;
         Ok(Self { id, index, origin: Origin { index: None, ..origin }, outcome: Err(refusal) })
     }
@@ -100,15 +101,31 @@ impl Answer {
     }
 }
 
-/// The id that the sender gave, if the dead letter still has its request.
-fn request_id(message: &Message) -> Option<String> {
-    let rows = message::parse(message, 1).ok();
-    let parsed = rows.and_then(|rows| rows.into_iter().next()?.ok()?.id);
-    // What could not be parsed may have an id all the same.
-    parsed.or_else(|| {
-        let value: serde_json::Value = serde_json::from_slice(message.payload.as_ref()?).ok()?;
-        Some(value.get("id")?.as_str()?.to_owned())
-    })
+/// What a dead letter still tells of its request. What could not be parsed may have an id and an address all the same.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Asked {
+    /// The id that the sender gave.
+    pub id: Option<String>,
+    /// Host of the image's address, as workers call it.
+    pub host: Option<String>,
+}
+
+impl Asked {
+    /// Reads the value of a dead letter.
+    pub fn of(message: &Message) -> Self {
+        let rows = message::parse(message, 1).ok();
+        if let Some(Ok(Request { id, image, .. })) = rows.and_then(|rows| rows.into_iter().next()) {
+            let host = if let ImageRef::Http(url) = image { url.host_str().map(str::to_owned) } else { None };
+            return Self { id, host };
+        }
+        let Some(payload) = &message.payload else { return Self::default() };
+        let host = |text: &str| Url::parse(text.trim()).ok()?.host_str().map(str::to_owned);
+        let Ok(value) = serde_json::from_slice::<Value>(payload) else {
+            return Self { id: None, host: std::str::from_utf8(payload).ok().and_then(host) };
+        };
+        let text = |name: &str| value.get(name).and_then(Value::as_str);
+        Self { id: text("id").map(str::to_owned), host: text("image").or(value.as_str()).and_then(host) }
+    }
 }
 
 /// A stranger's text for a line of a terminal: control characters would end the line, or worse.
@@ -162,6 +179,22 @@ mod tests {
         let row = dead(r#"{"image":"https://example.com/cat.jpg"}"#, Some(3));
         assert_eq!((row.id.as_str(), row.index), ("requests/1/7/3", Some(3)));
         assert_eq!(dead(r#"{"id":"broken","image":7}"#, None).id, "broken");
+    }
+
+    #[test]
+    fn the_host_is_that_of_the_image_even_where_the_request_is_wrong() {
+        for (value, host) in [
+            (r#"{"image":"https://user@Images.Example:8443/a.jpg?k=v"}"#, Some("images.example")),
+            ("http://[::1]/a.jpg", Some("[::1]")),
+            (r#"{"image":"ftp://images.example/a.jpg"}"#, Some("images.example")),
+            (r#"{"image":"https://images.example/a.jpg","params":{"typo":1}}"#, Some("images.example")),
+            ("file:///a.jpg", None),
+            ("aGVsbG8gd29ybGQ=", None),
+            (r#"{"blipstream_pointer":{"length":1,"sha256":""}}"#, None),
+            ("\u{0}", None),
+        ] {
+            assert_eq!(Asked::of(&message(value)).host.as_deref(), host, "{value}");
+        }
     }
 
     #[test]

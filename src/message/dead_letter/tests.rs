@@ -74,6 +74,18 @@ fn a_second_life_keeps_origin_and_first_failure_and_adds_up_the_attempts() {
 }
 
 #[test]
+fn a_replay_keeps_who_it_is_and_its_earlier_lives_and_loses_the_error() {
+    let first = consumed(&letter(&message(None, b"x", &[("traceparent", "00-1"), ("twice", "a")]), "first", LIMIT));
+    let replayed = Message { headers: replay_headers(&first), ..first };
+    let names: Vec<_> = replayed.headers.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names, ["traceparent", "twice", ORIGIN_HEADER, ATTEMPTS_HEADER, FIRST_FAILED_AT_HEADER]);
+    // The tries of both lives, neither forgotten nor counted twice.
+    let second = consumed(&letter(&replayed, "second", LIMIT));
+    assert_eq!((replayed.header(ATTEMPTS_HEADER), second.header(ATTEMPTS_HEADER)), (Some("4"), Some("8")));
+    assert_eq!(second.origin(), replayed.origin());
+}
+
+#[test]
 fn unreadable_headers_of_an_earlier_life_count_as_none() {
     let message =
         message(None, b"x", &[(ATTEMPTS_HEADER, "many"), (FIRST_FAILED_AT_HEADER, "once"), (ORIGIN_HEADER, "?")]);
@@ -105,6 +117,7 @@ fn an_over_long_value_becomes_a_pointer_to_it() {
     let value = vec![b'x'; 10_000];
     let message = message(Some(b"k"), &value, &[("a", "b")]);
     let letter = DeadLetter::new(&message, &message.origin_of(Some(5)), Some(value.into()), &failure(""), "w1", 4096);
+    assert!(is_pointer(letter.value.as_ref().unwrap()) && !is_pointer(br#"{"image":"x"}"#));
     let pointer: Value = serde_json::from_slice(letter.value.as_ref().unwrap()).unwrap();
     // SHA-256 of ten thousand times the letter x, from sha256sum.
     let sha256 = "e4ee97ec252749d2096447e849628d0d7734f51700416eefbb33574bf0b3ee75";

@@ -193,8 +193,8 @@ impl Publisher {
         let wait = REFUSED.wait(self.refusals, None, now, None, fastrand::f64()).unwrap_or(REFUSED.max);
         self.next = now + wait.max(REFUSED.base / 2);
         let flight = refused.and_then(|index| batch.flights.get(index));
-        let (topic, setting) =
-            flight.map_or(("", ""), |flight| record::destination(&flight.finished.value, flight.retry, &self.setup.kafka));
+        let (topic, setting) = flight
+            .map_or(("", ""), |flight| record::destination(&flight.finished.value, flight.retry, &self.setup.kafka));
         tracing::error!(
             topic,
             setting,

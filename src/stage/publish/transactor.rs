@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::{Flight, Setup, record};
+use super::{Flight, Setup};
 use crate::kafka::{
     Class, Deliver, Error, Membership, Next, NotDelivered, NotSent, Producer, TransactionError, unique_transactional_id,
 };
