@@ -98,7 +98,14 @@ pub async fn run(settings: &Settings, parts: Parts, control: &Control) -> anyhow
 
     // parse → fetch
     let (messages_in, messages) = bounded(HANDOVER);
-    let parse = Parse { input: messages, rows, finished: failures, max_rows: settings.flow.max_rows, metrics };
+    let parse = Parse {
+        input: messages,
+        rows,
+        finished: failures,
+        max_bytes: settings.kafka.max_message_size.as_u64() as usize,
+        max_rows: settings.flow.max_rows,
+        metrics,
+    };
     let parsing = tokio::spawn(parse.run());
 
     // consume → parse
