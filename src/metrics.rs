@@ -3,6 +3,7 @@
 //! Seconds and bytes throughout; the prefix is `blipstream_`. `docs/metrics.md` explains them to operators.
 
 mod labels;
+mod registrar;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -10,9 +11,10 @@ use std::time::Duration;
 use prometheus::core::Collector;
 use prometheus::{
     Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
-    Opts, Registry, TextEncoder,
+    Registry, TextEncoder,
 };
 
+use self::registrar::{Registrar, opts};
 use crate::disposition::{Code, Stage};
 
 pub use labels::{Flush, Phase, PoolName, ResponseClass, State};
@@ -61,10 +63,12 @@ pub struct Metrics {
     in_flight_bytes: IntGaugeVec,
     in_flight_bytes_limit: IntGaugeVec,
     device_busy: GaugeVec,
+    device_up: IntGaugeVec,
     lag: IntGaugeVec,
     committed: IntGaugeVec,
     incomplete: IntGaugeVec,
     paused: IntGauge,
+    prefetched: IntGauge,
     rebalances: IntCounter,
     backpressure: IntGaugeVec,
     fetch_responses: IntCounterVec,
@@ -72,55 +76,6 @@ pub struct Metrics {
     state: IntGaugeVec,
     memory: IntGauge,
     build_info: Gauge,
-}
-
-/// Registers families and remembers what they are.
-struct Registrar {
-    registry: Registry,
-    families: Vec<Family>,
-}
-
-impl Registrar {
-    fn add<C: Collector + Clone + 'static>(&mut self, metric: prometheus::Result<C>) -> C {
-        // The names are constants of this file: a test registers them all.
-        let metric = metric.expect("a metric of this file is malformed");
-        for desc in metric.desc() {
-            let labels =
-                desc.variable_labels.iter().cloned().chain(desc.const_label_pairs.iter().map(|p| p.name().to_owned()));
-            self.families.push(Family {
-                name: desc.fq_name.clone(),
-                labels: labels.collect(),
-                help: desc.help.clone(),
-            });
-        }
-        self.registry.register(Box::new(metric.clone())).expect("a metric of this file is registered twice");
-        metric
-    }
-
-    fn counter(&mut self, name: &str, help: &str) -> IntCounter {
-        self.add(IntCounter::with_opts(opts(name, help)))
-    }
-
-    fn counters(&mut self, name: &str, labels: &[&str], help: &str) -> IntCounterVec {
-        self.add(IntCounterVec::new(opts(name, help), labels))
-    }
-
-    fn gauge(&mut self, name: &str, help: &str) -> IntGauge {
-        self.add(IntGauge::with_opts(opts(name, help)))
-    }
-
-    fn gauges(&mut self, name: &str, labels: &[&str], help: &str) -> IntGaugeVec {
-        self.add(IntGaugeVec::new(opts(name, help), labels))
-    }
-
-    fn histograms(&mut self, name: &str, labels: &[&str], buckets: &[f64], help: &str) -> HistogramVec {
-        let opts = HistogramOpts::from(opts(name, help)).buckets(buckets.to_vec());
-        self.add(HistogramVec::new(opts, labels))
-    }
-}
-
-fn opts(name: &str, help: &str) -> Opts {
-    Opts::new(name, help).namespace("blipstream")
 }
 
 impl Default for Metrics {
@@ -133,7 +88,7 @@ impl Metrics {
     /// Registers everything. Series of closed label sets start at 0, so that a rate over them is right from the
     /// first event on.
     pub fn new() -> Self {
-        let mut r = Registrar { registry: Registry::new(), families: Vec::new() };
+        let mut r = Registrar::default();
         let metrics = Self {
             messages_consumed: r.counters("messages_consumed_total", &["topic"], "Messages consumed."),
             messages_skipped: r.counter("messages_skipped_total", "Messages without a value, skipped."),
@@ -197,6 +152,7 @@ impl Metrics {
                 opts("device_busy_ratio", "Share of the time since the last scrape that a device was at work."),
                 &["device"],
             )),
+            device_up: r.gauges("device_up", &["device"], "1 while a device is sound, 0 once it was taken out."),
             lag: r.gauges("kafka_consumer_lag", &["topic", "partition"], "Messages behind the end of a partition."),
             committed: r.gauges("kafka_committed_offset", &["topic", "partition"], "Offset committed last."),
             incomplete: r.gauges(
@@ -205,8 +161,9 @@ impl Metrics {
                 "Messages consumed and not resolved.",
             ),
             paused: r.gauge("kafka_paused_partitions", "Partitions paused by backpressure or by an operator."),
+            prefetched: r.gauge("kafka_prefetched_bytes", "Bytes read ahead and not yet consumed, a second ago."),
             rebalances: r.counter("kafka_rebalances_total", "Changes of this worker's partitions."),
-            backpressure: r.gauges("backpressure_active", &["reason"], "1 while consumption is held for this reason."),
+            backpressure: r.gauges("backpressure_active", &["reason"], "1 while consumption waits for this reason."),
             fetch_responses: r.counters("fetch_responses_total", &["class"], "Answers of image hosts."),
             fetch_bytes: r.counter("fetch_bytes_total", "Bytes of bodies received."),
             state: r.gauges("state", &["state"], "1 for the state the worker is in."),
@@ -372,6 +329,11 @@ impl Metrics {
         self.device_busy.with_label_values(&[device]).set(ratio);
     }
 
+    /// Whether a device is sound.
+    pub fn device_up(&self, device: &str, up: bool) {
+        self.device_up.with_label_values(&[device]).set(i64::from(up));
+    }
+
     /// Where a partition stands.
     pub fn partition(&self, topic: &str, partition: i32, standing: Standing) {
         let labels = [topic, &partition.to_string()];
@@ -396,6 +358,11 @@ impl Metrics {
     /// Partitions paused.
     pub fn paused_partitions(&self, count: usize) {
         self.paused.set(count as i64);
+    }
+
+    /// Bytes that the consumer has read ahead.
+    pub fn prefetched(&self, bytes: u64) {
+        self.prefetched.set(bytes as i64);
     }
 
     /// Consumption is held for a reason, or no longer.
