@@ -90,7 +90,7 @@ names! {
         Http5xx = "http_5xx",
         /// The host opted out of machine use.
         RobotsOptout = "robots_optout",
-        /// The body is over the limit.
+        /// The body, or the message itself, is over the limit.
         TooLarge = "too_large",
         /// The picture has more pixels than the limit.
         TooManyPixels = "too_many_pixels",

@@ -6,12 +6,18 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crate::disposition::names;
 
 names! {
-    /// Why the gate is shut.
+    /// Why consumption waits.
     Reason {
         /// Somebody said pause.
         Operator = "operator",
-        /// The message pool is spent.
+        /// The message pool is spent, or what is left of it too little for the next message.
         Messages = "messages",
+        /// As many messages are in flight as somebody allowed.
+        Limit = "limit",
+        /// The queue behind the consumer is full: messages come faster than they are read and fetched.
+        Queue = "queue",
+        /// A partition rests, since its oldest message is not resolved and the newest is far ahead of it.
+        Span = "span",
         /// The worker is draining.
         Drain = "drain",
     }
@@ -34,7 +40,10 @@ pub struct Gate(Arc<Mutex<State>>);
 
 #[derive(Debug, Default)]
 struct State {
+    /// What shuts the gate.
     reasons: BTreeSet<Reason>,
+    /// What others say.
+    told: BTreeSet<Reason>,
     limit: Option<usize>,
 }
 
@@ -61,6 +70,17 @@ impl Gate {
     /// Sets a reason or takes it away. Returns whether that changed anything.
     pub fn set(&self, reason: Reason, shut: bool) -> bool {
         if shut { self.shut(reason) } else { self.clear(reason) }
+    }
+
+    /// Notes a reason for which consumption waits, or takes it away, without shutting the gate: what has been consumed
+    /// may pass as soon as there is room.
+    pub fn tell(&self, reason: Reason, waits: bool) {
+        let mut state = self.lock();
+        if waits {
+            state.told.insert(reason)
+        } else {
+            state.told.remove(&reason)
+        };
     }
 
     /// Limits the messages in flight, or lifts the limit.
@@ -92,9 +112,10 @@ impl Gate {
         }
     }
 
-    /// Why the gate is shut; empty when it is not.
+    /// Why consumption waits, be the gate shut or not; empty when it does not.
     pub fn reasons(&self) -> Vec<Reason> {
-        self.lock().reasons.iter().copied().collect()
+        let state = self.lock();
+        state.reasons.union(&state.told).copied().collect()
     }
 }
 

@@ -15,6 +15,7 @@ use prometheus::{
     IntGaugeVec, Registry, TextEncoder,
 };
 
+use self::registrar::{Registrar, opts};
 use crate::disposition::{Code, Stage};
 
 use self::blocked::Stopwatch;
@@ -63,10 +64,12 @@ pub struct Metrics {
     in_flight_bytes: IntGaugeVec,
     in_flight_bytes_limit: IntGaugeVec,
     device_busy: GaugeVec,
+    device_up: IntGaugeVec,
     lag: IntGaugeVec,
     committed: IntGaugeVec,
     incomplete: IntGaugeVec,
     paused: IntGauge,
+    prefetched: IntGauge,
     rebalances: IntCounter,
     backpressure: IntGaugeVec,
     fetch_responses: IntCounterVec,
@@ -159,6 +162,7 @@ impl Metrics {
                 opts("device_busy_ratio", "Share of the time since the last scrape that a device was at work."),
                 &["device"],
             )),
+            device_up: r.gauges("device_up", &["device"], "1 while a device is sound, 0 once it was taken out."),
             lag: r.gauges("kafka_consumer_lag", &["topic", "partition"], "Messages behind the end of a partition."),
             committed: r.gauges("kafka_committed_offset", &["topic", "partition"], "Offset committed last."),
             incomplete: r.gauges(
@@ -167,8 +171,9 @@ impl Metrics {
                 "Messages consumed and not resolved.",
             ),
             paused: r.gauge("kafka_paused_partitions", "Partitions paused by backpressure or by an operator."),
+            prefetched: r.gauge("kafka_prefetched_bytes", "Bytes read ahead and not yet consumed, a second ago."),
             rebalances: r.counter("kafka_rebalances_total", "Changes of this worker's partitions."),
-            backpressure: r.gauges("backpressure_active", &["reason"], "1 while consumption is held for this reason."),
+            backpressure: r.gauges("backpressure_active", &["reason"], "1 while consumption waits for this reason."),
             fetch_responses: r.counters("fetch_responses_total", &["class"], "Answers of image hosts."),
             fetch_bytes: r.counter("fetch_bytes_total", "Bytes of bodies received."),
             state: r.gauges("state", &["state"], "1 for the state the worker is in."),
@@ -363,6 +368,11 @@ impl Metrics {
         self.device_busy.with_label_values(&[device]).set(ratio);
     }
 
+    /// Whether a device is sound.
+    pub fn device_up(&self, device: &str, up: bool) {
+        self.device_up.with_label_values(&[device]).set(i64::from(up));
+    }
+
     /// Where a partition stands.
     pub fn partition(&self, topic: &str, partition: i32, standing: Standing) {
         let labels = [topic, &partition.to_string()];
@@ -387,6 +397,11 @@ impl Metrics {
     /// Partitions paused.
     pub fn paused_partitions(&self, count: usize) {
         self.paused.set(count as i64);
+    }
+
+    /// Bytes that the consumer has read ahead.
+    pub fn prefetched(&self, bytes: u64) {
+        self.prefetched.set(bytes as i64);
     }
 
     /// Consumption is held for a reason, or no longer.

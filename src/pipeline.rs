@@ -9,7 +9,7 @@ pub mod worker;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use async_channel::{Receiver, Sender, bounded};
 use tokio::task::JoinHandle;
@@ -82,7 +82,8 @@ impl Core {
 
         // infer → publish
         let (finished_in, finished) = bounded(settings.flow.max_images.max(HANDOVER));
-        let queue = Queue::new(settings.batch.queue, &lanes.weights);
+        let queue =
+            Queue::new(room(settings.batch.queue, &parts.engines), &lanes.weights, |queued: &Queued| queued.due);
         let shared = Arc::new(infer::Shared {
             supply: Box::new(queue.clone()),
             finished: finished_in.clone(),
@@ -103,8 +104,7 @@ impl Core {
                 #[expect(clippy::result_large_err, reason = "the stage gets its row back where a sink refuses it")]
                 move |ready: Tracked<Ready>| {
                     let lane = lanes.of(&ready.value.row.origin.topic);
-                    let queued = Queued { ready, since: Instant::now(), lane };
-                    if let Err(refused) = queue.push(lane, queued) {
+                    if let Err(refused) = queue.push(lane, Queued::new(ready, lane)) {
                         // No device is left, and the worker stops: the next one reads the message again.
                         refused.ready.abandon();
                     }
@@ -147,6 +147,12 @@ impl Core {
     }
 }
 
+/// Rows that may wait for a device: as many as are configured, and at least a batch for each device, or no batch could
+/// ever be full.
+fn room(configured: usize, engines: &[Loaded]) -> usize {
+    configured.max(engines.iter().map(|loaded| loaded.batch_size).sum())
+}
+
 /// Starts the devices, and beside each a thread that waits for its end, so that a failure is noticed when it happens.
 /// When the last device is gone, what waits for one is given up, or the stages before would wait for ever.
 fn start_devices(
@@ -180,8 +186,8 @@ fn start_devices(
 }
 
 impl infer::Supply for Queue<Queued> {
-    fn take(&self, max: usize, linger: Duration) -> Option<(Vec<Queued>, Flush)> {
-        Queue::take(self, Take { max, linger })
+    fn take(&self, max: usize, linger: Duration, work: Duration) -> Option<(Vec<Queued>, Flush)> {
+        Queue::take(self, Take { max, linger, work })
     }
 
     fn done(&self) {
@@ -217,5 +223,22 @@ impl Lanes {
 
     fn of(&self, topic: &str) -> usize {
         self.topics.iter().position(|t| t == topic).unwrap_or(0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::caption::fake::{FakeEngine, FakeOptions};
+
+    #[test]
+    fn the_queue_has_room_for_a_batch_of_every_device() {
+        let engine = |batch_size| Loaded {
+            engine: Box::new(FakeEngine::new(FakeOptions::default())),
+            batch_size,
+            replica: None,
+        };
+        assert_eq!(room(128, &[engine(256), engine(64)]), 320);
+        assert_eq!(room(128, &[engine(8), engine(8)]), 128);
     }
 }

@@ -3,9 +3,11 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use blipstream::config::{ConfigErrors, ConfigOptions, Keys, Loaded};
 use blipstream::metrics::{Family, Metrics};
+use blipstream::pipeline::worker::OVERTIME;
 use blipstream::settings::Settings;
 use serde::Deserialize;
 
@@ -113,6 +115,23 @@ fn the_compose_file_sets_keys_that_exist_to_values_that_load() {
 
 fn load<'a>(variables: impl Iterator<Item = (&'a str, &'a str)>) -> Result<Loaded, ConfigErrors> {
     ConfigOptions::default().load_with(variables.map(|(name, value)| (name.into(), value.into())))
+}
+
+#[test]
+fn the_compose_file_lets_a_worker_end_by_itself() {
+    let grace = settings_of(&read("docker-compose.yml"), "stop_grace_period");
+    let [(_, grace)] = &grace[..] else { panic!("{grace:?}") };
+    let grace = humantime::parse_duration(grace).unwrap();
+    // And a second for the admin port.
+    assert!(grace > Settings::default().flow.drain_timeout + OVERTIME + Duration::from_secs(1), "{grace:?}");
+}
+
+#[test]
+fn the_documentation_states_how_long_the_end_may_take() {
+    let most = OVERTIME.as_secs() + 1;
+    for text in [read("docs/runbook.md"), read("src/command/worker.rs")] {
+        assert!(text.contains(&format!("{most} seconds more")));
+    }
 }
 
 #[test]

@@ -100,8 +100,7 @@ async fn index() -> &'static str {
 
 /// The process and its device threads are alive. A full queue or a pause is no reason to be restarted.
 async fn livez(State(admin): State<Admin>) -> Response {
-    // Devices end before the last captions are published.
-    if admin.control.alive() || admin.control.state() == crate::metrics::State::Draining {
+    if admin.control.alive() {
         (StatusCode::OK, "ok\n").into_response()
     } else {
         (StatusCode::SERVICE_UNAVAILABLE, "no device is left: see the log and /status\n").into_response()

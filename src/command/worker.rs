@@ -19,8 +19,10 @@ use crate::settings::Settings;
   blipstream worker --config blipstream.toml
   BLIPSTREAM_KAFKA__BOOTSTRAP_SERVERS=broker:9092 blipstream worker --set model.source=demo
 
-SIGTERM or SIGINT drains: consumption stops, what is in flight is captioned, published and committed, and the group is \
-left, within flow.drain_timeout. A second signal stops at once; what was in flight is read again by the next worker.")]
+SIGTERM or SIGINT drains: consumption stops, what is in flight is captioned and published within flow.drain_timeout, \
+what is published is committed, and the group is left. However much hangs, the process ends within flow.drain_timeout \
+and 13 seconds more: give the orchestrator's grace period that much. Exit code 1 says that something was unfinished. A \
+second signal stops at once; what was in flight is read again by the next worker.")]
 pub struct WorkerArgs {
     #[command(flatten)]
     config: ConfigOptions,

@@ -28,6 +28,20 @@ fn a_limit_of_zero_lets_nothing_through() {
 }
 
 #[test]
+fn a_reason_that_is_only_told_shuts_nothing() {
+    let gate = Gate::new();
+    gate.tell(Reason::Queue, true);
+    gate.shut(Reason::Messages);
+    gate.tell(Reason::Messages, true);
+    assert_eq!(gate.reasons(), [Reason::Messages, Reason::Queue]);
+    gate.clear(Reason::Messages);
+    assert_eq!((gate.reasons(), gate.passage()), (vec![Reason::Messages, Reason::Queue], Passage::Open));
+    gate.tell(Reason::Messages, false);
+    gate.tell(Reason::Queue, false);
+    assert!(gate.reasons().is_empty());
+}
+
+#[test]
 fn every_clone_is_the_same_gate() {
     let gate = Gate::new();
     let other = gate.clone();

@@ -72,6 +72,8 @@ pub struct Stats {
     pub brokers_up: usize,
     /// Whether the group has settled with us in it, be it without a partition.
     pub joined: bool,
+    /// Bytes of messages fetched and not delivered.
+    pub prefetched_bytes: u64,
     /// The partitions that librdkafka knows of.
     pub partitions: Vec<PartitionStats>,
 }
@@ -238,7 +240,8 @@ impl Consumer {
         Err(Error::from_kafka("committing offsets", &KafkaError::ConsumerCommit(code.into())))
     }
 
-    /// Commits exactly these offsets and waits for the broker; at most a session's time-out when it is away.
+    /// Commits exactly these offsets and waits for the broker; at most a session's time-out when it is away, which is why
+    /// the end of a worker does not use it.
     pub fn commit_now(&self, offsets: &[(TopicPartition, i64)]) -> Result<(), Error> {
         if offsets.is_empty() {
             return Ok(());

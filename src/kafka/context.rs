@@ -183,6 +183,9 @@ pub(crate) fn partitions(list: &TopicPartitionList) -> Vec<TopicPartition> {
 
 fn summary(statistics: &Statistics) -> Stats {
     let group = statistics.cgrp.as_ref();
+    // The queues of all partitions lead into one, and each tells the size of that one.
+    let queues = statistics.topics.values().flat_map(|topic| topic.partitions.values());
+    let prefetched_bytes = queues.map(|partition| partition.fetchq_size).max().unwrap_or(0);
     let topics = statistics.topics.values();
     let partitions = topics.flat_map(|topic| {
         let name: Arc<str> = topic.topic.as_str().into();
@@ -197,6 +200,7 @@ fn summary(statistics: &Statistics) -> Stats {
     Stats {
         brokers_up: brokers_up(statistics),
         joined: group.is_some_and(|group| group.state == "up" && group.join_state == "steady"),
+        prefetched_bytes,
         partitions: partitions.collect(),
     }
 }

@@ -243,9 +243,10 @@ impl Control {
         let _ = self.0.consumer.set(consumer);
     }
 
-    /// Whether captions can be made: the flow is starting, or a device is left.
+    /// Whether captions can be made: the flow is starting, or a device is sound. Devices that have ended with a drain
+    /// are.
     pub fn alive(&self) -> bool {
-        self.0.wiring.get().is_none_or(|w| w.devices.iter().any(|d| d.alive.load(Ordering::Acquire)))
+        self.0.wiring.get().is_none_or(|w| w.devices.iter().any(|d| !d.broken.load(Ordering::Acquire)))
     }
 
     /// Whether the worker can do its job, part by part.
@@ -286,6 +287,9 @@ impl Control {
                     metrics.queue_bytes(*stage, items * wiring.model.image_size.pow(2) * 3);
                 }
             }
+            for device in &wiring.devices {
+                metrics.device_up(&device.name, !device.broken.load(Ordering::Acquire));
+            }
             self.busy_ratios(wiring);
         }
         self.partitions();
@@ -298,6 +302,7 @@ impl Control {
         let Some(consumer) = self.0.consumer.get() else { return };
         let (metrics, status) = (&self.0.metrics, consumer.status());
         metrics.consumer_totals(&status.messages, status.tombstones, status.rebalances);
+        metrics.prefetched(status.prefetched_bytes);
         metrics.paused_partitions(status.partitions.iter().filter(|p| p.paused).count());
         let mut known = locked(&self.0.partitions);
         let ours: BTreeSet<_> = status.partitions.iter().map(|p| (p.topic.clone(), p.partition)).collect();

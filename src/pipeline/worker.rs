@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use async_channel::{Receiver, bounded};
-use tokio::task::JoinHandle;
+use tokio::task::{JoinError, JoinHandle};
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
@@ -22,6 +22,9 @@ use crate::stage::publish;
 
 /// Time for the publisher to hand back what it has, after the drain deadline.
 const GIVE_UP: Duration = Duration::from_secs(6);
+/// How long the end of a worker may take beyond `flow.drain_timeout`, whatever hangs: giving up what is not finished,
+/// the last commit, leaving the group.
+pub const OVERTIME: Duration = GIVE_UP.saturating_add(consume::CLOSE);
 /// How often dropped tickets are looked for.
 const PULSE: Duration = Duration::from_millis(200);
 
@@ -48,7 +51,7 @@ impl Summary {
 enum Fault {
     #[error("{0}")]
     Consumer(kafka::Error),
-    #[error("the publisher has ended; its reason is in the log")]
+    #[error("the publisher has ended")]
     Producer,
     #[error("{0}; no device is left")]
     Devices(DeviceFailure),
@@ -56,6 +59,18 @@ enum Fault {
     Lost(Lost),
     #[error("the {0} stage panicked; the message is in the log")]
     Panic(Stage),
+    #[error("the {0} stage ended before it was told to, since a stage beside it did; the log says more")]
+    Ended(Stage),
+}
+
+impl Fault {
+    /// The fault of a stage that ended by itself.
+    fn of(stage: Stage, ended: Result<(), JoinError>) -> Self {
+        match ended {
+            Ok(()) => Self::Ended(stage),
+            Err(_) => Self::Panic(stage),
+        }
+    }
 }
 
 /// Runs a worker until [`Control::drain`], or until something breaks that it cannot mend; drains in both cases.
@@ -98,7 +113,14 @@ pub async fn run(settings: &Settings, parts: Parts, control: &Control) -> anyhow
 
     // parse → fetch
     let (messages_in, messages) = bounded(HANDOVER);
-    let parse = Parse { input: messages, rows, finished: failures, max_rows: settings.flow.max_rows, metrics };
+    let parse = Parse {
+        input: messages,
+        rows,
+        finished: failures,
+        max_bytes: settings.kafka.max_message_size.as_u64() as usize,
+        max_rows: settings.flow.max_rows,
+        metrics,
+    };
     let parsing = tokio::spawn(parse.run());
 
     // consume → parse
@@ -148,7 +170,9 @@ pub async fn run(settings: &Settings, parts: Parts, control: &Control) -> anyhow
     }
     let closed = consumer.close().await;
     if let Some(fault) = fault {
-        return Err(fault.into());
+        // The publisher knows best why it ended.
+        let producer = matches!(fault, Fault::Producer);
+        return Err(published.err().filter(|_| producer).unwrap_or_else(|| fault.into()));
     }
     closed.context("the consumer did not end well; what it could not commit is read again")?;
     published?;
@@ -197,8 +221,9 @@ impl Watched<'_> {
                 },
                 error = self.consumer.failed() => return Some(Fault::Consumer(error)),
                 () = self.producer_failed.cancelled() => return Some(Fault::Producer),
-                _ = &mut self.parsing => return Some(Fault::Panic(Stage::Parse)),
-                _ = &mut self.fetching => return Some(Fault::Panic(Stage::Fetch)),
+                // The later stage first: when both have ended, the earlier one ended because of it.
+                ended = &mut self.fetching => return Some(Fault::of(Stage::Fetch, ended)),
+                ended = &mut self.parsing => return Some(Fault::of(Stage::Parse, ended)),
                 Ok(failure) = self.device_failures.recv() => {
                     if !self.control.alive() {
                         return Some(Fault::Devices(failure));
@@ -208,5 +233,18 @@ impl Watched<'_> {
                 () = self.control.draining().cancelled() => return None,
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_stage_that_ended_quietly_is_not_said_to_have_panicked() {
+        let quiet = tokio::spawn(async {}).await;
+        assert!(matches!(Fault::of(Stage::Parse, quiet), Fault::Ended(Stage::Parse)));
+        let panic = tokio::spawn(async { panic!("on purpose") }).await;
+        assert!(matches!(Fault::of(Stage::Parse, panic), Fault::Panic(Stage::Parse)));
     }
 }

@@ -28,7 +28,8 @@ pub struct Kafka {
     /// Prefetch of the consumer, over all partitions; counted in the memory of the worker.
     #[schemars(with = "String")]
     pub prefetch: ByteSize,
-    /// Largest message consumed or produced. The broker's `message.max.bytes` should be no smaller.
+    /// Largest message consumed or produced, with key and headers; a longer one that comes in is a dead letter
+    /// (`too_large`). The broker's `message.max.bytes` should be no smaller.
     #[schemars(with = "String")]
     pub max_message_size: ByteSize,
     /// The group gives a worker's partitions to others when it was not heard of for this long.

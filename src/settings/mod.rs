@@ -78,7 +78,7 @@ pub struct Batch {
     #[serde(with = "humantime_serde")]
     #[schemars(with = "String")]
     pub linger: Duration,
-    /// Images that wait for a device.
+    /// Images that wait for a device; at least a batch for each device, whatever is set.
     pub queue: usize,
 }
 

@@ -1,7 +1,8 @@
 //! The queue that devices pull from: one for all of them, with a lane for each input topic.
 //!
 //! A free device takes what is there, up to its best batch size. No timer stands between a full queue and an idle
-//! device: waiting for a fuller batch happens only on request, and only while less than a full one is there.
+//! device: waiting for a fuller batch happens only on request, while less than a full one is there and every deadline
+//! allows it.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -31,6 +32,11 @@ impl<T> Lanes<T> {
     pub fn new(weights: &[u32]) -> Self {
         let lane = |weight: &u32| Lane { weight: i64::from((*weight).max(1)), credit: 0, items: VecDeque::new() };
         Self { lanes: weights.iter().map(lane).collect(), len: 0 }
+    }
+
+    /// All items, in no particular order.
+    fn iter(&self) -> impl Iterator<Item = &T> {
+        self.lanes.iter().flat_map(|lane| &lane.items)
     }
 
     /// Items in all lanes.
@@ -88,6 +94,8 @@ pub struct Take {
     pub max: usize,
     /// How long to wait for more while there are fewer; 0 takes what is there.
     pub linger: Duration,
+    /// How long a batch takes: an item that is due at some moment is not waited with into the last so much before it.
+    pub work: Duration,
 }
 
 /// The queue. Cheap to clone; every clone is the same queue.
@@ -104,6 +112,8 @@ impl<T> Clone for Queue<T> {
 struct Shared<T> {
     state: Mutex<State<T>>,
     capacity: usize,
+    /// Until when an item is of use; `None` is for ever.
+    due: fn(&T) -> Option<Instant>,
     /// Signals items to devices.
     filled: Condvar,
     /// Signals room to decoders.
@@ -121,13 +131,15 @@ struct State<T> {
 }
 
 impl<T> Queue<T> {
-    /// An empty queue for `capacity` items (at least one) in lanes of these weights.
-    pub fn new(capacity: usize, weights: &[u32]) -> Self {
+    /// An empty queue for `capacity` items (at least one) in lanes of these weights. `due` says until when an item is of
+    /// use, if not for ever.
+    pub fn new(capacity: usize, weights: &[u32], due: fn(&T) -> Option<Instant>) -> Self {
         let weights = if weights.is_empty() { &[1][..] } else { weights };
         let state = State { lanes: Lanes::new(weights), out: 0, closed: false, abandoned: false };
         Self(Arc::new(Shared {
             state: Mutex::new(state),
             capacity: capacity.max(1),
+            due,
             filled: Condvar::new(),
             emptied: Condvar::new(),
         }))
@@ -172,6 +184,8 @@ impl<T> Queue<T> {
     /// Waits for a batch. `None` when the queue is closed and empty, and no other device can put anything back.
     pub fn take(&self, take: Take) -> Option<(Vec<T>, Flush)> {
         let max = take.max.max(1);
+        // No more than this ever waits: a device that waited for more would wait for nothing.
+        let full = max.min(self.0.capacity);
         let mut state = self.lock();
         while state.lanes.is_empty() {
             if state.closed && state.out == 0 {
@@ -182,7 +196,8 @@ impl<T> Queue<T> {
         let mut reason = Flush::Idle;
         if !take.linger.is_zero() {
             let until = Instant::now() + take.linger;
-            while state.lanes.len() < max && !state.closed {
+            while state.lanes.len() < full && !state.closed {
+                let until = self.latest_start(&state, take.work).map_or(until, |latest| until.min(latest));
                 let left = until.saturating_duration_since(Instant::now());
                 if left.is_zero() {
                     reason = Flush::Linger;
@@ -191,7 +206,7 @@ impl<T> Queue<T> {
                 state = self.0.filled.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
             }
         }
-        if state.lanes.len() >= max {
+        if state.lanes.len() >= full {
             reason = Flush::Full;
         } else if state.closed {
             reason = Flush::Drain;
@@ -211,6 +226,12 @@ impl<T> Queue<T> {
         }
         // While this device lingered another one may have taken everything.
         if batch.is_empty() { self.take(take) } else { Some((batch, reason)) }
+    }
+
+    /// When a batch must start so that everything that waits is done in time; `None` when nothing is due.
+    fn latest_start(&self, state: &State<T>, work: Duration) -> Option<Instant> {
+        let due = state.lanes.iter().filter_map(self.0.due).min()?;
+        Some(due.checked_sub(work).unwrap_or_else(Instant::now))
     }
 
     /// Items that wait.
@@ -242,171 +263,4 @@ impl<T> Queue<T> {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::thread;
-
-    use proptest::prelude::*;
-
-    use super::*;
-
-    const NOW: Take = Take { max: 4, linger: Duration::ZERO };
-
-    proptest! {
-        #[test]
-        fn lanes_lose_nothing_and_keep_the_order_within_a_lane(
-            weights in proptest::collection::vec(0u32..5, 1..4),
-            pushes in proptest::collection::vec(0usize..4, 0..200),
-        ) {
-            let mut lanes = Lanes::new(&weights);
-            for (order, lane) in pushes.iter().enumerate() {
-                lanes.push(*lane, ((*lane).min(weights.len() - 1), order));
-            }
-            let popped: Vec<_> = std::iter::from_fn(|| lanes.pop()).collect();
-            prop_assert_eq!(popped.len(), pushes.len());
-            for lane in 0..weights.len() {
-                let orders: Vec<_> = popped.iter().filter(|(l, _)| *l == lane).map(|(_, o)| *o).collect();
-                prop_assert!(orders.is_sorted());
-            }
-        }
-
-        #[test]
-        fn lanes_share_in_proportion_to_their_weights(a in 1u32..8, b in 1u32..8) {
-            let mut lanes = Lanes::new(&[a, b]);
-            for _ in 0..100 {
-                lanes.push(0, 0usize);
-                lanes.push(1, 1usize);
-            }
-            let rounds = 6;
-            let picks: Vec<_> = (0..(a + b) * rounds).filter_map(|_| lanes.pop()).collect();
-            prop_assert_eq!(picks.iter().filter(|l| **l == 0).count() as u32, a * rounds);
-        }
-    }
-
-    #[test]
-    fn a_backlog_does_not_starve_the_other_lane() {
-        let mut lanes = Lanes::new(&[1, 1]);
-        (0..1000).for_each(|i| lanes.push(0, i));
-        lanes.push(1, 5000);
-        assert!((0..2).filter_map(|_| lanes.pop()).any(|item| item == 5000));
-    }
-
-    #[test]
-    fn a_free_device_takes_what_is_there_at_once() {
-        let queue = Queue::new(10, &[1]);
-        queue.push(0, 'a').unwrap();
-        assert_eq!(queue.take(NOW), Some((vec!['a'], Flush::Idle)));
-    }
-
-    #[test]
-    fn a_batch_is_never_larger_than_asked_for() {
-        let queue = Queue::new(10, &[1]);
-        (0..6).for_each(|i| queue.push(0, i).unwrap());
-        assert_eq!(queue.take(NOW), Some((vec![0, 1, 2, 3], Flush::Full)));
-        assert_eq!(queue.take(NOW), Some((vec![4, 5], Flush::Idle)));
-    }
-
-    #[test]
-    fn lingering_ends_when_the_batch_is_full() {
-        let queue = Queue::new(10, &[1]);
-        queue.push(0, 0).unwrap();
-        let device = {
-            let queue = queue.clone();
-            thread::spawn(move || queue.take(Take { max: 4, linger: Duration::from_secs(60) }))
-        };
-        (1..4).for_each(|i| queue.push(0, i).unwrap());
-        assert_eq!(device.join().unwrap(), Some((vec![0, 1, 2, 3], Flush::Full)));
-    }
-
-    #[test]
-    fn lingering_ends_with_its_time() {
-        let queue = Queue::new(10, &[1]);
-        queue.push(0, 'a').unwrap();
-        assert_eq!(queue.take(Take { max: 4, linger: Duration::from_millis(5) }), Some((vec!['a'], Flush::Linger)));
-    }
-
-    #[test]
-    fn closing_ends_lingering_and_drains_what_is_there() {
-        let queue = Queue::new(10, &[1]);
-        queue.push(0, 'a').unwrap();
-        queue.close();
-        assert_eq!(queue.take(Take { max: 4, linger: Duration::from_secs(60) }), Some((vec!['a'], Flush::Drain)));
-        queue.done();
-        assert_eq!(queue.take(NOW), None);
-        assert_eq!(queue.push(0, 'b'), Err('b'));
-    }
-
-    #[test]
-    fn pushing_waits_for_room() {
-        let queue = Queue::new(2, &[1]);
-        queue.push(0, 0).unwrap();
-        queue.push(0, 1).unwrap();
-        let pusher = {
-            let queue = queue.clone();
-            thread::spawn(move || (2..40).try_for_each(|i| queue.push(0, i)))
-        };
-        let mut seen = Vec::new();
-        while seen.len() < 40 {
-            let (batch, _) = queue.take(NOW).unwrap();
-            assert!(batch.len() <= 2, "the queue held more than its capacity");
-            seen.extend(batch);
-        }
-        pusher.join().unwrap().unwrap();
-        assert!(seen.is_sorted());
-    }
-
-    #[test]
-    fn several_devices_share_the_queue_and_none_of_its_items_is_lost_or_taken_twice() {
-        let queue = Queue::new(8, &[1, 3]);
-        let devices: Vec<_> = [1, 3, 4]
-            .map(|max| {
-                let queue = queue.clone();
-                thread::spawn(move || {
-                    let mut seen = Vec::new();
-                    while let Some((batch, _)) = queue.take(Take { max, linger: Duration::from_micros(50) }) {
-                        seen.extend(batch);
-                        queue.done();
-                    }
-                    seen
-                })
-            })
-            .into();
-        (0..2000).for_each(|i| queue.push(i % 2, i).unwrap());
-        queue.close();
-        let mut all: Vec<_> = devices.into_iter().flat_map(|d| d.join().unwrap()).collect();
-        all.sort_unstable();
-        assert_eq!(all, (0..2000).collect::<Vec<_>>());
-    }
-
-    #[test]
-    fn a_batch_that_is_put_back_is_the_next_one() {
-        let queue = Queue::new(4, &[1]);
-        (0..4).for_each(|i| queue.push(0, i).unwrap());
-        let (batch, _) = queue.take(NOW).unwrap();
-        queue.push(0, 9).unwrap();
-        queue.put_back(batch.into_iter().map(|i| (0, i)).collect());
-        assert_eq!(queue.take(NOW).unwrap().0, vec![0, 1, 2, 3]);
-    }
-
-    #[test]
-    fn a_device_waits_at_the_end_for_what_another_one_may_put_back() {
-        let queue = Queue::new(4, &[1]);
-        queue.push(0, 'a').unwrap();
-        let (batch, _) = queue.take(NOW).unwrap();
-        queue.close();
-        let other = {
-            let queue = queue.clone();
-            thread::spawn(move || queue.take(NOW))
-        };
-        queue.put_back(batch.into_iter().map(|item| (0, item)).collect());
-        queue.done();
-        assert_eq!(other.join().unwrap(), Some((vec!['a'], Flush::Drain)));
-    }
-
-    #[test]
-    fn an_abandoned_queue_hands_back_what_waits_and_refuses_more() {
-        let queue = Queue::new(4, &[1]);
-        queue.push(0, 1).unwrap();
-        assert_eq!(queue.abandon(), vec![1]);
-        assert_eq!(queue.push(0, 2), Err(2));
-    }
-}
+mod tests;

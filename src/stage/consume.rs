@@ -5,10 +5,10 @@
 //! `Partitions::change`; nothing else pauses or resumes.
 
 mod group;
+mod held;
 mod partitions;
 mod status;
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -16,9 +16,10 @@ use async_channel::Sender;
 use jiff::Timestamp;
 use tokio::sync::oneshot;
 
-use self::group::Rebalance;
+use self::group::{Closing, Rebalance};
+use self::held::Held;
 use self::partitions::Partitions;
-pub use self::status::{Consume, ConsumeStatus, ConsumeView, PartitionStatus};
+pub use self::status::{CLOSE, Consume, ConsumeStatus, ConsumeView, PartitionStatus};
 use self::status::{Control, Phase};
 use crate::budget::Pool;
 use crate::gate::{Gate, Hysteresis, Passage, Reason};
@@ -33,13 +34,6 @@ pub const MESSAGE_OVERHEAD: usize = 1024;
 
 /// Longest wait for an event; commands are noticed within it.
 const IDLE_POLL: Duration = Duration::from_millis(20);
-
-/// A message that finds no room waits this long before everything is paused: a pause throws away what was prefetched,
-/// and most waits are shorter than reading it again.
-const PATIENCE: Duration = Duration::from_millis(50);
-
-/// Messages that may wait for room, without permits, before everything is paused whatever the time.
-const MAX_HELD: usize = 16;
 
 /// Longest wait for one more try while a message is held and nothing is paused yet.
 const HELD_POLL: Duration = Duration::from_millis(1);
@@ -81,16 +75,21 @@ pub fn start(setup: Setup, output: Sender<Tracked<Message>>) -> Result<Consume, 
     let control = Arc::new(Control::default());
     let (failure, failed) = oneshot::channel();
     let (end, ended) = oneshot::channel();
-    let ledger = setup.ledger.clone();
+    let (leave, left) = oneshot::channel();
+    let (ledger, told) = (setup.ledger.clone(), control.clone());
     let worker = Worker::new(setup, output, Signals { control: control.clone(), failure: Some(failure) });
     let thread = std::thread::Builder::new().name("consume".into());
     let spawned = thread.spawn(move || {
+        let (result, consumer) = worker.run();
         // Nobody listens when the handle was dropped; then nobody wants to know.
-        let _ = end.send(worker.run());
+        let _ = end.send(result);
+        consumer.close();
+        told.status().joined = false;
+        let _ = leave.send(());
     });
     let starting = |error: std::io::Error| Error::Other { doing: "starting a thread", reason: error.to_string() };
     spawned.map_err(starting)?;
-    Ok(Consume { control, ledger, failed, ended })
+    Ok(Consume { control, ledger, failed, ended, left })
 }
 
 /// The times at which things are due.
@@ -122,14 +121,13 @@ struct Worker {
     error: Option<Error>,
     partitions: Partitions,
     /// Messages that found no room; without tickets, so that they can be forgotten.
-    held: VecDeque<Message>,
-    held_since: Option<Instant>,
+    held: Held,
     pressure: Pressure,
     rebalance: Option<Rebalance>,
     /// Since when a commit waits for its result.
     committing: Option<Instant>,
-    /// When closing began, and when the last commit is tried next.
-    closing: Option<(Instant, Instant)>,
+    /// How far the last commit has come.
+    closing: Option<Closing>,
     clock: Clock,
 }
 
@@ -142,8 +140,7 @@ impl Worker {
             signals,
             error: None,
             partitions: Partitions::default(),
-            held: VecDeque::new(),
-            held_since: None,
+            held: Held::default(),
             pressure: Pressure {
                 messages: Hysteresis::new(pause, resume),
                 limit: Hysteresis::new(1.0, LIMIT_RESUME),
@@ -157,7 +154,8 @@ impl Worker {
         }
     }
 
-    fn run(mut self) -> Result<(), Error> {
+    /// Runs until the last commit; what is left to do is to leave the group.
+    fn run(mut self) -> (Result<(), Error>, Consumer) {
         loop {
             let phase = self.signals.control.phase();
             if phase > Phase::Running {
@@ -166,7 +164,7 @@ impl Worker {
             if phase == Phase::Closing
                 && let Some(committed) = self.last_commit(Instant::now())
             {
-                return self.close(committed);
+                return self.end(committed);
             }
             self.offer_held();
             let now = Instant::now();
@@ -203,6 +201,7 @@ impl Worker {
                 let mut status = self.signals.control.status();
                 status.joined = stats.joined;
                 status.brokers_up = stats.brokers_up;
+                status.prefetched_bytes = stats.prefetched_bytes;
             }
             Event::Passing(class) => tracing::debug!(?class, "passing kafka error"),
             Event::OffsetOutOfRange => {
@@ -218,11 +217,12 @@ impl Worker {
     fn receive(&mut self, message: Message, now: Instant) {
         let partition = partition_of(&message);
         if let Some(due) = self.due(&message, now) {
-            self.partitions.defer(&partition, due);
+            self.partitions.defer(&partition, message.offset, due);
             return self.apply_pauses(now);
         }
         if !self.partitions.received(&partition, message.offset, now) || self.output.is_none() {
-            // Of a partition that goes to others, or after the stop: the next reader begins before it.
+            // Of a partition that goes to others, or after the stop: the next reader begins before it. Or behind one that
+            // was turned away.
             self.signals.control.status().skipped += 1;
             return;
         }
@@ -230,9 +230,8 @@ impl Worker {
         if self.held.is_empty() {
             self.offer(message, now);
         } else {
-            self.held.push_back(message);
+            self.held.push(message, now);
         }
-        self.look_at_span(&partition);
         self.apply_pauses(now);
     }
 
@@ -252,36 +251,47 @@ impl Worker {
     /// Hands a message on, or holds it.
     fn offer(&mut self, message: Message, now: Instant) {
         if let Some(message) = self.pass(message) {
-            self.held_since.get_or_insert(now);
-            self.held.push_front(message);
+            self.held.push(message, now);
         }
     }
 
     /// Tries the held messages again.
     fn offer_held(&mut self) {
-        while let Some(message) = self.held.pop_front() {
+        while let Some(message) = self.held.take() {
             if !self.partitions.takes(&partition_of(&message)) {
                 continue;
             }
             if let Some(message) = self.pass(message) {
-                self.held.push_front(message);
+                self.held.put_back(message);
                 return;
             }
         }
-        self.held_since = None;
+    }
+
+    /// The partition can go no further until older messages are resolved. What came of it is forgotten, so that others
+    /// do not wait behind it, and is read again.
+    fn turn_away(&mut self, partition: &TopicPartition, offset: i64) {
+        self.partitions.turn_away(partition, offset);
+        self.held.retain(|message| partition_of(message) != *partition);
+        self.apply_pauses(Instant::now());
     }
 
     /// Gives the message back when there is no room for it.
     fn pass(&mut self, message: Message) -> Option<Message> {
+        let partition = partition_of(&message);
+        if self.partitions.is_span_full(&partition) {
+            self.turn_away(&partition, message.offset);
+            return None;
+        }
         let Some(output) = &self.output else { return None };
         let ledger = &self.setup.ledger;
-        let partition = partition_of(&message);
         if message.payload.is_none() {
             let ticket = ledger.open(&partition, message.offset);
             self.count(&message, ticket.is_some());
             if let Some(ticket) = ticket {
                 ticket.resolve(Outcome::Skipped);
             }
+            self.look_at_span(&partition);
             return None;
         }
         if !self.setup.gate.admits(ledger.open_tickets()) || output.is_full() {
@@ -294,7 +304,9 @@ impl Worker {
         self.count(&message, ticket.is_some());
         let ticket = ticket?;
         // There is room: nobody else sends on this channel.
-        if let Err(refused) = output.try_send(Tracked::new(message, ticket, permit)) {
+        let sent = output.try_send(Tracked::new(message, ticket, permit));
+        self.look_at_span(&partition);
+        if let Err(refused) = sent {
             refused.into_inner().abandon();
             let reason = "the stage behind it has ended".into();
             self.fail(Error::Other { doing: "handing messages on", reason });
@@ -317,7 +329,7 @@ impl Worker {
 
     // --- pausing
 
-    /// Whether all partitions are to rest. Sets the gate's own reasons on the way.
+    /// Whether all partitions are to rest. Tells the gate why on the way.
     fn shut(&mut self, now: Instant) -> bool {
         // The image pool has no say: whoever waits for it holds a message permit, so a spent image pool shows in the
         // message pool, after the devices were given a backlog to work on.
@@ -332,13 +344,19 @@ impl Worker {
             .output
             .as_ref()
             .is_none_or(|output| output.capacity().is_none_or(|capacity| output.len() <= capacity / 2));
-        let impatient = self.held_since.is_some_and(|since| now.saturating_duration_since(since) >= PATIENCE);
-        if impatient || self.held.len() > MAX_HELD {
+        if self.held.too_much(now) {
             self.pressure.held = true;
         } else if self.held.is_empty() && queue_low && fill <= self.setup.flow.resume_at {
             self.pressure.held = false;
         }
-        limited || self.pressure.held || self.output.is_none() || gate.passage() == Passage::Shut
+        let shut = gate.passage() == Passage::Shut;
+        let held = self.pressure.held;
+        gate.tell(Reason::Limit, limited);
+        gate.tell(Reason::Queue, held && !queue_low);
+        // What finds no room though the queue has some is too long for what is left of the pool.
+        gate.tell(Reason::Messages, held && queue_low && !limited && !shut);
+        gate.tell(Reason::Span, self.partitions.any_span_full());
+        limited || held || self.output.is_none() || shut
     }
 
     /// The one place that pauses and resumes.
@@ -403,7 +421,6 @@ impl Worker {
     fn stop_delivery(&mut self) {
         if self.output.take().is_some() {
             self.held.clear();
-            self.held_since = None;
             self.setup.gate.shut(Reason::Drain);
             self.apply_pauses(Instant::now());
         }
@@ -428,7 +445,7 @@ impl Worker {
         let partitions = self.partitions.iter().map(of).collect();
         let mut status = self.signals.control.status();
         status.partitions = partitions;
-        status.holding = !self.held.is_empty();
+        status.held_bytes = self.held.bytes();
         status.last_error = self.setup.consumer.last_error().map(|(_, reason)| reason);
     }
 }

@@ -1,14 +1,18 @@
 //! From pixels to captions: one OS thread owns one device and its model, and pulls batches from the shared queue.
 
+mod stats;
+
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use async_channel::Sender;
 use jiff::Timestamp;
 
+pub use self::stats::DeviceStats;
+use self::stats::Life;
 use super::{Finished, Output, Ready, failed, send_blocking};
 use crate::caption::{self, Caption, Engine, EngineError, ErrorKind, Finish, Params, Phases, Pixels};
 use crate::disposition::{Code, Disposed, Disposition, Failure, Stage};
@@ -16,6 +20,9 @@ use crate::message::{CaptionRecord, ModelRef, SCHEMA, Timing};
 use crate::metrics::{Flush, Metrics, Phase};
 use crate::settings;
 use crate::tracked::Tracked;
+
+/// A device that waits for a fuller batch may be woken late by so much, on a busy machine.
+const SLACK: Duration = Duration::from_millis(50);
 
 /// A row that waits for a device, and since when.
 #[derive(Debug)]
@@ -26,6 +33,25 @@ pub struct Queued {
     pub since: Instant,
     /// Its lane, so that it can be put back.
     pub lane: usize,
+    /// When its request's deadline passes.
+    pub due: Option<Instant>,
+}
+
+impl Queued {
+    /// A row that begins to wait now.
+    pub fn new(ready: Tracked<Ready>, lane: usize) -> Self {
+        let since = Instant::now();
+        let due = ready.value.row.request.deadline.and_then(|deadline| moment(deadline, Timestamp::now(), since));
+        Self { ready, since, lane, due }
+    }
+}
+
+/// A time of day as a moment of this process, `now` and `instant` being the same moment; `None` where it is too far
+/// away to be one.
+fn moment(time: Timestamp, now: Timestamp, instant: Instant) -> Option<Instant> {
+    // What has passed is due now.
+    let left = Duration::try_from(time.duration_since(now)).unwrap_or_default();
+    instant.checked_add(left)
 }
 
 /// Why one row got no caption.
@@ -71,48 +97,6 @@ impl DeviceFailure {
     }
 }
 
-/// What a device has done, read by metrics and status.
-#[derive(Debug)]
-pub struct DeviceStats {
-    /// Name, e.g. `cpu` or `cuda:0`, with `#n` where a device has several replicas.
-    pub name: String,
-    /// Images it takes at once.
-    pub batch_size: AtomicUsize,
-    /// Whether its thread is at work.
-    pub alive: AtomicBool,
-    work: Mutex<Work>,
-}
-
-#[derive(Debug, Default)]
-struct Work {
-    done: Duration,
-    /// When the batch began that is under way.
-    since: Option<Instant>,
-}
-
-impl DeviceStats {
-    /// Time at work since the start, the batch under way included.
-    pub fn busy(&self) -> Duration {
-        let work = self.work();
-        work.done + work.since.map_or(Duration::ZERO, |since| since.elapsed())
-    }
-
-    fn work(&self) -> MutexGuard<'_, Work> {
-        self.work.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn begin(&self) {
-        self.work().since = Some(Instant::now());
-    }
-
-    fn end(&self) {
-        let mut work = self.work();
-        if let Some(since) = work.since.take() {
-            work.done += since.elapsed();
-        }
-    }
-}
-
 /// Says that a batch is done, however its device fares.
 struct Done<'a>(&'a dyn Supply);
 
@@ -124,9 +108,9 @@ impl Drop for Done<'_> {
 
 /// Where devices pull their batches from.
 pub trait Supply: Send + Sync {
-    /// Waits for a batch of at most `max` rows; a free device may wait for `linger` for a fuller one. `None` when no
-    /// more will come.
-    fn take(&self, max: usize, linger: Duration) -> Option<(Vec<Queued>, Flush)>;
+    /// Waits for a batch of at most `max` rows; a free device may wait for `linger` for a fuller one, as far as
+    /// deadlines allow it when a batch takes `work`. `None` when no more will come.
+    fn take(&self, max: usize, linger: Duration, work: Duration) -> Option<(Vec<Queued>, Flush)>;
     /// A device is done with a batch that it took.
     fn done(&self);
     /// Takes back the rows of a batch that a device could not finish: they are the next ones.
@@ -175,30 +159,14 @@ pub fn spawn(
 ) -> std::io::Result<Device> {
     let info = engine.model();
     let name = replica.map_or_else(|| info.device.clone(), |n| format!("{}#{n}", info.device));
-    let stats = Arc::new(DeviceStats {
-        name: name.clone(),
-        batch_size: AtomicUsize::new(batch_size.max(1)),
-        alive: AtomicBool::new(true),
-        work: Mutex::default(),
-    });
+    let stats = Arc::new(DeviceStats::new(name.clone(), batch_size));
     let model = ModelRef { id: info.id.clone(), revision: info.revision.clone(), dtype: info.dtype.clone() };
-    let mut runner = Runner { engine, model, shared, stats: stats.clone() };
+    let mut runner = Runner { engine, model, shared, stats: stats.clone(), work: Duration::MAX };
     let thread = thread::Builder::new().name(format!("infer {name}")).spawn(move || {
-        let alive = Alive(runner.stats.clone());
-        let result = runner.run();
-        drop(alive);
-        result
+        let life = Life::of(runner.stats.clone());
+        life.over(runner.run())
     })?;
     Ok(Device { stats, thread })
-}
-
-/// Marks the device dead however its thread ends.
-struct Alive(Arc<DeviceStats>);
-
-impl Drop for Alive {
-    fn drop(&mut self) {
-        self.0.alive.store(false, Ordering::Release);
-    }
 }
 
 struct Runner {
@@ -206,13 +174,17 @@ struct Runner {
     model: ModelRef,
     shared: Arc<Shared>,
     stats: Arc<DeviceStats>,
+    /// How long a batch may well take: twice as long as the last one, and some slack. Not known, and taken for too
+    /// long, at first.
+    work: Duration,
 }
 
 impl Runner {
     fn run(&mut self) -> Result<(), DeviceFailure> {
         loop {
             let size = self.stats.batch_size.load(Ordering::Relaxed);
-            let Some((batch, reason)) = self.shared.supply.take(size, self.shared.linger) else { return Ok(()) };
+            let taken = self.shared.supply.take(size, self.shared.linger, self.work);
+            let Some((batch, reason)) = taken else { return Ok(()) };
             let shared = self.shared.clone();
             // Also when this thread panics, or the other devices would wait for what it may put back.
             let _done = Done(&*shared.supply);
@@ -222,6 +194,7 @@ impl Runner {
             let batch = self.admit(batch, begun);
             let result = self.caption(batch);
             self.stats.end();
+            self.work = begun.elapsed() * 2 + SLACK;
             if let Err((error, rest)) = result {
                 self.shared.supply.put_back(rest.into_iter().map(|row| row.queued).collect());
                 return Err(DeviceFailure { device: self.stats.name.clone(), error });
@@ -451,6 +424,14 @@ pub fn warm_up(engine: &mut dyn Engine, plan: WarmUp) -> Result<usize, EngineErr
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_deadline_is_a_moment_of_this_process() {
+        let (now, instant) = (Timestamp::now(), Instant::now());
+        let in_a_second = now + jiff::SignedDuration::from_secs(1);
+        assert_eq!(moment(in_a_second, now, instant), Some(instant + Duration::from_secs(1)));
+        assert_eq!(moment(now, in_a_second, instant), Some(instant), "what has passed is due now");
+    }
 
     #[test]
     fn a_term_flags_whole_words_only_whatever_the_case() {

@@ -28,6 +28,8 @@ pub struct Parse {
     pub rows: Sender<Tracked<Row>>,
     /// Rows and messages that failed.
     pub finished: Sender<Finished>,
+    /// Longest message, in bytes with its key and headers.
+    pub max_bytes: usize,
     /// Most rows of one message.
     pub max_rows: usize,
     /// Counts how long each message took, and apart from that how long the next stages were waited for.
@@ -59,7 +61,12 @@ impl Parse {
     async fn take(&self, message: Tracked<Message>) -> bool {
         let began = Instant::now();
         let message = message.map(Arc::new);
-        let parsed = parse_aside(message.value.clone(), self.max_rows).await;
+        let (size, limit) = (message.value.size(), self.max_bytes);
+        let parsed = if size > limit {
+            Err(ParseError::TooLarge { size, limit })
+        } else {
+            parse_aside(message.value.clone(), self.max_rows).await
+        };
         let parted = part(&message.value, parsed, Timestamp::now());
         self.metrics.stage(Stage::Parse, began.elapsed());
         let parts = match message.split(parted) {

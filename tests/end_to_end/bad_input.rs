@@ -197,3 +197,24 @@ async fn a_record_tells_what_it_is_about_and_echoes_no_secret() {
     assert_eq!(message.header("traceparent"), Some("00-abc"));
     assert_eq!(message.key.as_deref(), Some(&b"mine"[..]));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_over_the_largest_size_is_a_pointer_among_the_dead_letters() {
+    let mut flow = Flow::start(1);
+    let picture = STANDARD.encode(png(30, 20, 5));
+    let mut long = request("long", "A".repeat(200 << 10));
+    long.headers.push(("traceparent".into(), Some("00-abc".into())));
+    flow.write([request("before", &picture), long.clone(), request("after", &picture)]);
+    flow.settings.kafka.max_message_size = bytesize::ByteSize::kib(100);
+    let worker = flow.worker(FakeOptions::default());
+    let answers = flow.until_answered(3);
+    assert!(worker.stop().await.clean());
+    assert_eq!(answers.captioned_ids().into_iter().collect::<Vec<_>>(), ["after", "before"]);
+    let letter = &answers.dead_letters["requests/0/1"][0];
+    assert_eq!(letter.header("blipstream-error-code"), Some("too_large"));
+    assert!(letter.header("blipstream-error-message").unwrap().contains("kafka.max_message_size"));
+    assert_eq!((letter.key.as_deref(), letter.header("traceparent")), (Some(&b"long"[..]), Some("00-abc")));
+    let pointer: serde_json::Value = serde_json::from_slice(letter.payload.as_ref().unwrap()).unwrap();
+    assert_eq!(pointer["blipstream_pointer"]["length"], json!(long.value.unwrap().len()));
+    assert_eq!(flow.committed(), [Some(3)]);
+}

@@ -1,13 +1,15 @@
 //! Pause, resume, limits, the admin port, and that memory is bounded.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use blipstream::admin;
 use blipstream::caption::fake::FakeOptions;
-use blipstream::kafka::Fault;
-use blipstream::pipeline::Limits;
+use blipstream::kafka::{Fault, NewRecord};
+use blipstream::metrics::Metrics;
+use blipstream::pipeline::{Control, Limits};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_util::sync::CancellationToken;
 
@@ -107,6 +109,104 @@ async fn limits_change_while_the_worker_runs() {
     let error = worker.control.set_limits(Limits { max_messages: Some(0), ..Limits::default() }).unwrap_err();
     assert!(error.contains("max_messages"), "{error}");
     assert!(worker.stop().await.clean());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_limit_on_messages_in_flight_holds_and_can_be_lifted() {
+    const COUNT: usize = 300;
+    const LIMIT: usize = 6;
+    let flow = Flow::start(2);
+    let worker = flow.worker(FakeOptions { encode_delay: Duration::from_millis(2), ..FakeOptions::default() });
+    let stop = CancellationToken::new();
+    let (at, _) =
+        admin::serve("127.0.0.1:0".parse().unwrap(), None, worker.control.clone(), stop.clone()).await.unwrap();
+    let put = "PUT /admin/limits HTTP/1.1";
+    let (status, body) = http(at, put, &format!("{{\"in_flight\": {LIMIT}}}")).await;
+    assert!(status.contains("200") && body.contains("\"in_flight\":6"), "{status} {body}");
+    flow.write((0..COUNT).map(|n| request(n, inline(n))));
+    let mut told = false;
+    eventually("a part is captioned under the limit", || {
+        let status = worker.control.status();
+        assert!(status.messages_in_flight <= LIMIT, "{} in flight", status.messages_in_flight);
+        told |= status.held_by.contains(&"limit");
+        worker.control.totals().captions >= 100
+    })
+    .await;
+    assert!(told, "/status never said that the limit holds consumption");
+    assert!(http(at, put, "{\"in_flight\": 0}").await.0.contains("200"));
+    let answers = flow.until_answered(COUNT);
+    assert_eq!((answers.count(), answers.captioned_ids().len()), (COUNT, COUNT));
+    eventually("nothing holds consumption", || worker.control.status().held_by.is_empty()).await;
+    assert!(worker.stop().await.clean());
+    stop.cancel();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_does_not_wait_for_company_past_a_deadline() {
+    let mut flow = Flow::start(1);
+    flow.settings.batch.linger = Duration::from_secs(600);
+    let worker = flow.worker(FakeOptions { encode_delay: Duration::from_millis(200), ..FakeOptions::default() });
+    eventually("it is ready", || worker.control.readiness().ready).await;
+    // The first batch is the only one of its kind: nobody knows yet how long one takes.
+    for (id, left) in [("first", 30), ("second", 3)] {
+        let deadline = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(left);
+        let value = serde_json::json!({"id": id, "image": inline(1), "deadline": deadline.to_string()}).to_string();
+        flow.write([NewRecord { value: Some(value.into()), ..request(id, "") }]);
+        eventually("it is captioned or dead-lettered", || {
+            let totals = worker.control.totals();
+            totals.captions + totals.dead_letters == if id == "first" { 1 } else { 2 }
+        })
+        .await;
+    }
+    assert_eq!(worker.control.totals().dead_letters, 0, "a row waited for company until its deadline had passed");
+    assert!(worker.stop().await.clean());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_is_not_ready_while_its_model_loads_or_no_broker_answers() {
+    let flow = Flow::start(1);
+    let stop = CancellationToken::new();
+    let listen = "127.0.0.1:0".parse().unwrap();
+    let loading = Control::new(&flow.settings.flow, Arc::new(Metrics::new()));
+    let (at, _) = admin::serve(listen, None, loading, stop.clone()).await.unwrap();
+    let (status, body) = http(at, "GET /readyz HTTP/1.1", "").await;
+    assert!(status.contains("503") && body.contains("the model is being loaded"), "{status} {body}");
+    assert!(http(at, "GET /livez HTTP/1.1", "").await.0.contains("200"), "loading is no reason to be restarted");
+
+    flow.broker.down().unwrap();
+    let worker = flow.worker(FakeOptions::default());
+    let (at, _) = admin::serve(listen, None, worker.control.clone(), stop.clone()).await.unwrap();
+    eventually("the model is loaded", || worker.control.readiness().model.ready).await;
+    let (status, body) = http(at, "GET /readyz HTTP/1.1", "").await;
+    let readiness: serde_json::Value = serde_json::from_str(&body).unwrap();
+    assert!(status.contains("503"), "{status} {body}");
+    assert_eq!((&readiness["model"]["ready"], &readiness["broker"]["ready"]), (&true.into(), &false.into()), "{body}");
+    assert!(http(at, "GET /livez HTTP/1.1", "").await.0.contains("200"));
+    flow.broker.up().unwrap();
+    eventually("it is ready", || worker.control.readiness().ready).await;
+    assert!(http(at, "GET /readyz HTTP/1.1", "").await.0.contains("200"));
+    assert!(worker.stop().await.clean());
+    stop.cancel();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_without_a_device_is_not_alive_and_one_that_drained_is() {
+    let flow = Flow::start(1);
+    flow.write([request(0, inline(0))]);
+    let stop = CancellationToken::new();
+    let listen = "127.0.0.1:0".parse().unwrap();
+    let worker = flow.worker(FakeOptions { failing_calls: (1..1000).collect(), ..FakeOptions::default() });
+    let (at, _) = admin::serve(listen, None, worker.control.clone(), stop.clone()).await.unwrap();
+    assert!(worker.task.await.unwrap().is_err());
+    let (status, body) = http(at, "GET /livez HTTP/1.1", "").await;
+    assert!(status.contains("503") && body.contains("no device is left"), "{status} {body}");
+
+    let worker = flow.worker(FakeOptions::default());
+    let (at, _) = admin::serve(listen, None, worker.control.clone(), stop.clone()).await.unwrap();
+    flow.until_answered(1);
+    assert!(worker.stop().await.clean());
+    assert!(http(at, "GET /livez HTTP/1.1", "").await.0.contains("200"));
+    stop.cancel();
 }
 
 /// A plain HTTP request; returns the status line and the body.

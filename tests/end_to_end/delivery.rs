@@ -1,11 +1,12 @@
 //! Nothing is lost: kills, drains, rebalances, slow neighbours, broken devices.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use blipstream::caption::fake::FakeOptions;
+use blipstream::pipeline::worker::OVERTIME;
 
 use crate::support::client::eventually;
 use crate::support::flow::{Answers, Flow, request};
@@ -75,6 +76,66 @@ async fn drain_on_sigterm_leaves_no_duplicate() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn sigint_drains_too() {
+    const COUNT: usize = 200;
+    let flow = Flow::start(1);
+    flow.write((0..COUNT).map(|n| request(n, inline(n as u8))));
+    let worker = flow.process();
+    flow.until_answered(10);
+    worker.signal("INT");
+    assert_eq!(worker.end(), Some(0));
+    let answers = Answers::read(&flow);
+    assert_no_duplicate(&answers);
+    assert_eq!(flow.committed(), [Some(answers.count() as i64)], "what is answered is committed, and nothing else");
+}
+
+/// A flow of ten requests, of which the one with this number never gets an answer from its host.
+async fn hanging_at(hanging: usize) -> (Flow, ImageServer) {
+    let mut flow = Flow::start(1);
+    flow.settings.fetch.read_timeout = Duration::from_secs(600);
+    flow.settings.fetch.total_timeout = Duration::from_secs(600);
+    let images = ImageServer::start().await.with("/silence", Answer::Silence);
+    let image = |n: usize| if n == hanging { images.url("/silence").to_string() } else { inline(n as u8) };
+    flow.write((0..10).map(|n| request(n, image(n))));
+    (flow, images)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_signal_stops_at_once() {
+    let (mut flow, _images) = hanging_at(4).await;
+    flow.settings.flow.drain_timeout = Duration::from_secs(600);
+    let worker = flow.process();
+    flow.until_answered(9);
+    worker.signal("TERM");
+    worker.signal("INT");
+    assert_eq!(worker.end(), Some(1));
+    assert!(flow.committed()[0].unwrap_or_default() <= 4);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drain_that_is_not_finished_in_time_ends_all_the_same_and_commits_nothing_past_what_hangs() {
+    let (mut flow, _images) = hanging_at(4).await;
+    flow.settings.flow.drain_timeout = Duration::from_millis(500);
+    let worker = flow.process();
+    flow.until_answered(9);
+    let began = Instant::now();
+    assert_eq!(worker.terminate(), Some(1));
+    // Another second for the admin port, and one for a busy machine.
+    let most = flow.settings.flow.drain_timeout + OVERTIME + Duration::from_secs(2);
+    assert!(began.elapsed() < most, "{:?}", began.elapsed());
+    assert_eq!(flow.committed(), [Some(4)]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_publisher_that_cannot_start_says_why() {
+    let mut flow = Flow::start(1);
+    // The configuration refuses this; librdkafka does, too, and only of a producer.
+    flow.settings.kafka.linger = Duration::from_secs(1_000_000);
+    let error = flow.worker(FakeOptions::default()).task.await.unwrap().unwrap_err().to_string();
+    assert!(error.contains("linger.ms"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn two_workers_share_the_partitions_and_one_leaves() {
     const COUNT: usize = 2000;
     let flow = Flow::start(4);
@@ -127,6 +188,9 @@ async fn a_device_that_breaks_gives_its_rows_to_the_others() {
     let answers = flow.until_answered(COUNT);
     let status = worker.control.status();
     assert_eq!(status.devices.iter().filter(|device| device.alive).count(), 1);
+    let metrics = worker.control.render_metrics();
+    assert!(metrics.contains("blipstream_device_up{device=\"cpu#0\"} 1"), "{metrics}");
+    assert!(metrics.contains("blipstream_device_up{device=\"cpu#1\"} 0"), "{metrics}");
     assert!(worker.stop().await.clean());
     assert_all_captioned(&answers, COUNT);
     assert_no_duplicate(&answers);

@@ -67,6 +67,17 @@ pub enum ImageRef {
 /// Why a message, or one row of it, is no request.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ParseError {
+    /// The message is over `kafka.max_message_size`; it was not looked at.
+    #[error(
+        "the message has {size} bytes with its key and headers; at most {limit} are taken (kafka.max_message_size). \
+         Send the address of a large image instead of its bytes"
+    )]
+    TooLarge {
+        /// Its length.
+        size: usize,
+        /// What is allowed.
+        limit: usize,
+    },
     /// The message is in none of the four forms.
     #[error("{0}")]
     Message(String),
@@ -85,6 +96,7 @@ impl Disposed for ParseError {
 
     fn code(&self) -> Code {
         match self {
+            Self::TooLarge { .. } => Code::TooLarge,
             Self::Message(_) => Code::BadMessage,
             Self::Params(_) => Code::BadParams,
             Self::Reference(_) => Code::BadReference,

@@ -3,14 +3,15 @@
 use std::time::{Duration, Instant};
 
 use super::{Worker, partition_of};
-use crate::kafka::{Error, Start};
+use crate::kafka::{Consumer, Error, Start};
 use crate::offsets::TopicPartition;
 
 /// Wait between two tries to learn the committed offsets of new partitions.
 const RETRY_ASSIGN: Duration = Duration::from_secs(1);
 
-/// Most time for the last commit. It is refused while the group is being rearranged, which others may draw out.
-const LAST_COMMIT: Duration = Duration::from_secs(10);
+/// Most time for the last commit, of what [`super::CLOSE`] is for all of the end. It is refused while the group is being
+/// rearranged, which others may draw out.
+const LAST_COMMIT: Duration = Duration::from_secs(5);
 
 /// Wait between two tries of a commit that the end, or a rebalance, waits for.
 const RETRY_COMMIT: Duration = Duration::from_millis(50);
@@ -19,6 +20,14 @@ const RETRY_COMMIT: Duration = Duration::from_millis(50);
 pub(super) enum Rebalance {
     Assign { partitions: Vec<TopicPartition>, next_try: Instant },
     Revoke(Leave),
+}
+
+/// The last commit.
+pub(super) struct Closing {
+    since: Instant,
+    next_try: Instant,
+    /// Why it has failed so far.
+    failure: Option<Error>,
 }
 
 /// Partitions on their way to others.
@@ -149,38 +158,48 @@ impl Worker {
             return;
         }
         self.setup.committer.committed(offsets, result);
-        if result.is_err() {
+        if let Err(error) = result {
             self.signals.control.status().failed_commits += 1;
+            if let Some(closing) = &mut self.closing {
+                closing.failure = Some(error.clone());
+            }
         }
     }
 
-    /// The result of the last commit, or `None` while it is to be tried again: polling lets a rebalance come to its
-    /// end.
+    /// The result of the last commit, or `None` while it is under way or to be tried again: polling brings its answer,
+    /// and lets a rebalance come to its end.
     pub(super) fn last_commit(&mut self, now: Instant) -> Option<Result<(), Error>> {
-        let (since, next_try) = *self.closing.get_or_insert((now, now));
-        let late = now.saturating_duration_since(since) >= LAST_COMMIT;
-        if !late && (self.committing.is_some() || self.rebalance.is_some() || now < next_try) {
+        let closing = self.closing.get_or_insert(Closing { since: now, next_try: now, failure: None });
+        let late = now.saturating_duration_since(closing.since) >= LAST_COMMIT;
+        if !late && (self.committing.is_some() || self.rebalance.is_some() || now < closing.next_try) {
             return None;
         }
         if self.setup.consumer.assignment_lost() {
             return Some(Ok(()));
         }
-        let committed = self.commit_now(|_| true);
-        if late || committed.is_ok() {
-            return Some(committed);
+        let due = self.setup.committer.due();
+        if due.is_empty() {
+            return Some(Ok(()));
         }
-        self.closing = Some((since, now + RETRY_COMMIT));
+        if late {
+            let silent = || Error::Other { doing: "committing offsets", reason: "the brokers do not answer".into() };
+            return Some(Err(closing.failure.take().unwrap_or_else(silent)));
+        }
+        closing.next_try = now + RETRY_COMMIT;
+        match self.setup.consumer.commit(&due) {
+            Ok(()) => self.committing = Some(now),
+            Err(error) => self.record_commit(&due, &Err(error)),
+        }
         None
     }
 
-    pub(super) fn close(mut self, committed: Result<(), Error>) -> Result<(), Error> {
+    /// Lets go of everything but the membership of the group.
+    pub(super) fn end(mut self, committed: Result<(), Error>) -> (Result<(), Error>, Consumer) {
         self.publish_status();
         self.signals.control.set_at_end(false);
         let partitions = self.partitions.names();
         self.forget(&partitions);
-        self.setup.consumer.close();
-        self.signals.control.status().joined = false;
-        self.error.map_or(committed, Err)
+        (self.error.map_or(committed, Err), self.setup.consumer)
     }
 
     /// Names the partition whose offset is out of range, as far as the brokers tell.

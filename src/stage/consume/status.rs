@@ -6,9 +6,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::Serialize;
 use tokio::sync::oneshot;
+use tokio::time::{Duration, Instant, timeout_at};
 
 use crate::kafka::Error;
 use crate::offsets::Ledger;
+
+/// Most time for the last commit and for leaving the group together; what is not done by then is left undone.
+pub const CLOSE: Duration = Duration::from_secs(6);
 
 /// What the consumer is doing, for `/status`, `/readyz` and metrics. At most a tenth of a second old.
 #[derive(Debug, Clone, Default, Serialize)]
@@ -25,7 +29,8 @@ pub struct ConsumeStatus {
     pub messages: BTreeMap<String, u64>,
     /// Messages without a value; they ask for nothing.
     pub tombstones: u64,
-    /// Messages that came again after a seek, or of partitions that were leaving.
+    /// Messages that came again after a seek, or that come again: of partitions that were leaving, or behind one that was
+    /// turned away.
     pub skipped: u64,
     /// Assignments and revocations.
     pub rebalances: u64,
@@ -33,8 +38,10 @@ pub struct ConsumeStatus {
     pub reseeks: u64,
     /// Commits that failed.
     pub failed_commits: u64,
-    /// Whether a message waits for room.
-    pub holding: bool,
+    /// Bytes of messages that wait for room, outside of the pools; a little more than 1 MiB, or one long message.
+    pub held_bytes: usize,
+    /// Bytes that librdkafka has read ahead; a second old at most.
+    pub prefetched_bytes: u64,
 }
 
 /// What a partition is doing.
@@ -108,6 +115,7 @@ pub struct Consume {
     pub(super) ledger: Ledger,
     pub(super) failed: oneshot::Receiver<Error>,
     pub(super) ended: oneshot::Receiver<Result<(), Error>>,
+    pub(super) left: oneshot::Receiver<()>,
 }
 
 /// A view of the consumer that can be passed around.
@@ -157,7 +165,7 @@ impl Consume {
         }
     }
 
-    /// Commits what is resolved, waits for the broker, leaves the group.
+    /// Commits what is resolved, waits for the broker, leaves the group; takes no longer than [`CLOSE`].
     ///
     /// # Errors
     /// What made the consumer fail before, or why the last commit failed.
@@ -167,7 +175,14 @@ impl Consume {
             // [`Consume::failed`] has taken the end: the thread panicked.
             return Err(Error::Panicked("consumer"));
         }
-        (&mut self.ended).await.unwrap_or(Err(Error::Panicked("consumer")))
+        let deadline = Instant::now() + CLOSE;
+        let Ok(ended) = timeout_at(deadline, &mut self.ended).await else {
+            return Err(Error::Other { doing: "committing offsets", reason: "the brokers do not answer".into() });
+        };
+        if timeout_at(deadline, &mut self.left).await.is_err() {
+            tracing::warn!("the brokers do not answer to our leaving; others get the partitions after session_timeout");
+        }
+        ended.unwrap_or(Err(Error::Panicked("consumer")))
     }
 }
 

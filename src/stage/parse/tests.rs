@@ -10,6 +10,9 @@ use crate::budget::{Limit, Pool};
 use crate::message::{Headers, ORIGIN_HEADER};
 use crate::offsets::{Ledger, TopicPartition};
 
+/// Longest message.
+const MAX_BYTES: usize = 1 << 20;
+
 const ADDRESS: &str = "https://h.example/p.jpg";
 
 /// The stage with its surroundings.
@@ -37,6 +40,7 @@ impl Bench {
             input: messages,
             rows: row_sender,
             finished: finished_sender,
+            max_bytes: MAX_BYTES,
             max_rows: 100,
             metrics: metrics.clone(),
         };
@@ -171,6 +175,28 @@ async fn a_large_message_is_parsed_like_a_small_one() {
     let (mut rows, _) = bench.finish().await;
     let row = rows.remove(0).resolve(Outcome::Published);
     assert_eq!(row.request, parse(&row.message, 1).unwrap().remove(0).unwrap());
+}
+
+#[tokio::test]
+async fn a_message_over_the_limit_is_not_looked_at_and_one_at_the_limit_is() {
+    let mut bench = Bench::new();
+    let frame = json!({"image": ""}).to_string().len();
+    let filling = |bytes: usize| json!({"image": "A".repeat(bytes - frame)}).to_string();
+    bench.send(0, filling(MAX_BYTES), Vec::new()).await;
+    bench.send(1, filling(MAX_BYTES + 1), Vec::new()).await;
+    // Headers count, too.
+    bench.send(2, filling(MAX_BYTES - 2), vec![("abc".into(), None)]).await;
+    let (mut rows, failures) = bench.finish().await;
+    assert_eq!((rows.len(), failures.len()), (1, 2));
+    assert_eq!(rows.remove(0).resolve(Outcome::Published).origin.offset, 0);
+    for (offset, failure) in (1..).zip(failures) {
+        let output = failure.resolve(Outcome::Published);
+        let Output::FailedMessage { index: None, native: None, failure, message } = output else {
+            panic!("{output:?}")
+        };
+        assert_eq!((message.offset, failure.code), (offset, Code::TooLarge));
+        assert!(failure.message.contains("1048577 bytes") && failure.message.contains("kafka.max_message_size"));
+    }
 }
 
 #[tokio::test]
