@@ -17,7 +17,7 @@ use serde::Serialize;
 
 pub use dead_letter::{
     ATTEMPTS_HEADER, DROPPED_HEADERS_HEADER, DROPPED_KEY_HEADER, DeadLetter, ERROR_CODE_HEADER, ERROR_MESSAGE_HEADER,
-    FIRST_FAILED_AT_HEADER, HEADER_OVERHEAD, RECORD_OVERHEAD, STAGE_HEADER, WORKER_HEADER,
+    FIRST_FAILED_AT_HEADER, HEADER_OVERHEAD, RECORD_OVERHEAD, STAGE_HEADER, WORKER_HEADER, error_text,
 };
 pub use record::{CaptionRecord, ImageInfo, ModelRef, SCHEMA, Timing, redact_url};
 pub use redact::redact_text;

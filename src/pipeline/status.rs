@@ -49,7 +49,7 @@ pub struct Status {
     pub messages_in_flight: usize,
     /// The pools.
     pub pools: Vec<PoolStatus>,
-    /// Rows that wait for each stage.
+    /// Messages that wait to be parsed, and rows that wait for each stage behind that.
     pub queues: Vec<QueueStatus>,
     /// The consumer, once it runs.
     pub consumer: Option<ConsumeStatus>,

@@ -8,7 +8,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
-use super::{Control, Core, HANDOVER, Parts, Totals};
+use super::{Control, Core, HANDOVER, Parts, Totals, waiting};
 use crate::disposition::Stage;
 use crate::gate::Reason;
 use crate::kafka;
@@ -98,7 +98,9 @@ pub async fn run(settings: &Settings, parts: Parts, control: &Control) -> anyhow
 
     // parse → fetch
     let (messages_in, messages) = bounded(HANDOVER);
-    let parse = Parse { input: messages, rows, finished: failures, max_rows: settings.flow.max_rows, metrics };
+    let before_parse = waiting(&messages);
+    let max_rows = settings.flow.max_rows;
+    let parse = Parse { input: messages, rows, finished: failures, max_rows, metrics: metrics.clone() };
     let parsing = tokio::spawn(parse.run());
 
     // consume → parse
@@ -110,9 +112,10 @@ pub async fn run(settings: &Settings, parts: Parts, control: &Control) -> anyhow
         messages: control.budget().messages.clone(),
         gate: control.gate().clone(),
         committer,
+        metrics,
     };
     let mut consumer = consume::start(setup, messages_in)?;
-    control.consuming(consumer.view());
+    control.consuming(consumer.view(), before_parse);
 
     let watched = Watched {
         control,

@@ -96,6 +96,7 @@ impl Member {
             messages: messages.clone(),
             gate: gate.clone(),
             committer: Box::new(Watermarks::new(ledger.clone())),
+            metrics: Arc::default(),
         };
         let consume = consume::start(setup, sender).unwrap();
         Self { consume, ledger, messages, gate, output }

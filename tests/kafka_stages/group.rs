@@ -215,6 +215,7 @@ async fn an_offset_out_of_range_stops_the_worker_with_its_place() {
 /// Commits an offset for the only partition, as a member of the group.
 fn commit(kafka: &settings::Kafka, offset: i64) {
     let consumer = Consumer::new(kafka).unwrap();
+    consumer.subscribe().unwrap();
     let deadline = Instant::now() + PATIENCE;
     while Instant::now() < deadline {
         if let Some(Event::Assigned(partitions)) = consumer.poll(Duration::from_millis(100)) {
