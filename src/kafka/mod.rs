@@ -26,6 +26,7 @@ pub use client::{
     Brokers, Found, FoundTopic, From, NewRecord, ReadLimits, TopicCheck, check_topics, find_topics, group_offsets,
     read_records, write_records,
 };
+pub use config::producer_queue_bytes;
 pub use consumer::{Committer, Consumer, Event, Membership, PartitionStats, Start, Stats};
 pub use error::{Class, Error};
 pub use follow::Follower;

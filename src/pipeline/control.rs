@@ -94,7 +94,7 @@ pub struct Limits {
     pub max_image_bytes: Option<bytesize::ByteSize>,
     /// Consume only while fewer messages than this are in flight; 0 lifts the limit.
     pub in_flight: Option<usize>,
-    /// Images a device takes at once, on every device.
+    /// Images a device takes at once, on every device, as far as `model.max_state` allows.
     pub batch_size: Option<usize>,
 }
 
@@ -225,7 +225,7 @@ impl Control {
             self.0.gate.limit((in_flight > 0).then_some(in_flight));
         }
         if let (Some(size), Some(wiring)) = (limits.batch_size, self.0.wiring.get()) {
-            wiring.devices.iter().for_each(|device| device.batch_size.store(size, Ordering::Relaxed));
+            wiring.devices.iter().for_each(|device| device.set_batch_size(size));
         }
         let now = Limits {
             max_messages: Some(messages.items),
@@ -357,6 +357,7 @@ impl Control {
             name: stats.name.clone(),
             alive: stats.alive.load(Ordering::Acquire),
             batch_size: stats.batch_size.load(Ordering::Relaxed),
+            max_batch_size: stats.max_batch_size,
             busy_s: stats.busy().as_secs_f64(),
         };
         Status {

@@ -66,6 +66,8 @@ pub struct DeviceStatus {
     pub alive: bool,
     /// Images it takes at once.
     pub batch_size: usize,
+    /// The most that it may take, since the memory of a batch is bounded (`model.max_state`).
+    pub max_batch_size: usize,
     /// Seconds at work since the start.
     pub busy_s: f64,
 }
