@@ -21,7 +21,7 @@ mod messages;
 mod producer;
 mod transaction;
 
-pub use broker::{EmbeddedBroker, Fault};
+pub use broker::{EMBEDDED_PARTITION_BYTES, EmbeddedBroker, Fault};
 pub use client::{
     Brokers, Found, FoundTopic, From, NewRecord, ReadLimits, TopicCheck, check_topics, find_topics, group_offsets,
     read_records, write_records,

@@ -1,6 +1,7 @@
 //! A whole flow for tests: embedded broker, settings for haste, workers in this process or as processes of their own.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -32,8 +33,13 @@ pub struct Flow {
 impl Flow {
     /// Topics of `partitions` partitions, settings under which nothing waits for long, loopback open.
     pub fn start(partitions: i32) -> Self {
-        let topics = [REQUESTS, CAPTIONS, DEAD_LETTERS].map(|topic| (topic, partitions));
-        let broker = EmbeddedBroker::start(1, &topics).unwrap();
+        Self::start_with(partitions, &[])
+    }
+
+    /// The same with further topics.
+    pub fn start_with(partitions: i32, more: &[&str]) -> Self {
+        let topics = [REQUESTS, CAPTIONS, DEAD_LETTERS].iter().chain(more).map(|topic| (*topic, partitions));
+        let broker = EmbeddedBroker::start(1, &topics.collect::<Vec<_>>()).unwrap();
         let mut settings = Settings::default();
         let names = Topics { requests: REQUESTS, captions: CAPTIONS, dead_letters: DEAD_LETTERS };
         settings.kafka = hasty(&broker, names);
@@ -45,7 +51,11 @@ impl Flow {
     }
 
     pub fn write(&self, records: impl IntoIterator<Item = NewRecord>) {
-        write_records(&self.settings.kafka, REQUESTS, records, PATIENCE).unwrap();
+        self.write_to(REQUESTS, records);
+    }
+
+    pub fn write_to(&self, topic: &str, records: impl IntoIterator<Item = NewRecord>) {
+        write_records(&self.settings.kafka, topic, records, PATIENCE).unwrap();
     }
 
     /// Every record of a topic that is there now.
@@ -100,6 +110,7 @@ impl Flow {
         let toml = toml::to_string(&self.settings).unwrap();
         let file = tempfile::NamedTempFile::with_suffix(".toml").unwrap();
         std::fs::write(file.path(), toml).unwrap();
+        let log = tempfile::NamedTempFile::new().unwrap();
         let child = Command::new(env!("CARGO_BIN_EXE_blipstream"))
             .args([
                 "worker",
@@ -113,9 +124,10 @@ impl Flow {
             .arg("--config")
             .arg(file.path())
             .stdin(Stdio::null())
+            .stderr(log.reopen().unwrap())
             .spawn()
             .unwrap();
-        Process { child, _config: file }
+        Process { child, log, _config: file }
     }
 }
 
@@ -136,10 +148,29 @@ impl Worker {
 /// A worker as a process; killed when dropped.
 pub struct Process {
     child: Child,
+    log: tempfile::NamedTempFile,
     _config: tempfile::NamedTempFile,
 }
 
 impl Process {
+    /// What it has logged, a JSON object a line.
+    fn log(&self) -> Vec<Value> {
+        let text = std::fs::read_to_string(self.log.path()).unwrap();
+        text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+    }
+
+    /// Where its admin port listens, once it does.
+    pub fn admin(&self) -> Option<SocketAddr> {
+        self.log().iter().find_map(|line| line["address"].as_str()?.parse().ok())
+    }
+
+    /// The most memory that was ever resident, in bytes.
+    pub fn peak_memory(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        line.trim().strip_suffix(" kB").unwrap().parse::<u64>().unwrap() * 1024
+    }
+
     /// SIGKILL.
     pub fn kill(mut self) {
         self.child.kill().unwrap();
@@ -162,10 +193,14 @@ impl Process {
 }
 
 impl Drop for Process {
+    #[allow(clippy::print_stderr)] // a failed test shows the log
     fn drop(&mut self) {
         // It has ended already, unless the test failed.
         let _ = self.child.kill();
         let _ = self.child.wait();
+        if std::thread::panicking() {
+            eprintln!("{}", std::fs::read_to_string(self.log.path()).unwrap_or_default());
+        }
     }
 }
 
