@@ -125,7 +125,7 @@ fn start(command: &mut Command) -> Child {
 }
 
 fn finish(child: Child) -> Ran {
-    let (sender, receiver) = mpsc::channel();
+    let (sender, receiver) = mpsc::sync_channel(1);
     std::thread::spawn(move || sender.send(child.wait_with_output()));
     let Output { status, stdout, stderr } = receiver.recv_timeout(LIMIT).expect("the command hangs").unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
