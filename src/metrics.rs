@@ -94,7 +94,11 @@ impl Metrics {
             messages_consumed: r.counters("messages_consumed_total", &["topic"], "Messages consumed."),
             messages_skipped: r.counter("messages_skipped_total", "Messages without a value, skipped."),
             captions: r.counters("captions_total", &["device", "model"], "Images captioned."),
-            failures: r.counters("failures_total", &["stage", "code"], "Rows that failed, by stage and reason."),
+            failures: r.counters(
+                "failures_total",
+                &["stage", "code"],
+                "Rows that failed, by stage and reason, counted before their dead letter is acknowledged.",
+            ),
             dead_lettered: r.counters("dead_lettered_total", &["code"], "Dead letters the broker has acknowledged."),
             retries: r.counters("retries_total", &["stage", "code"], "Tries after the first."),
             retry_records: r.counters(
@@ -125,7 +129,7 @@ impl Metrics {
                 "stage_duration_seconds",
                 &["stage"],
                 SECONDS,
-                "Time a row spends in a stage.",
+                "Time a row spends in a stage; consume: a message is held; commit: of one commit.",
             ),
             model_phase: r.histograms(
                 "model_phase_seconds",
@@ -146,7 +150,7 @@ impl Metrics {
             ),
             batch_size: r.histograms("batch_size", &["device", "model", "phase"], BATCH, "Images in a batch."),
             batch_flush: r.counters("batch_flush_total", &["reason"], "Batches started, by why at that size."),
-            queue_items: r.gauges("queue_items", &["stage"], "Rows that wait for a stage."),
+            queue_items: r.gauges("queue_items", &["stage"], "Rows that wait for a stage; parse: messages."),
             queue_bytes: r.gauges("queue_bytes", &["stage"], "Bytes that wait for a stage."),
             stage_blocked: r.add(CounterVec::new(
                 opts(
@@ -175,7 +179,8 @@ impl Metrics {
             rebalances: r.counter("kafka_rebalances_total", "Changes of this worker's partitions."),
             backpressure: r.gauges("backpressure_active", &["reason"], "1 while consumption waits for this reason."),
             fetch_responses: r.counters("fetch_responses_total", &["class"], "Answers of image hosts."),
-            fetch_bytes: r.counter("fetch_bytes_total", "Bytes of bodies received."),
+            fetch_bytes: r
+                .counter("fetch_bytes_total", "Bytes of bodies received over HTTP, those of failed fetches included."),
             state: r.gauges("state", &["state"], "1 for the state the worker is in."),
             memory: r.gauge("resident_memory_bytes", "Memory of this process that is resident."),
             build_info: r.add(Gauge::with_opts(
@@ -414,7 +419,7 @@ impl Metrics {
         self.fetch_responses.with_label_values(&[class.as_str()]).inc();
     }
 
-    /// Bytes of bodies came in.
+    /// Bytes of a body came in over HTTP.
     pub fn fetched_bytes(&self, bytes: usize) {
         self.fetch_bytes.inc_by(bytes as u64);
     }
@@ -457,44 +462,4 @@ fn resident_bytes() -> Option<u64> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_family_has_the_prefix_a_help_and_the_names_that_promtool_asks_for() {
-        let metrics = Metrics::new();
-        for family in metrics.families() {
-            assert!(family.name.starts_with("blipstream_"), "{}", family.name);
-            assert!(family.help.ends_with('.'), "{}: the help is a sentence", family.name);
-        }
-        let text = metrics.render();
-        for line in text.lines().filter(|l| l.starts_with("# TYPE") && l.ends_with("counter")) {
-            assert!(line.split(' ').nth(2).unwrap().ends_with("_total"), "{line}");
-        }
-    }
-
-    #[test]
-    fn the_series_of_a_revoked_partition_are_removed() {
-        let metrics = Metrics::new();
-        metrics.partition("requests", 3, Standing { lag: Some(7), committed: Some(1), incomplete: 2 });
-        assert!(metrics.render().contains("kafka_consumer_lag{partition=\"3\",topic=\"requests\"} 7"));
-        metrics.partition_gone("requests", 3);
-        assert!(!metrics.render().contains("partition=\"3\""));
-    }
-
-    #[test]
-    fn a_latency_of_a_skewed_clock_is_clamped_and_counted() {
-        let metrics = Metrics::new();
-        metrics.end_to_end(-5000);
-        let text = metrics.render();
-        assert!(text.contains("blipstream_clock_skew_total 1"));
-        assert!(text.contains("blipstream_end_to_end_seconds_sum 0"));
-    }
-
-    #[test]
-    fn names_and_labels_change_only_on_purpose() {
-        let metrics = Metrics::new();
-        let lines = metrics.families().iter().map(|f| format!("{}{{{}}} {}", f.name, f.labels.join(","), f.help));
-        insta::assert_snapshot!(lines.collect::<Vec<_>>().join("\n"));
-    }
-}
+mod tests;

@@ -25,7 +25,7 @@ use crate::stage::infer::{Device, DeviceFailure, DeviceStats, Queued};
 use crate::stage::{Finished, Ready, decode, fetch, infer};
 use crate::tracked::Tracked;
 
-pub use control::{Budget, Control, Limits, Wiring};
+pub use control::{Budget, Control, Limits, Waiting, Wiring};
 pub use status::{Component, DeviceStatus, PoolStatus, QueueStatus, Readiness, Status, Totals};
 
 /// Rows between two stages that are neither waiting in a stage nor in a device: enough to hide a hand-over, few enough
@@ -200,7 +200,7 @@ impl infer::Supply for Queue<Queued> {
 }
 
 /// Counts what waits in a channel, without keeping it open: its senders must notice when the stage behind it is gone.
-fn waiting<T: Send + 'static>(channel: &Receiver<T>) -> Box<dyn Fn() -> usize + Send + Sync> {
+fn waiting<T: Send + 'static>(channel: &Receiver<T>) -> Waiting {
     let channel = channel.downgrade();
     Box::new(move || channel.upgrade().map_or(0, |channel| channel.len()))
 }

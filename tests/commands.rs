@@ -125,7 +125,7 @@ fn start(command: &mut Command) -> Child {
 }
 
 fn finish(child: Child) -> Ran {
-    let (sender, receiver) = mpsc::channel();
+    let (sender, receiver) = mpsc::sync_channel(1);
     std::thread::spawn(move || sender.send(child.wait_with_output()));
     let Output { status, stdout, stderr } = receiver.recv_timeout(LIMIT).expect("the command hangs").unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
@@ -380,7 +380,13 @@ fn check_finds_nothing_wrong_where_nothing_is() {
     let (ran, report) = check(&client, &[]);
     assert_eq!((ran.code, &report["ok"]), (Some(0), &json!(true)), "{ran:?}");
     let text = report.to_string();
-    for words in ["blipstream.requests (2 partitions)", "group blipstream", "blipstream.dlq", "592.0 MiB at most"] {
+    for words in [
+        "blipstream.requests (2 partitions)",
+        "group blipstream",
+        "blipstream.dlq",
+        " at most: 64.0 MiB of messages",
+        " of weights",
+    ] {
         assert!(text.contains(words), "{words}: {text}");
     }
     let mut plain =

@@ -216,6 +216,10 @@ impl Engine for BlipEngine {
         self.rows.len()
     }
 
+    fn state_bytes(&self, rows: usize, tokens: usize) -> usize {
+        self.memory.bytes_for(rows, tokens)
+    }
+
     fn clear(&mut self) {
         self.rows.clear();
         self.memory.clear();
@@ -268,7 +272,10 @@ mod tests {
             let images: Vec<_> = bytes.into_iter().map(|bytes| Pixels::new(size, bytes).unwrap()).collect();
             let source = ModelSource::Dir(directory);
             let model = load_model(&LoadOptions { device: DeviceSpec::Cpu, ..LoadOptions::new(source) }).unwrap();
-            let on_host = captions(&mut BlipEngine::new(Arc::clone(&model)), &images);
+            let mut host = BlipEngine::new(Arc::clone(&model));
+            let encoded: usize = host.encode(&images).unwrap().iter().map(Encoded::bytes).sum();
+            assert_eq!(host.state_bytes(images.len(), 0), encoded, "{name}");
+            let on_host = captions(&mut host, &images);
             let memory = DeviceMemory::new(Sizes::of(&model.config), Device::Cpu, DType::F32);
             let mut engine = BlipEngine { memory: Box::new(memory), ..BlipEngine::new(model) };
             let on_device = captions(&mut engine, &images);

@@ -23,6 +23,8 @@ pub struct FakeOptions {
     pub poison: Option<[u8; 3]>,
     /// The longest prompt that is taken, in words.
     pub max_prompt_words: usize,
+    /// What a row is said to take of the device's memory, in bytes.
+    pub row_bytes: usize,
 }
 
 impl Default for FakeOptions {
@@ -35,6 +37,7 @@ impl Default for FakeOptions {
             memory_for: usize::MAX,
             poison: None,
             max_prompt_words: 64,
+            row_bytes: 0,
         }
     }
 }
@@ -182,6 +185,10 @@ impl Engine for FakeEngine {
 
     fn active(&self) -> usize {
         self.rows.len()
+    }
+
+    fn state_bytes(&self, rows: usize, _tokens: usize) -> usize {
+        rows * self.options.row_bytes
     }
 
     fn clear(&mut self) {

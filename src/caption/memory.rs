@@ -38,6 +38,9 @@ pub(super) trait Memory: Send {
     /// Forgets all rows.
     fn clear(&mut self);
 
+    /// What `rows` rows for sequences of `capacity` tokens take at most, in bytes, their encoded images included.
+    fn bytes_for(&self, rows: usize, capacity: usize) -> usize;
+
     /// Announces the tokens of the next pass through the layers.
     fn begin(&mut self, block: &Block) -> Result<()>;
 
@@ -73,6 +76,11 @@ impl Sizes {
 
     fn hidden(&self) -> usize {
         self.heads * self.head
+    }
+
+    /// Numbers in the keys and values of so many tokens, in all layers.
+    fn elements(&self, tokens: usize) -> usize {
+        self.layers * 2 * self.hidden() * tokens
     }
 }
 

@@ -212,6 +212,10 @@ pub trait Engine: Send {
     /// How many rows are unfinished.
     fn active(&self) -> usize;
 
+    /// Device memory that `rows` rows take at most, each of `tokens` tokens of prompt and caption together, in bytes:
+    /// keys and values of their images and of their text. Weights, and the activations of a call, come on top.
+    fn state_bytes(&self, rows: usize, tokens: usize) -> usize;
+
     /// Forgets all rows.
     fn clear(&mut self);
 

@@ -1,6 +1,7 @@
 //! `blipstream check`: says what a worker with this configuration would do, and what would stop it.
 
 mod broker;
+mod memory;
 mod model;
 
 use std::fmt::Write as _;
@@ -8,7 +9,6 @@ use std::io::{self, IsTerminal, Write};
 use std::net::TcpListener;
 use std::time::Duration;
 
-use bytesize::ByteSize;
 use serde::Serialize;
 use serde_json::json;
 
@@ -132,7 +132,7 @@ impl Report {
             self.add(item)?;
         }
         self.add(delivery(settings))?;
-        let found = model::source(&settings.model, args.offline, args.timeout);
+        let (found, sizes) = model::source(&settings.model, args.offline, args.timeout);
         let usable = matches!(found.state, State::Ok | State::Warning);
         self.add(found)?;
         self.add(model::devices(&settings.model))?;
@@ -143,7 +143,7 @@ impl Report {
                 Item::skipped("load", "the model was not loaded, since it was not found")
             })?;
         }
-        self.add(memory(settings))?;
+        self.add(memory::item(settings, sizes.as_ref()))?;
         self.add(admin(&settings.admin))
     }
 
@@ -196,30 +196,6 @@ fn delivery(settings: &Settings) -> Item {
     )
 }
 
-fn memory(settings: &Settings) -> Item {
-    let (flow, decode) = (&settings.flow, &settings.decode);
-    let prefetch = settings.kafka.prefetch;
-    let sum =
-        [flow.max_message_bytes, flow.max_image_bytes, prefetch].iter().fold(0u64, |a, b| a.saturating_add(b.as_u64()));
-    let threads = match decode.threads {
-        0 => std::thread::available_parallelism().map_or(1, usize::from),
-        threads => threads,
-    };
-    Item::ok(
-        "memory",
-        format!(
-            "beside the model {} at most: {} of messages (flow.max_message_bytes), {} of images \
-             (flow.max_image_bytes), {} of prefetch (kafka.prefetch). Each of {threads} decoding threads may take {} \
-             more for an extreme image (decode.max_memory)",
-            ByteSize::b(sum),
-            flow.max_message_bytes,
-            flow.max_image_bytes,
-            prefetch,
-            decode.max_memory
-        ),
-    )
-}
-
 fn admin(admin: &Admin) -> Item {
     match TcpListener::bind(admin.listen) {
         Ok(_) if admin.listen.port() == 0 => {
@@ -253,11 +229,5 @@ mod tests {
         // An address of the documentation (RFC 5737): no machine has it.
         let foreign = Admin { listen: SocketAddr::from(([192, 0, 2, 1], 9464)), ..Admin::default() };
         assert_eq!(admin(&foreign).state, State::Failed);
-    }
-
-    #[test]
-    fn the_memory_is_the_sum_of_its_parts() {
-        let text = memory(&Settings::default()).text;
-        assert!(text.starts_with("beside the model 592.0 MiB at most: 64.0 MiB of messages"), "{text}");
     }
 }

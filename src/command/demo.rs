@@ -16,6 +16,7 @@ use axum::extract::{Path, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use bytesize::ByteSize;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -24,7 +25,7 @@ use super::{Exit, Usage, assets, models, runtime, telemetry, worker::drain_on_si
 use crate::admin;
 use crate::config::ConfigOptions;
 use crate::disposition::Stage;
-use crate::kafka::{EmbeddedBroker, Follower, From, NewRecord, TopicCheck, write_records};
+use crate::kafka::{EMBEDDED_PARTITION_BYTES, EmbeddedBroker, Follower, From, NewRecord, TopicCheck, write_records};
 use crate::message::Message;
 use crate::metrics::Metrics;
 use crate::pipeline::{Control, worker};
@@ -36,6 +37,8 @@ const PARTITIONS: i32 = 3;
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Longest wait for one answer before the reader looks whether it is to stop.
 const POLL: Duration = Duration::from_millis(50);
+/// The longest record, with key and headers: a caption. A test reads all of them.
+const MAX_RECORD: usize = 1024;
 /// A reference to nothing: what becomes of it is part of the show.
 const MISSING: &str = "no-such-picture.jpg";
 
@@ -58,8 +61,14 @@ pub struct DemoArgs {
 /// Runs the command.
 pub fn run(args: DemoArgs) -> anyhow::Result<Exit> {
     let mut settings = args.config.load()?.settings;
-    if !(1..=1000).contains(&args.rounds) {
-        return Err(Usage("--rounds is between 1 and 1000".into()).into());
+    let most = most_rounds();
+    if !(1..=most).contains(&args.rounds) {
+        let size = ByteSize::b(EMBEDDED_PARTITION_BYTES as u64);
+        return Err(Usage(format!(
+            "--rounds is between 1 and {most}: the embedded broker keeps {size} of a partition, and more captions might \
+             not fit. For a longer run, start `blipstream worker` with brokers of your own"
+        ))
+        .into());
     }
     telemetry::init(&telemetry::quiet(&settings.log))?;
     settings.model.source.clone_from(&args.model);
@@ -67,6 +76,11 @@ pub fn run(args: DemoArgs) -> anyhow::Result<Exit> {
     let exit = runtime.block_on(show(args, settings));
     runtime.shutdown_background();
     exit
+}
+
+/// Rounds whose records fit into the embedded broker, should their keys put all of them into one partition.
+fn most_rounds() -> usize {
+    EMBEDDED_PARTITION_BYTES / (assets::images().len() * MAX_RECORD)
 }
 
 async fn show(args: DemoArgs, mut settings: Settings) -> anyhow::Result<Exit> {
@@ -296,7 +310,7 @@ fn summary(out: &mut impl Write, control: &Control, seen: Seen, took: Duration) 
     writeln!(out, "\n{} images in {seconds:.2} s: {:.1} images/s", seen.captions, seen.captions as f64 / seconds)?;
     writeln!(out, "{batches} batches, {:.1} images each on average", images as f64 / batches.max(1) as f64)?;
     writeln!(out, "{} dead letter(s)", seen.dead_letters)?;
-    writeln!(out, "mean time of a row in each stage:")?;
+    writeln!(out, "mean time of a row in each stage (of a commit in the last):")?;
     for stage in Stage::ALL {
         let (count, total) = metrics.stage_so_far(*stage);
         if count > 0 {

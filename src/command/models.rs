@@ -11,7 +11,7 @@ use crate::caption::{
 };
 use crate::pipeline::{Loaded, Parts};
 use crate::settings::{Batch, Model, Settings};
-use crate::stage::infer::{WarmUp, warm_up};
+use crate::stage::infer::{WarmUp, most_rows, warm_up};
 
 /// Time for finding the best batch size of a device.
 const WARM_UP_BUDGET: Duration = Duration::from_secs(8);
@@ -78,8 +78,13 @@ pub fn load(model: &Model, batch: &Batch) -> anyhow::Result<LoadedModel> {
         let mut size = batch.max_size;
         for replica in 0..model.replicas.max(1) {
             let mut engine: Box<dyn Engine> = Box::new(BlipEngine::new(loaded.clone()));
+            let most = most_rows(engine.as_ref(), model);
             if size == 0 {
-                size = best_batch_size(engine.as_mut())?;
+                size = best_batch_size(engine.as_mut(), most)?;
+            } else if size > most {
+                let device = &engine.model().device;
+                tracing::warn!(device, size, most, "batch.max_size is cut to what fits into model.max_state");
+                size = most;
             }
             let replica = (model.replicas > 1).then_some(replica);
             engines.push(Loaded { engine, batch_size: size, replica });
@@ -90,9 +95,9 @@ pub fn load(model: &Model, batch: &Batch) -> anyhow::Result<LoadedModel> {
     Ok(LoadedModel { info, engines, preprocessor })
 }
 
-fn best_batch_size(engine: &mut dyn Engine) -> anyhow::Result<usize> {
+fn best_batch_size(engine: &mut dyn Engine, most: usize) -> anyhow::Result<usize> {
     let max = if engine.model().device == "cpu" { MAX_BATCH.0 } else { MAX_BATCH.1 };
-    let plan = WarmUp { max, tokens: WARM_UP_TOKENS, budget: WARM_UP_BUDGET };
+    let plan = WarmUp { max: max.min(most), tokens: WARM_UP_TOKENS, budget: WARM_UP_BUDGET };
     let size = warm_up(engine, plan).context("the model failed on a grey picture while it was warmed up")?;
     tracing::info!(device = engine.model().device, size, "best batch size found at warm-up (batch.max_size sets it)");
     Ok(size)

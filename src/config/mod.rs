@@ -1,7 +1,11 @@
 //! Configuration: defaults < files < environment < `--set`, to validated [`Settings`] and the origin of each value.
 //!
 //! Nothing here keeps a list of keys: they, their kinds and their help come from the schema of [`Settings`]. Every
-//! problem is collected, so that a person mends a configuration in one go. `docs/configuration.md` is for users.
+//! problem is collected, so that a person mends a configuration in one go. `config/blipstream.toml` is for users.
+//!
+//! Why not the crate `config`: it merges values and hands them to serde, which stops at the first error. Here each value
+//! keeps its origin (file and line, variable, flag) for `blipstream config` and for error texts, and all errors are told
+//! at once.
 
 mod error;
 mod keys;

@@ -309,6 +309,7 @@ impl Check {
             self.need(http, &["model.hub_endpoint"], "must be an http or https address");
         }
         self.at_least_one("model.max_new_tokens", model.max_new_tokens as u64);
+        self.at_least_one("model.max_state", model.max_state.map_or(1, |size| size.as_u64()));
         self.need(
             model.min_new_tokens <= model.max_new_tokens,
             &["model.min_new_tokens", "model.max_new_tokens"],

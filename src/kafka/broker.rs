@@ -14,6 +14,10 @@ use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
 
 use super::Error;
 
+/// Bytes of one partition that users of the embedded broker stay under, so that nothing is lost: it trims the head of
+/// a partition past 5 MiB, without a word.
+pub const EMBEDDED_PARTITION_BYTES: usize = 4 << 20;
+
 /// A broker can make requests fail; each of these is answered once, in order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {

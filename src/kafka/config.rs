@@ -114,7 +114,6 @@ fn heartbeat_ms(settings: &Kafka) -> u128 {
 /// Settings of the producer of captions and dead letters.
 pub(crate) fn producer(settings: &Kafka) -> Result<ClientConfig, Error> {
     let mut config = client(settings)?;
-    let queue = PRODUCER_QUEUE_BYTES.max(2 * max_message_bytes(settings));
     config
         .set("enable.idempotence", "true")
         .set("acks", "all")
@@ -124,7 +123,7 @@ pub(crate) fn producer(settings: &Kafka) -> Result<ClientConfig, Error> {
         .set("linger.ms", (settings.linger.as_secs_f64() * 1e3).to_string())
         .set("compression.codec", settings.compression.as_str())
         .set("queue.buffering.max.messages", PRODUCER_QUEUE_MESSAGES.to_string())
-        .set("queue.buffering.max.kbytes", (queue / 1024).to_string())
+        .set("queue.buffering.max.kbytes", (producer_queue_bytes(settings) / 1024).to_string())
         .set("statistics.interval.ms", STATISTICS_INTERVAL_MS.to_string());
     Ok(config)
 }
@@ -139,6 +138,11 @@ pub(crate) fn transactional_producer(settings: &Kafka, transactional_id: &str) -
         // Of a record that takes longer the transaction is over; it is sent anew in the next one.
         .set("message.timeout.ms", &timeout);
     Ok(config)
+}
+
+/// Bytes of records that are handed to librdkafka and not acknowledged, at most.
+pub fn producer_queue_bytes(settings: &Kafka) -> u64 {
+    PRODUCER_QUEUE_BYTES.max(2 * max_message_bytes(settings))
 }
 
 /// The longest record that librdkafka accepts, framing included.

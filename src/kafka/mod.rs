@@ -23,11 +23,12 @@ mod producer;
 mod snapshot;
 mod transaction;
 
-pub use broker::{EmbeddedBroker, Fault};
+pub use broker::{EMBEDDED_PARTITION_BYTES, EmbeddedBroker, Fault};
 pub use client::{
     Brokers, Found, FoundTopic, From, NewRecord, ReadLimits, TopicCheck, check_topics, find_topics, group_offsets,
     read_records, write_records,
 };
+pub use config::producer_queue_bytes;
 pub use consumer::{Committer, Consumer, Event, Membership, PartitionStats, Start, Stats};
 pub use error::{Class, Error};
 pub use follow::Follower;

@@ -168,8 +168,8 @@ fn our_headers(message: &Message, origin: &Origin, failure: &Failure, worker: &s
     ]
 }
 
-/// An error text fit for a header that many eyes will see.
-fn error_text(message: &str) -> String {
+/// An error text fit for a header, or a log, that many eyes will see.
+pub fn error_text(message: &str) -> String {
     let mut text = without_controls(&redact_text(message));
     if text.len() > MAX_MESSAGE_BYTES {
         let most = MAX_MESSAGE_BYTES - '…'.len_utf8();

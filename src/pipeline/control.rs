@@ -52,12 +52,17 @@ struct Inner {
     drain: CancellationToken,
     wiring: OnceLock<Wiring>,
     consumer: OnceLock<ConsumeView>,
+    /// Messages that wait to be parsed.
+    messages: OnceLock<Waiting>,
     /// Last reading of the devices' busy time, for the ratio since then.
     busy: Mutex<(Instant, Vec<Duration>)>,
     why_draining: Mutex<Option<String>>,
     /// Partitions that have series.
     partitions: Mutex<BTreeSet<(String, i32)>>,
 }
+
+/// Tells how much waits in a queue.
+pub type Waiting = Box<dyn Fn() -> usize + Send + Sync>;
 
 /// What the flow tells its handle once it is wired.
 pub struct Wiring {
@@ -66,7 +71,7 @@ pub struct Wiring {
     /// The devices.
     pub devices: Vec<Arc<DeviceStats>>,
     /// Rows that wait for each stage.
-    pub queues: Vec<(Stage, Box<dyn Fn() -> usize + Send + Sync>)>,
+    pub queues: Vec<(Stage, Waiting)>,
 }
 
 impl fmt::Debug for Control {
@@ -89,7 +94,7 @@ pub struct Limits {
     pub max_image_bytes: Option<bytesize::ByteSize>,
     /// Consume only while fewer messages than this are in flight; 0 lifts the limit.
     pub in_flight: Option<usize>,
-    /// Images a device takes at once, on every device.
+    /// Images a device takes at once, on every device, as far as `model.max_state` allows.
     pub batch_size: Option<usize>,
 }
 
@@ -109,6 +114,7 @@ impl Control {
             drain: CancellationToken::new(),
             wiring: OnceLock::new(),
             consumer: OnceLock::new(),
+            messages: OnceLock::new(),
             busy: Mutex::new((Instant::now(), Vec::new())),
             why_draining: Mutex::default(),
             partitions: Mutex::default(),
@@ -219,7 +225,7 @@ impl Control {
             self.0.gate.limit((in_flight > 0).then_some(in_flight));
         }
         if let (Some(size), Some(wiring)) = (limits.batch_size, self.0.wiring.get()) {
-            wiring.devices.iter().for_each(|device| device.batch_size.store(size, Ordering::Relaxed));
+            wiring.devices.iter().for_each(|device| device.set_batch_size(size));
         }
         let now = Limits {
             max_messages: Some(messages.items),
@@ -238,9 +244,17 @@ impl Control {
         Ok(now)
     }
 
-    /// Tells the handle of the consumer. Only the first call counts.
-    pub fn consuming(&self, consumer: ConsumeView) {
+    /// Tells the handle of the consumer, and of the messages that wait behind it. Only the first call counts.
+    pub fn consuming(&self, consumer: ConsumeView, messages: Waiting) {
         let _ = self.0.consumer.set(consumer);
+        let _ = self.0.messages.set(messages);
+    }
+
+    /// What waits for each stage, in the order of the flow.
+    fn queues(&self) -> impl Iterator<Item = (Stage, usize)> {
+        let messages = self.0.messages.get().map(|waiting| (Stage::Parse, waiting()));
+        let rows = self.0.wiring.get().into_iter().flat_map(|wiring| &wiring.queues);
+        messages.into_iter().chain(rows.map(|(stage, waiting)| (*stage, waiting())))
     }
 
     /// Whether captions can be made: the flow is starting, or a device is sound. Devices that have ended with a drain
@@ -278,15 +292,16 @@ impl Control {
         for reason in Reason::ALL {
             metrics.backpressure(reason.as_str(), reasons.contains(reason));
         }
-        if let Some(wiring) = self.0.wiring.get() {
-            for (stage, len) in &wiring.queues {
-                let items = len();
-                metrics.queue(*stage, items);
-                // The bodies before `decode` are counted as they come and go.
-                if *stage == Stage::Batch {
-                    metrics.queue_bytes(*stage, items * wiring.model.image_size.pow(2) * 3);
-                }
+        let wiring = self.0.wiring.get();
+        let pixels = wiring.map_or(0, |wiring| wiring.model.image_size.pow(2) * 3);
+        for (stage, items) in self.queues() {
+            metrics.queue(stage, items);
+            // The bodies before `decode` are counted as they come and go.
+            if stage == Stage::Batch {
+                metrics.queue_bytes(stage, items * pixels);
             }
+        }
+        if let Some(wiring) = wiring {
             for device in &wiring.devices {
                 metrics.device_up(&device.name, !device.broken.load(Ordering::Acquire));
             }
@@ -351,6 +366,7 @@ impl Control {
             name: stats.name.clone(),
             alive: stats.alive.load(Ordering::Acquire),
             batch_size: stats.batch_size.load(Ordering::Relaxed),
+            max_batch_size: stats.max_batch_size,
             busy_s: stats.busy().as_secs_f64(),
         };
         Status {
@@ -363,9 +379,7 @@ impl Control {
             devices: wiring.map_or_else(Vec::new, |w| w.devices.iter().map(device).collect()),
             messages_in_flight: ledger.open_tickets(),
             pools: vec![pool(PoolName::Messages, &budget.messages), pool(PoolName::Images, &budget.images)],
-            queues: wiring.map_or_else(Vec::new, |w| {
-                w.queues.iter().map(|(stage, len)| QueueStatus { stage: stage.as_str(), items: len() }).collect()
-            }),
+            queues: self.queues().map(|(stage, items)| QueueStatus { stage: stage.as_str(), items }).collect(),
             consumer: self.0.consumer.get().map(ConsumeView::status),
             totals: self.totals(),
         }

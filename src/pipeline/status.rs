@@ -49,7 +49,7 @@ pub struct Status {
     pub messages_in_flight: usize,
     /// The pools.
     pub pools: Vec<PoolStatus>,
-    /// Rows that wait for each stage.
+    /// Messages that wait to be parsed, and rows that wait for each stage behind that.
     pub queues: Vec<QueueStatus>,
     /// The consumer, once it runs.
     pub consumer: Option<ConsumeStatus>,
@@ -66,6 +66,8 @@ pub struct DeviceStatus {
     pub alive: bool,
     /// Images it takes at once.
     pub batch_size: usize,
+    /// The most that it may take, since the memory of a batch is bounded (`model.max_state`).
+    pub max_batch_size: usize,
     /// Seconds at work since the start.
     pub busy_s: f64,
 }

@@ -8,7 +8,7 @@ use tokio::task::{JoinError, JoinHandle};
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
-use super::{Control, Core, HANDOVER, Parts, Totals};
+use super::{Control, Core, HANDOVER, Parts, Totals, waiting};
 use crate::disposition::Stage;
 use crate::gate::Reason;
 use crate::kafka;
@@ -113,13 +113,14 @@ pub async fn run(settings: &Settings, parts: Parts, control: &Control) -> anyhow
 
     // parse → fetch
     let (messages_in, messages) = bounded(HANDOVER);
+    let before_parse = waiting(&messages);
     let parse = Parse {
         input: messages,
         rows,
         finished: failures,
         max_bytes: settings.kafka.max_message_size.as_u64() as usize,
         max_rows: settings.flow.max_rows,
-        metrics,
+        metrics: metrics.clone(),
     };
     let parsing = tokio::spawn(parse.run());
 
@@ -132,9 +133,10 @@ pub async fn run(settings: &Settings, parts: Parts, control: &Control) -> anyhow
         messages: control.budget().messages.clone(),
         gate: control.gate().clone(),
         committer,
+        metrics,
     };
     let mut consumer = consume::start(setup, messages_in)?;
-    control.consuming(consumer.view());
+    control.consuming(consumer.view(), before_parse);
 
     let watched = Watched {
         control,

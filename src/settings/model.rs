@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use bytesize::ByteSize;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -29,6 +30,10 @@ pub struct Model {
     pub min_new_tokens: usize,
     /// The most that a request may ask for.
     pub max_new_tokens_limit: usize,
+    /// Memory for the keys and values of the rows that a device is at work on; its batches are cut to what fits, one
+    /// row at least. By default 1 GiB for the CPU and 16 GiB for a GPU.
+    #[schemars(with = "Option<String>")]
+    pub max_state: Option<ByteSize>,
 }
 
 impl Default for Model {
@@ -44,6 +49,14 @@ impl Default for Model {
             max_new_tokens: 20,
             min_new_tokens: 0,
             max_new_tokens_limit: 200,
+            max_state: None,
         }
+    }
+}
+
+impl Model {
+    /// `max_state`, or its default for the kind of device.
+    pub fn state_limit(&self, gpu: bool) -> ByteSize {
+        self.max_state.unwrap_or(if gpu { ByteSize::gib(16) } else { ByteSize::gib(1) })
     }
 }

@@ -22,9 +22,11 @@ use self::partitions::Partitions;
 pub use self::status::{CLOSE, Consume, ConsumeStatus, ConsumeView, PartitionStatus};
 use self::status::{Control, Phase};
 use crate::budget::Pool;
+use crate::disposition::Stage;
 use crate::gate::{Gate, Hysteresis, Passage, Reason};
 use crate::kafka::{Committer, Consumer, Error, Event};
 use crate::message::Message;
+use crate::metrics::Metrics;
 use crate::offsets::{Ledger, Outcome, TopicPartition};
 use crate::settings;
 use crate::tracked::Tracked;
@@ -63,6 +65,8 @@ pub struct Setup {
     pub gate: Gate,
     /// What is to be committed.
     pub committer: Box<dyn Committer>,
+    /// Counts how long messages were held, and how long commits took.
+    pub metrics: Arc<Metrics>,
 }
 
 /// Starts the thread. Messages go to `output`, of which nobody else may hold a sender: it closes after
@@ -193,7 +197,9 @@ impl Worker {
             }
             Event::Revoked { partitions, lost } => self.begin_revoke(partitions, lost, now),
             Event::Committed(offsets, result) => {
-                self.committing = None;
+                if let (Some(since), Ok(())) = (self.committing.take(), &result) {
+                    self.setup.metrics.stage(Stage::Commit, since.elapsed());
+                }
                 self.record_commit(&offsets, &result);
             }
             Event::Stats(stats) => {
@@ -303,6 +309,7 @@ impl Worker {
         let ticket = ledger.open(&partition, message.offset);
         self.count(&message, ticket.is_some());
         let ticket = ticket?;
+        self.setup.metrics.stage(Stage::Consume, message.received.elapsed());
         // There is room: nobody else sends on this channel.
         let sent = output.try_send(Tracked::new(message, ticket, permit));
         self.look_at_span(&partition);

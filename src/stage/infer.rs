@@ -1,5 +1,6 @@
 //! From pixels to captions: one OS thread owns one device and its model, and pulls batches from the shared queue.
 
+mod size;
 mod stats;
 
 use std::fmt;
@@ -11,10 +12,11 @@ use std::time::{Duration, Instant};
 use async_channel::Sender;
 use jiff::Timestamp;
 
+pub use self::size::{WarmUp, most_rows, warm_up};
 pub use self::stats::DeviceStats;
 use self::stats::Life;
 use super::{Finished, Output, Ready, failed, send_blocking};
-use crate::caption::{self, Caption, Engine, EngineError, ErrorKind, Finish, Params, Phases, Pixels};
+use crate::caption::{self, Caption, Engine, EngineError, ErrorKind, Finish, Params, Phases};
 use crate::disposition::{Code, Disposed, Disposition, Failure, Stage};
 use crate::message::{CaptionRecord, ModelRef, SCHEMA, Timing};
 use crate::metrics::{Flush, Metrics, Phase};
@@ -150,7 +152,8 @@ pub struct Device {
     pub thread: JoinHandle<Result<(), DeviceFailure>>,
 }
 
-/// Starts the thread of one device. `replica` tells apart several engines on one device.
+/// Starts the thread of one device. `replica` tells apart several engines on one device. The batches are no larger than
+/// `model.max_state` allows.
 pub fn spawn(
     engine: Box<dyn Engine>,
     batch_size: usize,
@@ -159,7 +162,15 @@ pub fn spawn(
 ) -> std::io::Result<Device> {
     let info = engine.model();
     let name = replica.map_or_else(|| info.device.clone(), |n| format!("{}#{n}", info.device));
-    let stats = Arc::new(DeviceStats::new(name.clone(), batch_size));
+    let max_batch_size = most_rows(engine.as_ref(), &shared.model);
+    let batch_size = batch_size.clamp(1, max_batch_size);
+    tracing::info!(
+        device = name,
+        batch_size,
+        max_batch_size,
+        "images that the device takes at once, and the most whose keys and values fit into model.max_state"
+    );
+    let stats = Arc::new(DeviceStats::new(name.clone(), batch_size, max_batch_size));
     let model = ModelRef { id: info.id.clone(), revision: info.revision.clone(), dtype: info.dtype.clone() };
     let mut runner = Runner { engine, model, shared, stats: stats.clone(), work: Duration::MAX };
     let thread = thread::Builder::new().name(format!("infer {name}")).spawn(move || {
@@ -269,7 +280,7 @@ impl Runner {
 
     /// Captions a grey picture, which no sound device fails on.
     fn probe(&mut self) -> Result<(), EngineError> {
-        let picture = grey(self.engine.model().image_size)?;
+        let picture = size::grey(self.engine.model().image_size)?;
         caption::caption(self.engine.as_mut(), &[(picture, Params { max_new_tokens: 1, ..Params::default() })])?;
         Ok(())
     }
@@ -375,50 +386,6 @@ fn flags(text: &str, terms: &[String]) -> Vec<String> {
         !term.is_empty() && text.windows(term.len()).any(|window| window == term)
     };
     terms.iter().filter(found).cloned().collect()
-}
-
-fn grey(size: usize) -> Result<Pixels, EngineError> {
-    Pixels::new(size, vec![128u8; size * size * 3])
-}
-
-/// How the best batch size is found.
-#[derive(Debug, Clone, Copy)]
-pub struct WarmUp {
-    /// The largest size tried.
-    pub max: usize,
-    /// Tokens generated for each picture.
-    pub tokens: usize,
-    /// No further size is tried when this is spent.
-    pub budget: Duration,
-}
-
-/// Runs batches of 1, 2, 4, … and returns the smallest size that reaches 95 % of the best throughput seen: beyond it
-/// a batch only adds latency. Stops when the time is spent or a size no longer fits into memory.
-pub fn warm_up(engine: &mut dyn Engine, plan: WarmUp) -> Result<usize, EngineError> {
-    let picture = grey(engine.model().image_size)?;
-    let params = Params { prompt: None, max_new_tokens: plan.tokens, min_new_tokens: plan.tokens };
-    let begun = Instant::now();
-    // The first batch pays for allocations and page faults.
-    caption::caption(engine, &[(picture.clone(), Params { max_new_tokens: 1, ..Params::default() })])?;
-    let mut rates: Vec<(usize, f64)> = Vec::new();
-    let mut size = 1;
-    while size <= plan.max.max(1) {
-        let items = vec![(picture.clone(), params.clone()); size];
-        let started = Instant::now();
-        match caption::caption(engine, &items) {
-            Ok(_) => rates.push((size, size as f64 / started.elapsed().as_secs_f64().max(1e-9))),
-            Err(error) if error.kind() == ErrorKind::OutOfMemory && size > 1 => break,
-            Err(error) => return Err(error),
-        }
-        // The next size takes about twice as long as this one.
-        if begun.elapsed() + started.elapsed() * 2 > plan.budget {
-            break;
-        }
-        size *= 2;
-    }
-    engine.take_phases();
-    let best = rates.iter().map(|(_, rate)| *rate).fold(0.0, f64::max);
-    Ok(rates.iter().find(|(_, rate)| *rate >= 0.95 * best).map_or(1, |(size, _)| *size))
 }
 
 #[cfg(test)]

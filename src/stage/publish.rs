@@ -7,6 +7,7 @@
 //! This file is at-least-once delivery; `exact` and `transactor` are exactly-once.
 
 mod exact;
+mod failures;
 mod record;
 mod transactor;
 
@@ -20,6 +21,7 @@ use jiff::Timestamp;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+use self::failures::Failures;
 use super::{Finished, Output};
 use crate::disposition::Stage;
 use crate::kafka::{Class, Deliver, Error, Membership, NotDelivered, NotSent, Producer};
@@ -138,6 +140,7 @@ pub async fn run(mut setup: Setup) -> Result<Summary, Error> {
     });
     let producer = Producer::new(&setup.kafka, Acknowledge(shared.clone()))?;
     let publisher = Publisher {
+        failures: Failures::new(setup.metrics.clone()),
         setup,
         producer,
         shared,
@@ -164,6 +167,7 @@ struct Publisher {
     setup: Setup,
     producer: Producer<Acknowledge>,
     shared: Arc<Shared>,
+    failures: Failures,
     /// Taken from the input or refused, to be sent before more is taken.
     waiting: VecDeque<Box<Flight>>,
     /// A record is under way that must be alone.
@@ -200,7 +204,10 @@ impl Publisher {
                     return Ok(self.give_up().await);
                 }
                 taken = input.recv(), if take => match taken {
-                    Ok(finished) => self.waiting.push_back(Box::new(Flight::new(finished))),
+                    Ok(finished) => {
+                        self.failures.note(&finished.value);
+                        self.waiting.push_back(Box::new(Flight::new(finished)));
+                    }
                     Err(_) => open = false,
                 },
                 () = shared.changed.notified() => {}
@@ -275,7 +282,7 @@ impl Publisher {
 
     /// A record is too long: a caption becomes a dead letter, a dead letter becomes a pointer.
     fn shorten(&mut self, flight: Box<Flight>, reason: String) {
-        match flight.shorten(&self.setup.kafka, &reason) {
+        match flight.shorten(&self.setup.kafka, &reason, &self.failures) {
             Ok(flight) => self.waiting.push_back(flight),
             // A person must raise the topic's limit.
             Err(flight) => self.refuse(flight, &NotDelivered { class: Class::TooLarge, reason }),
@@ -374,14 +381,18 @@ impl Flight {
             Output::FailedRow(_, failure) if self.retry => metrics.retried_later(failure.code),
             Output::FailedRow(_, failure) | Output::FailedMessage { failure, .. } => {
                 metrics.dead_lettered(failure.code);
-                metrics.failed(failure.stage, failure.code);
             }
         }
     }
 
     /// What is too long made shorter: a caption becomes a dead letter, a dead letter becomes a pointer. A pointer comes
     /// back as an error: key and headers alone are too long for the topic.
-    fn shorten(mut self: Box<Self>, kafka: &settings::Kafka, reason: &str) -> Result<Box<Self>, Box<Self>> {
+    fn shorten(
+        mut self: Box<Self>,
+        kafka: &settings::Kafka,
+        reason: &str,
+        failures: &Failures,
+    ) -> Result<Box<Self>, Box<Self>> {
         self.alone = false;
         if self.pointer {
             return Err(self);
@@ -393,6 +404,7 @@ impl Flight {
             self.pointer = true;
         } else {
             self.finished = self.finished.map(|output| record::too_large(output, &kafka.captions_topic, reason));
+            failures.note(&self.finished.value);
         }
         Ok(self)
     }

@@ -7,14 +7,17 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use blipstream::admin;
 use blipstream::caption::fake::FakeOptions;
-use blipstream::kafka::{Fault, NewRecord};
+use blipstream::disposition::Stage;
+use blipstream::kafka::Fault;
+use blipstream::message::Message;
 use blipstream::metrics::Metrics;
 use blipstream::pipeline::{Control, Limits};
+use blipstream::settings::Input;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_util::sync::CancellationToken;
 
-use crate::support::client::eventually;
-use crate::support::flow::{Answers, Flow, request};
+use crate::support::client::{PATIENCE, eventually};
+use crate::support::flow::{Answers, CAPTIONS, Flow, REQUESTS, request};
 use crate::support::images::{Answer, ImageServer, png};
 
 fn inline(seed: usize) -> String {
@@ -68,6 +71,90 @@ async fn memory_in_flight_stays_inside_the_budget_while_the_device_is_slow() {
     assert_eq!(Answers::read(&flow).count(), COUNT);
 }
 
+/// A picture that no encoder makes small.
+fn noise(side: u32) -> Vec<u8> {
+    let mut state = 1u32;
+    let picture = image::RgbImage::from_fn(side, side, |_, _| {
+        image::Rgb([0; 3].map(|_: u8| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 24) as u8
+        }))
+    });
+    let mut bytes = std::io::Cursor::new(Vec::new());
+    picture.write_to(&mut bytes, image::ImageFormat::Png).unwrap();
+    bytes.into_inner()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flood_of_large_images_pauses_the_partitions_and_takes_no_more_memory_than_its_budgets() {
+    const FIRST: u64 = 12;
+    const COUNT: u64 = 150;
+    const MIB: u64 = 1 << 20;
+    let mut flow = Flow::start(2);
+    let settings = &mut flow.settings;
+    settings.flow.max_messages = 100;
+    settings.flow.max_message_bytes = bytesize::ByteSize::mib(1);
+    settings.flow.max_image_bytes = bytesize::ByteSize::mib(4);
+    settings.kafka.prefetch = bytesize::ByteSize::mib(1);
+    settings.decode.threads = 1;
+    settings.batch.queue = 8;
+    settings.fetch.per_host = 64;
+    let picture = noise(620);
+    let flood = picture.len() as u64 * COUNT;
+    assert!(flood > 150 * MIB, "{flood} bytes are no flood");
+    let images = ImageServer::start().await.with("/a.png", Answer::Body(picture));
+    // Full batches, decoders and connections are at work once before anything is measured.
+    flow.write((0..FIRST).map(|n| request(format!("first {n}"), images.url("/a.png"))));
+    let worker = flow.process();
+    flow.until_answered(FIRST as usize);
+    let before = worker.peak_memory();
+    let admin = worker.admin().expect("the admin port is logged");
+    flow.write((0..COUNT).map(|n| request(n, images.url("/a.png"))));
+    let mut paused = false;
+    let deadline = std::time::Instant::now() + PATIENCE;
+    loop {
+        let (_, metrics) = http(admin, "GET /metrics HTTP/1.1", "").await;
+        paused |= !metrics.contains("blipstream_kafka_paused_partitions 0");
+        if metrics.contains(&format!(
+            "blipstream_captions_total{{device=\"cpu\",model=\"blipstream-demo\"}} {}",
+            FIRST + COUNT
+        )) {
+            break;
+        }
+        assert!(std::time::Instant::now() < deadline, "not in time: {metrics}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let grown = worker.peak_memory() - before;
+    println!("{} MiB before, {} MiB more for {} MiB of images", before / MIB, grown / MIB, flood / MIB);
+    assert!(paused, "the flood never paused a partition");
+    // The pools and the prefetch are 6 MiB; the rest is what allocators keep for themselves.
+    assert!(grown < 64 * MIB, "{} MiB more than at rest", grown / MIB);
+    assert_eq!(worker.terminate(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_the_images_that_wait_for_a_device_each_topic_has_its_share_by_weight() {
+    const EACH: usize = 300;
+    const BATCH: usize = 8;
+    let mut flow = Flow::start_with(1, &["live"]);
+    flow.settings.kafka.inputs =
+        [(REQUESTS, 1), ("live", 4)].map(|(topic, weight)| Input { topic: topic.into(), weight }).into();
+    flow.settings.batch.queue = 2 * EACH;
+    flow.write((0..EACH).map(|n| request(format!("bulk {n}"), inline(n))));
+    flow.write_to("live", (0..EACH).map(|n| request(format!("live {n}"), inline(n))));
+    let worker = flow.worker(FakeOptions { encode_delay: Duration::from_millis(40), ..FakeOptions::default() });
+    flow.until_answered(2 * EACH);
+    assert!(worker.stop().await.clean());
+    let answers = flow.read(CAPTIONS);
+    let is_live = |message: &&Message| message.key.as_ref().unwrap().starts_with(b"live");
+    // The first batches are made of what came first; at the end only the bulk is left.
+    let together = &answers[15 * BATCH..30 * BATCH];
+    let live = together.iter().filter(is_live).count();
+    let share = live as f64 / together.len() as f64;
+    println!("{live} of {} captions are of the live topic, whose share is 4 of 5", together.len());
+    assert!((0.7..=0.9).contains(&share), "{live} of {}", together.len());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stalled_producer_stalls_consumption_with_bounded_memory() {
     const COUNT: usize = 600;
@@ -96,16 +183,20 @@ async fn a_stalled_producer_stalls_consumption_with_bounded_memory() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn limits_change_while_the_worker_runs() {
-    let flow = Flow::start(1);
-    let worker = flow.worker(FakeOptions::default());
+async fn limits_change_while_the_worker_runs_as_far_as_its_memory_allows() {
+    let mut flow = Flow::start(1);
+    flow.settings.model.max_state = Some(bytesize::ByteSize::kib(5));
+    let worker = flow.worker(FakeOptions { row_bytes: 1024, ..FakeOptions::default() });
     eventually("it runs", || worker.control.status().state == "running").await;
+    assert_eq!(worker.control.status().devices[0].batch_size, 5, "what was asked for was cut to model.max_state");
     let change: Limits =
         serde_json::from_str(r#"{"max_images": 7, "max_image_bytes": "3MiB", "batch_size": 2}"#).unwrap();
     worker.control.set_limits(change).unwrap();
     let status = worker.control.status();
     assert_eq!((status.pools[1].items_limit, status.pools[1].bytes_limit), (7, 3 << 20));
-    assert_eq!(status.devices[0].batch_size, 2);
+    assert_eq!((status.devices[0].batch_size, status.devices[0].max_batch_size), (2, 5));
+    let now = worker.control.set_limits(Limits { batch_size: Some(64), ..Limits::default() }).unwrap();
+    assert_eq!(now.batch_size, Some(5));
     let error = worker.control.set_limits(Limits { max_messages: Some(0), ..Limits::default() }).unwrap_err();
     assert!(error.contains("max_messages"), "{error}");
     assert!(worker.stop().await.clean());
@@ -236,6 +327,9 @@ async fn the_admin_port_tells_and_steers() {
     let (_, metrics) = http(at, "GET /metrics HTTP/1.1", "").await;
     assert!(metrics.contains("blipstream_captions_total{device=\"cpu#0\",model=\"fake\"} 30"), "{metrics}");
     assert!(metrics.contains("blipstream_messages_consumed_total{topic=\"requests\"} 30"), "{metrics}");
+    assert!(metrics.contains("blipstream_queue_items{stage=\"parse\"} 0"), "{metrics}");
+    assert!(metrics.contains("blipstream_stage_duration_seconds_count{stage=\"consume\"} 30"), "{metrics}");
+    eventually("commits are counted", || worker.control.metrics().stage_so_far(Stage::Commit).0 > 0).await;
     let (status, _) = http(at, "POST /admin/pause HTTP/1.1", "").await;
     assert!(status.contains("401"), "{status}");
     let (status, body) = http(at, "POST /admin/pause HTTP/1.1\r\nauthorization: Bearer secret", "").await;

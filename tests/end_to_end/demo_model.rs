@@ -1,15 +1,20 @@
 //! The bundled model: right on scenes it never saw, and the same by every way in.
 
 use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 use blipstream::caption::preprocess::{Limits, Resizer, decode};
 use blipstream::caption::{BlipEngine, LoadOptions, ModelSource, Params, caption, load_model};
+use blipstream::message::Message;
+use blipstream::settings::Kafka;
 use serde_json::Value;
 
 use crate::support::flow::{Flow, request};
 use crate::support::images::{Answer, ImageServer};
+use crate::support::client::read_all;
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).to_owned()
@@ -131,4 +136,58 @@ fn the_demo_captions_every_image_and_shows_a_dead_letter() {
     assert!(output.status.success(), "{said}\n{}", String::from_utf8_lossy(&output.stderr));
     assert!(said.contains("28 images in ") && said.contains("1 dead letter"), "{said}");
     assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
+    let truth = std::fs::read_to_string(root().join("models/demo/images/captions.json")).unwrap();
+    let truth: BTreeMap<String, String> = serde_json::from_str(&truth).unwrap();
+    // `[ 3/29]  name  caption`
+    let lines = said.lines().filter_map(|line| line.split_once("]  ")?.1.split_once("  "));
+    let captions: BTreeMap<String, String> = lines
+        .filter(|(_, text)| !text.contains("dead letter"))
+        .map(|(name, text)| (name.to_owned(), text.trim().to_owned()))
+        .collect();
+    assert_eq!(captions, truth);
+}
+
+#[test]
+fn a_demo_that_is_kept_running_tells_how_to_talk_to_it_and_stops_on_sigint() {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_blipstream"))
+        .args(["demo", "--keep-running"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = String::new();
+    let mut out = BufReader::new(child.stdout.take().unwrap());
+    while !said.contains("blipstream submit") {
+        assert!(out.read_line(&mut said).unwrap() > 0, "it ended: {said}");
+    }
+    let after =
+        |label: &str| said.lines().rev().find_map(|line| line.trim().strip_prefix(label)).unwrap().trim().to_owned();
+    let servers = after("bootstrap servers");
+    let request = format!("| kcat -b {servers} -t blipstream.requests -P");
+    let captions = format!("kcat -b {servers} -t blipstream.captions -C -o beginning -e");
+    assert!(said.contains(&request) && said.contains(&captions), "{said}");
+    let address = after("metrics").strip_prefix("http://").unwrap().strip_suffix("/metrics").unwrap().to_owned();
+    let mut admin = TcpStream::connect(address).unwrap();
+    admin.write_all(b"GET /metrics HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n").unwrap();
+    let mut metrics = String::new();
+    admin.read_to_string(&mut metrics).unwrap();
+    assert!(metrics.contains("blipstream_captions_total{device=\"cpu\",model=\"blipstream-demo\"} 28"), "{metrics}");
+    // The bound of --rounds counts on this length.
+    let kafka = Kafka { bootstrap_servers: servers, ..Kafka::default() };
+    let records = read_all(&kafka, &kafka.captions_topic);
+    let longest = records.iter().map(Message::size).max().unwrap();
+    println!("the longest of {} caption records has {longest} bytes", records.len());
+    assert!(records.len() == 28 && longest < 900, "{} records of up to {longest} bytes", records.len());
+
+    let interrupted = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    assert!(interrupted.success());
+    out.read_to_string(&mut said).unwrap();
+    assert!(child.wait().unwrap().success(), "{said}");
+}
+
+#[test]
+fn a_demo_that_the_embedded_broker_cannot_hold_is_refused() {
+    let output = blipstream(&["demo", "--rounds", "1000"]);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert!(said.contains("--rounds is between 1 and 146") && said.contains("4.0 MiB of a partition"), "{said}");
 }

@@ -98,7 +98,7 @@ async fn transient_failures_are_tried_again_until_the_image_comes() {
         "blipstream_fetch_responses_total{class=\"none\"} 1",
         "blipstream_fetch_responses_total{class=\"2xx\"} 2",
         "blipstream_stage_duration_seconds_count{stage=\"fetch\"} 1",
-        &format!("blipstream_fetch_bytes_total {}", body.len()),
+        &format!("blipstream_fetch_bytes_total {}", 1 + body.len()),
     ] {
         assert!(counted.lines().any(|line| line == expected), "no {expected} in\n{counted}");
     }

@@ -155,6 +155,59 @@ async fn bodies_wait_for_room_and_never_take_more_than_the_pool() {
 }
 
 #[tokio::test]
+async fn a_host_that_gives_up_while_the_body_waits_for_room_is_asked_again_at_no_cost() {
+    let gives_up = Answer::Impatient(Duration::from_millis(100));
+    let image = png(8, 8, 1);
+    let server = ImageServer::start()
+        .await
+        .with_all("/once", vec![gives_up.clone(), Answer::Body(image.clone())])
+        .with("/always", gives_up.clone())
+        .with_all("/gone", vec![gives_up.clone(), Answer::status(404)])
+        .with_all("/moved", vec![gives_up, Answer::redirect("/good")])
+        .with("/good", Answer::Body(image.clone()));
+    let pool = pool();
+    let fetcher = fetcher(&settings::Fetch { attempts: 1, per_host: 1, ..settings() }, &pool);
+    let starved = async |path: &str| {
+        let all = pool.acquire(pool.limit().bytes).await;
+        let reference = ImageRef::Http(server.url(path));
+        let release = async {
+            server.until(|seen| seen.requests(path) == 1).await;
+            // The connection is closed, and nobody reads it yet.
+            server.until(|seen| seen.active == 0).await;
+            drop(all);
+        };
+        let (result, ()) = tokio::join!(fetcher.fetch(&reference, None), release);
+        result.map(|(body, _)| body)
+    };
+    assert_eq!(starved("/once").await.unwrap(), image);
+    assert_eq!(starved("/moved").await.unwrap(), image);
+    for (path, code) in [("/always", Code::Connect), ("/gone", Code::NotFound)] {
+        let failed = starved(path).await.unwrap_err();
+        assert_eq!((failed.code(), failed.attempts), (code, 1), "{failed}");
+        assert_eq!(server.seen().requests(path), 2, "{path}: once for the room, once with it");
+    }
+    assert_eq!(pool.used(), Limit::default());
+
+    // Nothing was waited for: that it breaks is the host's affair.
+    let unstarved = fetcher.fetch(&ImageRef::Http(server.url("/always")), None).await.unwrap_err();
+    assert_eq!((unstarved.code(), server.seen().requests("/always")), (Code::Connect, 3));
+}
+
+#[tokio::test]
+async fn every_byte_that_a_host_sends_is_counted_also_of_bodies_that_fail() {
+    let server = ImageServer::start()
+        .await
+        .with("/good", Answer::Body(vec![1; 1000]))
+        .with("/short", Answer::Lying { declared: 1000, body: vec![2; 300] });
+    let (pool, metrics) = (pool(), Arc::default());
+    let fetcher = counted(&settings::Fetch { attempts: 2, ..settings() }, &pool, &metrics);
+    drop(fetcher.fetch(&ImageRef::Http(server.url("/good")), None).await.unwrap());
+    fetcher.fetch(&ImageRef::Http(server.url("/short")), None).await.unwrap_err();
+    drop(fetcher.fetch(&ImageRef::Base64(Bytes::from_static(b"AAAA")), None).await.unwrap());
+    assert!(metrics.render().contains("blipstream_fetch_bytes_total 1600"), "{}", metrics.render());
+}
+
+#[tokio::test]
 async fn hosts_that_redirect_to_each_other_do_not_lock_each_other_up() {
     let server = ImageServer::start().await.with("/good", Answer::Body(png(8, 8, 1)));
     let (here, there) = (server.url("/good").to_string(), server.url_at("localhost", "/good").to_string());

@@ -30,6 +30,8 @@ pub struct Expected {
     pub prompt: Option<String>,
     pub max_new_tokens: usize,
     pub min_new_tokens: usize,
+    /// `[DEC]`, the prompt, and `token_ids`.
+    pub sequence: Vec<u32>,
     pub token_ids: Vec<u32>,
     pub text: String,
     pub logprob: f32,

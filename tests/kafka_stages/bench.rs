@@ -21,7 +21,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 pub use crate::support::client::{PATIENCE, eventually};
-use crate::support::client::{hasty, read_all};
+use crate::support::client::{assert_nothing_was_trimmed, hasty, read_all};
 
 pub const IN: &str = "in";
 pub const CAPTIONS: &str = "captions";
@@ -54,7 +54,9 @@ impl Bench {
     }
 
     pub fn read(&self, topic: &str) -> Vec<Message> {
-        read_all(&self.kafka, topic)
+        let messages = read_all(&self.kafka, topic);
+        assert_nothing_was_trimmed(topic, &messages);
+        messages
     }
 
     pub fn committed(&self) -> Vec<Option<i64>> {
@@ -96,6 +98,7 @@ impl Member {
             messages: messages.clone(),
             gate: gate.clone(),
             committer: Box::new(Watermarks::new(ledger.clone())),
+            metrics: Arc::default(),
         };
         let consume = consume::start(setup, sender).unwrap();
         Self { consume, ledger, messages, gate, output }

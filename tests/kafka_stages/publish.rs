@@ -39,6 +39,7 @@ fn assert_too_large(metrics: &Metrics) {
     assert_eq!((metrics.captions_so_far(), metrics.dead_letters_so_far()), (0, 1));
     let code = Code::OutputTooLarge;
     assert!(metrics.render().contains(&format!("blipstream_dead_lettered_total{{code=\"{code}\"}} 1")));
+    assert!(metrics.render().contains(&format!("blipstream_failures_total{{code=\"{code}\",stage=\"publish\"}} 1")));
 }
 
 fn text(message: &Message) -> String {
@@ -79,6 +80,26 @@ async fn brokers_that_are_away_stall_the_publisher_within_its_bounds_and_lose_no
     assert_eq!(bench.read(CAPTIONS).len(), 100);
     member.close().await.unwrap();
     assert_eq!(bench.committed(), [Some(100)]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failure_is_counted_once_and_also_while_its_dead_letter_cannot_be_written() {
+    let bench = Bench::new(1);
+    bench.write_numbers(0..1);
+    let (member, publishing) = (bench.member(), Publishing::start(&bench));
+    let message = member.next().await;
+    bench.broker.down().unwrap();
+    let output = failure(&message.value);
+    publishing.send(message.map(|_| output)).await;
+    let metrics = publishing.metrics.clone();
+    let counted = "blipstream_failures_total{code=\"bad_message\",stage=\"parse\"} 1";
+    eventually("it is counted", || metrics.render().contains(counted)).await;
+    assert_eq!(metrics.dead_letters_so_far(), 0);
+    bench.broker.up().unwrap();
+    assert_eq!(publishing.end().await.published, 1);
+    assert_eq!(metrics.dead_letters_so_far(), 1);
+    assert!(metrics.render().contains(counted), "{}", metrics.render());
+    member.close().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,6 +1,7 @@
 //! A whole flow for tests: embedded broker or Apache Kafka, settings for haste, workers in this process or as processes of their own.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,7 +17,7 @@ use blipstream::settings::{Delivery, Settings};
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
-use super::client::{PATIENCE, Topics, hasty, read_all};
+use super::client::{PATIENCE, Topics, assert_nothing_was_trimmed, hasty, read_all};
 use super::kafka;
 
 /// The topics.
@@ -36,8 +37,13 @@ pub struct Flow {
 impl Flow {
     /// The embedded broker with topics of `partitions` partitions, settings under which nothing waits for long, loopback open.
     pub fn start(partitions: i32) -> Self {
+        Self::start_with(partitions, &RETRIES)
+    }
+
+    /// The same with these topics beside the three.
+    pub fn start_with(partitions: i32, more: &[&str]) -> Self {
         let topics = [REQUESTS, CAPTIONS, DEAD_LETTERS];
-        let all: Vec<_> = topics.iter().chain(&RETRIES).map(|topic| (*topic, partitions)).collect();
+        let all: Vec<_> = topics.iter().chain(more).map(|topic| (*topic, partitions)).collect();
         let broker = EmbeddedBroker::start(1, &all).unwrap();
         let servers = broker.bootstrap_servers().unwrap();
         let topics = topics.map(str::to_owned);
@@ -59,12 +65,20 @@ impl Flow {
     }
 
     pub fn write(&self, records: impl IntoIterator<Item = NewRecord>) {
-        write_records(&self.settings.kafka, self.requests(), records, PATIENCE).unwrap();
+        self.write_to(self.requests(), records);
+    }
+
+    pub fn write_to(&self, topic: &str, records: impl IntoIterator<Item = NewRecord>) {
+        write_records(&self.settings.kafka, topic, records, PATIENCE).unwrap();
     }
 
     /// Every record of a topic that is there now.
     pub fn read(&self, topic: &str) -> Vec<Message> {
-        read_all(&self.settings.kafka, topic)
+        let messages = read_all(&self.settings.kafka, topic);
+        if self.broker.is_some() {
+            assert_nothing_was_trimmed(topic, &messages);
+        }
+        messages
     }
 
     pub fn committed(&self) -> Vec<Option<i64>> {
@@ -121,6 +135,7 @@ impl Flow {
         let toml = toml::to_string(&self.settings).unwrap();
         let file = tempfile::NamedTempFile::with_suffix(".toml").unwrap();
         std::fs::write(file.path(), toml).unwrap();
+        let log = tempfile::NamedTempFile::new().unwrap();
         let child = Command::new(env!("CARGO_BIN_EXE_blipstream"))
             .args([
                 "worker",
@@ -134,9 +149,10 @@ impl Flow {
             .arg("--config")
             .arg(file.path())
             .stdin(Stdio::null())
+            .stderr(log.reopen().unwrap())
             .spawn()
             .unwrap();
-        Process { child, _config: file }
+        Process { child, log, _config: file }
     }
 }
 
@@ -167,10 +183,29 @@ impl Worker {
 /// A worker as a process; killed when dropped.
 pub struct Process {
     child: Child,
+    log: tempfile::NamedTempFile,
     _config: tempfile::NamedTempFile,
 }
 
 impl Process {
+    /// What it has logged, a JSON object a line.
+    fn log(&self) -> Vec<Value> {
+        let text = std::fs::read_to_string(self.log.path()).unwrap();
+        text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+    }
+
+    /// Where its admin port listens, once it does.
+    pub fn admin(&self) -> Option<SocketAddr> {
+        self.log().iter().find_map(|line| line["address"].as_str()?.parse().ok())
+    }
+
+    /// The most memory that was ever resident, in bytes.
+    pub fn peak_memory(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        line.trim().strip_suffix(" kB").unwrap().parse::<u64>().unwrap() * 1024
+    }
+
     /// SIGKILL.
     pub fn kill(mut self) {
         self.child.kill().unwrap();
@@ -203,10 +238,14 @@ impl Process {
 }
 
 impl Drop for Process {
+    #[allow(clippy::print_stderr)] // a failed test shows the log
     fn drop(&mut self) {
         // It has ended already, unless the test failed.
         let _ = self.child.kill();
         let _ = self.child.wait();
+        if std::thread::panicking() {
+            eprintln!("{}", std::fs::read_to_string(self.log.path()).unwrap_or_default());
+        }
     }
 }
 

@@ -35,6 +35,8 @@ pub enum Answer {
     Drip { body: Vec<u8>, every: Duration },
     /// 200 that announces a body and sends none of it.
     Stalled,
+    /// 200 that announces a body, sends none of it, and closes the connection after this time.
+    Impatient(Duration),
     /// Any other status, with headers and no body.
     Status(u16, Vec<(&'static str, String)>),
     /// Closes the connection without an answer.
@@ -286,6 +288,10 @@ async fn write(to: &mut (impl AsyncWriteExt + Unpin), answer: Answer) -> std::io
         Answer::Stalled => {
             to.write_all(head(200, &[], "content-length: 1000").as_bytes()).await?;
             std::future::pending::<()>().await;
+        }
+        Answer::Impatient(patience) => {
+            to.write_all(head(200, &[], "content-length: 1000").as_bytes()).await?;
+            tokio::time::sleep(patience).await;
         }
         Answer::Closed | Answer::Silence | Answer::Held(_) => {}
     }

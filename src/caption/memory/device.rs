@@ -127,6 +127,13 @@ impl Memory for DeviceMemory {
         *self = Self::new(self.sizes, self.device.clone(), self.dtype);
     }
 
+    fn bytes_for(&self, rows: usize, capacity: usize) -> usize {
+        // An encoded image is copied into its slot, and lives on until all rows of its batch are admitted.
+        let encoded = rows * self.sizes.elements(self.sizes.image_tokens);
+        let slot = self.sizes.elements(self.sizes.image_tokens + capacity.next_multiple_of(COLUMNS));
+        (encoded + rows.next_power_of_two() * slot) * self.dtype.size_in_bytes()
+    }
+
     fn begin(&mut self, block: &Block) -> Result<()> {
         let (rows, width) = (block.starts.len(), block.width);
         let last = block.starts.iter().map(|start| start + width).max().unwrap_or(0);
@@ -199,5 +206,24 @@ impl KeysValues {
             buffer.narrow(0, to, 1)?.slice_set(&row, 0, 0)?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buffers_take_the_memory_that_was_told() {
+        let sizes = Sizes { layers: 2, heads: 3, head: 4, image_tokens: 5 };
+        let mut memory = DeviceMemory::new(sizes, Device::Cpu, DType::F16);
+        let image = Arc::new(ImageMemory(Tensor::zeros((2, 2, 3, 4, 5), DType::F16, &Device::Cpu).unwrap()));
+        for rows in 1..=5 {
+            memory.admit(&image, 40).unwrap();
+            let buffers = memory.layers.iter().flat_map(|layer| [&layer.text, &layer.image]);
+            let held: usize = buffers.map(|both| both.keys.elem_count() + both.values.elem_count()).sum();
+            let encoded = rows * image.0.elem_count();
+            assert_eq!(memory.bytes_for(rows, 40), (held + encoded) * DType::F16.size_in_bytes(), "{rows} rows");
+        }
     }
 }

@@ -34,7 +34,7 @@ impl HostMemory {
 
 impl Memory for HostMemory {
     fn admit(&mut self, image: &Arc<ImageMemory>, capacity: usize) -> Result<()> {
-        let text = vec![0.0; self.sizes.layers * 2 * self.sizes.hidden() * capacity];
+        let text = vec![0.0; self.sizes.elements(capacity)];
         self.rows.push(Row { image: Arc::clone(image), text, capacity, start: 0, count: 0 });
         Ok(())
     }
@@ -46,6 +46,10 @@ impl Memory for HostMemory {
 
     fn clear(&mut self) {
         self.rows.clear();
+    }
+
+    fn bytes_for(&self, rows: usize, capacity: usize) -> usize {
+        rows * self.sizes.elements(self.sizes.image_tokens + capacity) * size_of::<f32>()
     }
 
     fn begin(&mut self, block: &Block) -> Result<()> {
@@ -140,5 +144,24 @@ fn elements<'a>(storage: &'a Storage, layout: &Layout) -> Result<&'a [f32]> {
     match (storage, layout.contiguous_offsets()) {
         (Storage::Cpu(CpuStorage::F32(values)), Some((from, to))) => Ok(&values[from..to]),
         _ => candle_core::bail!("the host's memory takes contiguous f32"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::DType;
+
+    use super::*;
+
+    #[test]
+    fn rows_take_the_memory_that_was_told() {
+        let sizes = Sizes { layers: 2, heads: 3, head: 4, image_tokens: 5 };
+        let mut memory = HostMemory::new(sizes);
+        for rows in 1..=5 {
+            let image = Tensor::zeros((2, 2, 3, 4, 5), DType::F32, &Device::Cpu).unwrap();
+            memory.admit(&Arc::new(ImageMemory(image)), 40).unwrap();
+            let held: usize = memory.rows.iter().map(|row| row.text.len() + row.image.0.elem_count()).sum();
+            assert_eq!(memory.bytes_for(rows, 40), held * size_of::<f32>());
+        }
     }
 }

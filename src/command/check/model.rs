@@ -20,48 +20,49 @@ const MAX_CONFIG: u64 = 1 << 20;
 const WEIGHTS: [&str; 3] = ["model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"];
 const TOKENIZERS: [&str; 2] = ["tokenizer.json", "vocab.txt"];
 
-/// Looks for the model without loading it.
-pub fn source(model: &Model, offline: bool, timeout: Duration) -> Item {
+/// What is said of a model, and its sizes.
+type Found = Result<(String, BlipConfig), String>;
+
+/// Looks for the model without loading it. Gives its sizes, where they are known.
+pub fn source(model: &Model, offline: bool, timeout: Duration) -> (Item, Option<BlipConfig>) {
     let found = match models::source(model) {
         Err(error) => Err(format!("{error:#}")),
         Ok(ModelSource::Dir(path)) => directory(&path),
-        Ok(ModelSource::Memory { id, .. }) => Ok(format!("{id}, compiled into this program")),
-        Ok(ModelSource::Random { id, .. }) => {
-            return Item::warning(
-                "model",
-                format!("{id} has random weights: good for measuring speed, not for captions"),
-            );
+        Ok(ModelSource::Memory { id, files }) => {
+            let json = files.get("config.json").map_or(&[][..], |json| json);
+            let config = BlipConfig::from_json(json).map_err(|error| error.to_string());
+            config.map(|config| (format!("{id}, compiled into this program"), config))
+        }
+        Ok(ModelSource::Random { id, config, .. }) => {
+            let text = format!("{id} has random weights: good for measuring speed, not for captions");
+            return (Item::warning("model", text), Some(config));
         }
         Ok(ModelSource::Hub(hub)) => match hub.cached_config() {
             Err(error) => Err(format!("{error} (model.source)")),
             Ok(Some(path)) => {
-                config(&path).map(|config| format!("{hub}, in the cache of this machine: {}", sizes(&config)))
+                config(&path).map(|config| (format!("{hub}, in the cache of this machine: {}", sizes(&config)), config))
             }
             Ok(None) if offline => {
                 let text = format!("{hub} is not a folder here, and the hub is not asked (--offline)");
-                return Item::skipped("model", text);
+                return (Item::skipped("model", text), None);
             }
             Ok(None) => on_hub(hub, timeout),
         },
     };
-    from(found)
-}
-
-fn from(found: Result<String, String>) -> Item {
     match found {
-        Ok(text) => Item::ok("model", text),
-        Err(why) => Item::failed("model", why),
+        Ok((text, config)) => (Item::ok("model", text), Some(config)),
+        Err(why) => (Item::failed("model", why), None),
     }
 }
 
-fn directory(path: &Path) -> Result<String, String> {
+fn directory(path: &Path) -> Found {
     let place = path.display();
     let config = config(&path.join("config.json"))?;
     let has = |names: &[&'static str]| names.iter().copied().find(|name| path.join(name).is_file());
     let weights = has(&WEIGHTS).ok_or(format!("{place} has no weights: one of {} is needed", WEIGHTS.join(", ")))?;
     has(&TOKENIZERS).ok_or(format!("{place} has no tokenizer: one of {} is needed", TOKENIZERS.join(", ")))?;
     let size = path.join(weights).metadata().map_or(0, |metadata| metadata.len());
-    Ok(format!("{place}: {}, {weights} ({})", sizes(&config), ByteSize::b(size)))
+    Ok((format!("{place}: {}, {weights} ({})", sizes(&config), ByteSize::b(size)), config))
 }
 
 fn config(path: &Path) -> Result<BlipConfig, String> {
@@ -77,7 +78,7 @@ fn sizes(config: &BlipConfig) -> String {
 }
 
 /// Fetches config.json on a thread of its own, since the client knows no time limit.
-fn on_hub(hub: HubSource, timeout: Duration) -> Result<String, String> {
+fn on_hub(hub: HubSource, timeout: Duration) -> Found {
     let name = hub.to_string();
     let (sender, receiver) = mpsc::sync_channel(1);
     std::thread::spawn(move || {
@@ -94,7 +95,8 @@ fn on_hub(hub: HubSource, timeout: Duration) -> Result<String, String> {
         )
     })?;
     let config = config(&path)?;
-    Ok(format!("{name}, on the hub: {}; the worker fetches the weights when it starts", sizes(&config)))
+    let text = format!("{name}, on the hub: {}; the worker fetches the weights when it starts", sizes(&config));
+    Ok((text, config))
 }
 
 /// Says where the model would run.
@@ -149,7 +151,7 @@ mod tests {
 
     fn offline(source: &str) -> Item {
         let model = Model { source: source.into(), ..Model::default() };
-        super::source(&model, true, Duration::from_secs(1))
+        super::source(&model, true, Duration::from_secs(1)).0
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::{Worker, partition_of};
+use crate::disposition::Stage;
 use crate::kafka::{Consumer, Error, Start};
 use crate::offsets::TopicPartition;
 
@@ -148,7 +149,11 @@ impl Worker {
     pub(super) fn commit_now(&mut self, of: impl Fn(&TopicPartition) -> bool) -> Result<(), Error> {
         let mut due = self.setup.committer.due();
         due.retain(|(partition, _)| of(partition));
+        let began = Instant::now();
         let result = self.setup.consumer.commit_now(&due);
+        if result.is_ok() && !due.is_empty() {
+            self.setup.metrics.stage(Stage::Commit, began.elapsed());
+        }
         self.record_commit(&due, &result);
         result
     }

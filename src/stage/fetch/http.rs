@@ -13,7 +13,7 @@ use url::Url;
 use super::FetchError;
 use super::address::{Guard, GuardedResolver};
 use super::host::Hosts;
-use super::intake::Intake;
+use super::intake::{Buffer, Intake};
 use crate::budget::Permit;
 use crate::metrics::{Metrics, ResponseClass};
 use crate::settings;
@@ -89,18 +89,34 @@ impl Http {
     }
 
     /// One try: follows redirects to a body and reads it. Each hop takes a slot of its own host.
+    ///
+    /// A body that breaks after it had to wait for room is asked for once more, with the room in hand: the host may
+    /// have given up on a reader that did not read, and that is not its fault.
     pub async fn get(&self, url: &Url, means: &Means<'_>) -> Result<(Bytes, Permit), FetchError> {
-        let mut clock = Clock { limits: self.limits, left: self.limits.total };
+        let mut clock = Clock::new(self.limits);
         let mut target = url.clone();
         for _ in 0..=self.limits.redirects {
             // Before the slot: a blocked address needs none.
             self.guard.check_url(&target)?;
+            // Kept while a body is asked for again: whoever waited for a slot with room in hand would wait for those
+            // who have a slot and wait for room.
             let _slot = means.hosts.acquire(target.host_str().unwrap_or_default()).await;
-            let response = self.answer(&target, &mut clock, means.metrics).await?;
-            match redirect(&response, &target, url)? {
-                Some(next) => target = next,
-                None => return self.body(response, clock, means.intake).await,
-            }
+            let mut room = None;
+            target = loop {
+                let response = self.answer(&target, &mut clock, means.metrics).await?;
+                if let Some(next) = redirect(&response, &target, url)? {
+                    break next;
+                }
+                match self.body(response, &mut clock, room.take(), means).await? {
+                    Body::Whole(body, permit) => return Ok((body, permit)),
+                    Body::Broken(permit, error) => {
+                        let host = target.host_str();
+                        tracing::debug!(host, %error, "a body broke after it had waited for room; it is asked for again");
+                        room = Some(permit);
+                        clock = Clock::new(self.limits);
+                    }
+                }
+            };
         }
         Err(FetchError::Redirect(format!("more than {}, the limit of fetch.max_redirects", self.limits.redirects)))
     }
@@ -121,30 +137,61 @@ impl Http {
         Ok(response)
     }
 
+    /// Reads a body, into `room` if there is some that it fits into.
     async fn body(
         &self,
-        mut response: Response,
-        mut clock: Clock,
-        intake: &Intake,
-    ) -> Result<(Bytes, Permit), FetchError> {
+        response: Response,
+        clock: &mut Clock,
+        room: Option<Permit>,
+        means: &Means<'_>,
+    ) -> Result<Body, FetchError> {
+        let intake = means.intake;
         let declared = response.content_length().map(|length| usize::try_from(length).unwrap_or(usize::MAX));
         match declared {
             Some(0) => return Err(FetchError::Empty),
             Some(length) if length > intake.max_body => return Err(FetchError::TooLarge { limit: intake.max_body }),
             _ => {}
         }
-        // Outside the clock: that the worker is busy is not the host's fault.
-        let permit = intake.reserve(declared).await;
-        let mut buffer = intake.buffer(declared);
+        // What is too small goes back first: who waits for room holds none.
+        let room = room.filter(|permit| permit.bytes() >= intake.needed(declared));
+        let (permit, waited) = match room.or_else(|| intake.try_reserve(declared)) {
+            Some(permit) => (permit, false),
+            // Outside the clock: that the worker is busy is not the host's fault.
+            None => (intake.reserve(declared).await, true),
+        };
+        match self.read(response, clock, intake.buffer(declared), means.metrics).await {
+            Ok(buffer) => intake.settle(buffer, permit).map(|(body, permit)| Body::Whole(body, permit)),
+            Err(error @ (FetchError::Connect(_) | FetchError::Timeout { .. })) if waited => {
+                Ok(Body::Broken(permit, error))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn read(
+        &self,
+        mut response: Response,
+        clock: &mut Clock,
+        mut buffer: Buffer,
+        metrics: &Metrics,
+    ) -> Result<Buffer, FetchError> {
         while let Some(piece) = clock.bound(clock.read(), response.chunk()).await?.map_err(|e| self.error(&e))? {
+            metrics.fetched_bytes(piece.len());
             buffer.push(&piece)?;
         }
-        intake.settle(buffer, permit)
+        Ok(buffer)
     }
 
     fn error(&self, error: &reqwest::Error) -> FetchError {
         FetchError::from_client(error, self.limits.connect)
     }
+}
+
+/// What came of reading a body.
+enum Body {
+    Whole(Bytes, Permit),
+    /// It had to wait for room, which it has now, and then it broke.
+    Broken(Permit, FetchError),
 }
 
 /// The time a try has left. It runs only while the host is waited for.
@@ -154,6 +201,10 @@ struct Clock {
 }
 
 impl Clock {
+    fn new(limits: Limits) -> Self {
+        Self { limits, left: limits.total }
+    }
+
     /// Bound of the wait for a head: a connection, then one read.
     fn head(&self) -> (Duration, &'static str) {
         (self.limits.connect.saturating_add(self.limits.read), "fetch.connect_timeout and fetch.read_timeout")
@@ -287,7 +338,7 @@ mod tests {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let target = url(&format!("http://{}/", listener.local_addr().unwrap()));
         let (http, metrics) = (Http::new(&settings::Fetch::default()).unwrap(), Metrics::new());
-        let mut clock = Clock { limits: http.limits, left: http.limits.total };
+        let mut clock = Clock::new(http.limits);
         // Neither the URL nor a name is looked at here: the peer's address alone has to stop it.
         let host = async {
             let (mut stream, _) = listener.accept().await.unwrap();

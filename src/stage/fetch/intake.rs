@@ -26,14 +26,24 @@ pub struct Intake {
 }
 
 impl Intake {
-    /// Waits for room for a body of `length` bytes, or of any length that is allowed.
+    /// Room that a body of `length` bytes needs, or of any length that is allowed.
+    pub fn needed(&self, length: Option<usize>) -> usize {
+        length.unwrap_or(self.max_body).max(self.pixel_bytes)
+    }
+
+    /// Waits for room for a body.
     pub async fn reserve(&self, length: Option<usize>) -> Permit {
-        let bytes = length.unwrap_or(self.max_body).max(self.pixel_bytes);
+        let bytes = self.needed(length);
         if let Some(permit) = self.pool.try_acquire(bytes) {
             return permit;
         }
         let _blocked = self.metrics.blocked(Stage::Fetch);
         self.pool.acquire(bytes).await
+    }
+
+    /// Room for a body, if there is some now.
+    pub fn try_reserve(&self, length: Option<usize>) -> Option<Permit> {
+        self.pool.try_acquire(self.needed(length))
     }
 
     /// An empty buffer; `expected` is the length that was announced.

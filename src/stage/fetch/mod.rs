@@ -119,10 +119,7 @@ impl Fetcher {
         };
         self.metrics.stage(Stage::Fetch, started.elapsed());
         match result {
-            Ok((body, permit)) => {
-                self.metrics.fetched_bytes(body.len());
-                Ok((body, permit))
-            }
+            Ok(done) => Ok(done),
             Err(error) => Err(FailedFetch {
                 reference: describe(reference),
                 error,

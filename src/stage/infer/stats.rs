@@ -11,6 +11,8 @@ pub struct DeviceStats {
     pub name: String,
     /// Images it takes at once.
     pub batch_size: AtomicUsize,
+    /// The most that `batch_size` may be, see [`super::most_rows`].
+    pub max_batch_size: usize,
     /// Whether its thread is at work.
     pub alive: AtomicBool,
     /// Whether its thread has ended by a failure: it was taken out.
@@ -27,14 +29,20 @@ struct Work {
 
 impl DeviceStats {
     /// Of a device that is about to start.
-    pub(super) fn new(name: String, batch_size: usize) -> Self {
+    pub(super) fn new(name: String, batch_size: usize, max_batch_size: usize) -> Self {
         Self {
             name,
-            batch_size: AtomicUsize::new(batch_size.max(1)),
+            batch_size: AtomicUsize::new(batch_size),
+            max_batch_size,
             alive: AtomicBool::new(true),
             broken: AtomicBool::new(false),
             work: Mutex::default(),
         }
+    }
+
+    /// Changes how many images it takes at once, as far as its memory allows.
+    pub fn set_batch_size(&self, size: usize) {
+        self.batch_size.store(size.clamp(1, self.max_batch_size), Ordering::Relaxed);
     }
 
     /// Time at work since the start, the batch under way included.

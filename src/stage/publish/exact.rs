@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use tokio::task::JoinHandle;
 
+use super::failures::Failures;
 use super::transactor::{Batch, Ended, Transactor, Trouble};
 use super::{ExactlyOnce, Flight, REFUSED, Setup, Summary, record};
 use crate::disposition::Stage;
@@ -21,6 +22,7 @@ type Held = BTreeMap<i64, Vec<Flight>>;
 pub(super) struct Publisher {
     setup: Setup,
     ledger: Ledger,
+    failures: Failures,
     held: BTreeMap<TopicPartition, Held>,
     /// Outputs that came since a transaction was begun.
     fresh: usize,
@@ -38,9 +40,11 @@ type Running = JoinHandle<(Transactor, Ended)>;
 
 impl Publisher {
     pub(super) fn new(setup: Setup, ExactlyOnce { group, ledger }: ExactlyOnce) -> Self {
+        let failures = Failures::new(setup.metrics.clone());
         Self {
-            transactor: Some(Transactor::new(&setup, group, ledger.clone())),
+            transactor: Some(Transactor::new(&setup, group, ledger.clone(), failures.clone())),
             ledger,
+            failures,
             held: BTreeMap::new(),
             fresh: 0,
             again: None,
@@ -107,6 +111,7 @@ impl Publisher {
     }
 
     fn hold(&mut self, mut flight: Flight) {
+        self.failures.note(&flight.finished.value);
         let (partition, offset) = (flight.finished.partition().clone(), flight.finished.offset());
         flight.finished.ready();
         // What the image needed is not needed while its caption waits.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::failures::Failures;
 use super::{Flight, Setup};
 use crate::kafka::{
     Class, Deliver, Error, Membership, Next, NotDelivered, NotSent, Producer, TransactionError, unique_transactional_id,
@@ -59,6 +60,7 @@ pub(super) struct Transactor {
     group: Membership,
     ledger: Ledger,
     metrics: Arc<Metrics>,
+    failures: Failures,
     transactional_id: String,
     producer: Option<Producer<Reports>>,
     reports: Reports,
@@ -107,13 +109,14 @@ impl Batch {
 }
 
 impl Transactor {
-    pub(super) fn new(setup: &Setup, group: Membership, ledger: Ledger) -> Self {
+    pub(super) fn new(setup: &Setup, group: Membership, ledger: Ledger, failures: Failures) -> Self {
         Self {
             kafka: setup.kafka.clone(),
             worker: setup.worker.clone(),
             group,
             ledger,
             metrics: setup.metrics.clone(),
+            failures,
             transactional_id: setup.kafka.transactional_id.clone().unwrap_or_else(unique_transactional_id),
             producer: None,
             reports: Reports::default(),
@@ -307,7 +310,7 @@ impl Transactor {
                         flight.alone = true;
                         flight
                     }
-                    Class::TooLarge => match Box::new(flight).shorten(&self.kafka, reason) {
+                    Class::TooLarge => match Box::new(flight).shorten(&self.kafka, reason, &self.failures) {
                         Ok(shorter) => {
                             trouble.mended = true;
                             *shorter

@@ -1,0 +1,101 @@
+//! The bound of a worker's memory, part by part. `docs/deploy.md` has the same list.
+
+use std::fmt::Write as _;
+
+use bytesize::ByteSize;
+
+use super::Item;
+use crate::caption::DeviceSpec;
+use crate::caption::config::BlipConfig;
+use crate::command::models;
+use crate::kafka::producer_queue_bytes;
+use crate::settings::{Model, Settings};
+
+/// Adds up what a worker may take. `config` has the model's sizes, where they are known.
+pub fn item(settings: &Settings, config: Option<&BlipConfig>) -> Item {
+    let (flow, decode, kafka) = (&settings.flow, &settings.decode, &settings.kafka);
+    let threads = match decode.threads {
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        threads => threads,
+    };
+    let mut parts = vec![
+        (flow.max_message_bytes.as_u64(), "messages (flow.max_message_bytes)"),
+        (flow.max_image_bytes.as_u64(), "images (flow.max_image_bytes)"),
+        // librdkafka fetches once more while a little less than this is there.
+        (kafka.prefetch.as_u64().saturating_mul(2), "prefetch (twice kafka.prefetch)"),
+        (producer_queue_bytes(kafka), "records that are not acknowledged"),
+        (
+            decode.max_memory.as_u64().saturating_mul(threads as u64),
+            "decoding (decode.max_memory for each of decode.threads, which only extreme images need)",
+        ),
+    ];
+    // A wrong list of devices is told elsewhere.
+    let devices = models::devices(&settings.model).unwrap_or_default();
+    let gpus = devices.iter().filter(|device| matches!(device, DeviceSpec::Cuda(_))).count();
+    let on_host = Device::new(&settings.model, config, false);
+    if gpus < devices.len() {
+        parts.push((on_host.state, "keys and values of rows under way (model.max_state)"));
+        parts.extend(on_host.weights.map(|weights| (weights, "weights")));
+    }
+    let sum = parts.iter().fold(0u64, |sum, (bytes, _)| sum.saturating_add(*bytes));
+    let list: Vec<_> = parts.iter().map(|(bytes, what)| format!("{} of {what}", ByteSize::b(*bytes))).collect();
+    let mut text = format!("{} at most: {}", ByteSize::b(sum), list.join(", "));
+    if gpus < devices.len() && on_host.weights.is_none() {
+        text += "; the weights, whose size is not known, come on top";
+    }
+    if gpus > 0 {
+        let Device { state, weights } = Device::new(&settings.model, config, true);
+        let weights =
+            weights.map_or("weights of unknown size".to_owned(), |w| format!("{} of weights", ByteSize::b(w)));
+        // Writing to a string can't fail.
+        let _ = write!(text, "; on each GPU {weights} and {} of keys and values (model.max_state)", ByteSize::b(state));
+    }
+    Item::ok("memory", text + "; the program and the model's activations take some 300 MiB more")
+}
+
+/// What a model takes on one device.
+struct Device {
+    state: u64,
+    weights: Option<u64>,
+}
+
+impl Device {
+    fn new(model: &Model, config: Option<&BlipConfig>, gpu: bool) -> Self {
+        let bytes = match model.dtype.as_str() {
+            "f32" => 4,
+            "auto" if !gpu => 4,
+            _ => 2,
+        };
+        Self {
+            state: model.state_limit(gpu).as_u64().saturating_mul(model.replicas as u64),
+            weights: config.map(|config| config.parameters() * bytes),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(devices: &[&str], config: Option<&BlipConfig>) -> String {
+        let mut settings = Settings::default();
+        settings.decode.threads = 2;
+        settings.model.devices = devices.iter().map(|&device| device.to_owned()).collect();
+        item(&settings, config).text
+    }
+
+    #[test]
+    fn the_memory_is_the_sum_of_its_parts() {
+        let base = BlipConfig::base();
+        let mib = 64 + 512 + 2 * 16 + 32 + 2 * 512 + 1024;
+        let sum = |more: u64| format!("{} at most: 64.0 MiB of messages", ByteSize::b((mib << 20) + more));
+        let on_cpu = text(&["cpu"], Some(&base));
+        assert!(on_cpu.starts_with(&sum(base.parameters() * 4)), "{on_cpu}");
+        let unknown = text(&["auto"], None);
+        assert!(unknown.starts_with(&sum(0)) && unknown.contains("not known"), "{unknown}");
+        let on_gpu = text(&["cuda:0", "cuda:1"], Some(&base));
+        assert!(on_gpu.contains(&format!("on each GPU {} of weights", ByteSize::b(base.parameters() * 2))), "{on_gpu}");
+        assert!(on_gpu.contains("16.0 GiB of keys and values"), "{on_gpu}");
+        assert!(!on_gpu.contains("rows under way"), "{on_gpu}");
+    }
+}
