@@ -9,7 +9,7 @@ use super::*;
 const NOW: Take = Take { max: 4, linger: Duration::ZERO, work: Duration::ZERO };
 
 /// Longer than any test: who waits for it has failed.
-const EVER: Duration = Duration::from_secs(600);
+const EVER: Duration = Duration::from_secs(60);
 
 fn lingering(linger: Duration) -> Take {
     Take { linger, ..NOW }
@@ -201,26 +201,27 @@ fn names(taken: Option<(Vec<Dated>, Flush)>) -> (String, Flush) {
 #[test]
 fn lingering_leaves_time_for_the_work_before_the_earliest_deadline() {
     let queue = dated();
-    let due = Instant::now() + Duration::from_secs(60);
+    let due = Instant::now() + EVER;
     queue.push(0, ('a', Some(due + EVER))).unwrap();
     queue.push(0, ('b', Some(due))).unwrap();
     queue.push(0, ('c', None)).unwrap();
-    let take = Take { work: Duration::from_millis(59_950), ..lingering(EVER) };
+    let take = Take { work: EVER.saturating_sub(Duration::from_millis(50)), ..lingering(EVER * 10) };
     assert_eq!(names(queue.take(take)), ("abc".into(), Flush::Linger));
     assert!(Instant::now() < due, "the deadline has passed");
 }
 
 #[test]
 fn what_would_come_too_late_after_any_wait_is_taken_at_once() {
-    let queue = dated();
-    queue.push(0, ('a', Some(Instant::now() + EVER))).unwrap();
+    let (queue, began) = (dated(), Instant::now());
+    queue.push(0, ('a', Some(began + EVER * 10))).unwrap();
     // Nobody knows yet how long a batch takes.
     assert_eq!(names(queue.take(Take { work: Duration::MAX, ..lingering(EVER) })), ("a".into(), Flush::Linger));
+    assert!(began.elapsed() < EVER);
 }
 
 #[test]
 fn an_urgent_item_that_comes_later_ends_lingering() {
-    let queue = dated();
+    let (queue, began) = (dated(), Instant::now());
     queue.push(0, ('a', None)).unwrap();
     let device = {
         let queue = queue.clone();
@@ -228,4 +229,5 @@ fn an_urgent_item_that_comes_later_ends_lingering() {
     };
     queue.push(0, ('b', Some(Instant::now()))).unwrap();
     assert_eq!(names(device.join().unwrap()), ("ab".into(), Flush::Linger));
+    assert!(began.elapsed() < EVER);
 }
