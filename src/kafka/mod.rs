@@ -8,8 +8,10 @@
 //! - [`Committer`] is what the consumer's thread asks which offsets to commit
 //! - [`EmbeddedBroker`] is a Kafka cluster inside this process, for demonstrations and tests
 //! - [`Follower`] reads whole topics outside of any group, as long as somebody wants to see more
+//! - [`check_access`] says whether a worker has the topics that it needs, and may use them
 //! - [`check_topics`], [`write_records`] and [`read_records`] are for commands that do one thing and end
 
+mod access;
 mod broker;
 mod client;
 mod config;
@@ -20,6 +22,7 @@ mod follow;
 mod messages;
 mod producer;
 
+pub use access::{Access, Right, check_access};
 pub use broker::{EmbeddedBroker, Fault};
 pub use client::{
     Brokers, Found, FoundTopic, From, NewRecord, ReadLimits, TopicCheck, check_topics, find_topics, group_offsets,

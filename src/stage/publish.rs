@@ -75,6 +75,8 @@ struct Flight {
     finished: Finished,
     /// As a pointer, since the broker refused it whole.
     pointer: bool,
+    /// With the time of sending, since the topic refuses the request's.
+    now: bool,
     /// To be sent while nothing else is under way, so that a refusal is about this record and not about its batch.
     alone: bool,
     sent: Instant,
@@ -234,7 +236,11 @@ impl Publisher {
     }
 
     fn send(&self, flight: Box<Flight>) -> Result<(), (NotSent, Box<Flight>)> {
-        let rendered = record::render(&flight.finished.value, flight.pointer, &self.setup.kafka, &self.setup.worker);
+        let mut rendered =
+            record::render(&flight.finished.value, flight.pointer, &self.setup.kafka, &self.setup.worker);
+        if flight.now {
+            rendered.timestamp_ms = None;
+        }
         // Before the call, since the acknowledgement may come before it returns.
         self.shared.under_way.fetch_add(1, Ordering::AcqRel);
         let sent = self.producer.send(rendered.record(), flight);
@@ -255,6 +261,10 @@ impl Publisher {
                     self.waiting.push_back(flight);
                 }
                 Class::TooLarge => self.shorten(flight, failure.reason),
+                Class::BadTimestamp if !flight.now => {
+                    flight.now = true;
+                    self.waiting.push_back(flight);
+                }
                 Class::Fatal => self.waiting.push_back(flight),
                 _ => self.refuse(flight, &failure),
             }
@@ -348,6 +358,6 @@ impl Publisher {
 
 impl Flight {
     fn new(finished: Finished) -> Self {
-        Self { finished, pointer: false, alone: false, sent: Instant::now() }
+        Self { finished, pointer: false, now: false, alone: false, sent: Instant::now() }
     }
 }
