@@ -19,7 +19,6 @@ use self::registrar::{Registrar, opts};
 use crate::disposition::{Code, Stage};
 
 use self::blocked::Stopwatch;
-use self::registrar::{Registrar, opts};
 
 pub use blocked::Blocked;
 pub use labels::{Flush, Phase, PoolName, ResponseClass, State};

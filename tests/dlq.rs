@@ -286,7 +286,7 @@ fn replay_wants_to_know_which_and_to_where() {
     assert!(ran.code == Some(0) && ran.err.contains("replayed 0 dead letters"), "{ran:?}");
     let ran = commands.run(&["ls"]);
     assert_eq!((ran.code, ran.err.as_str()), (Some(0), "dlq has no dead letters\n"), "{ran:?}");
-    flow.broker.as_ref().unwrap().down().unwrap();
+    flow.embedded().down().unwrap();
     let ran = commands.run(&["ls", "--timeout", "500ms"]);
     assert!(ran.code == Some(1) && ran.err.contains("no Kafka broker answers"), "{ran:?}");
 }

@@ -1,6 +1,7 @@
 //! `blipstream worker`: the pipeline with Kafka at both ends, until it is told to stop.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
@@ -9,9 +10,17 @@ use tokio_util::sync::CancellationToken;
 use super::{Exit, models, runtime, telemetry};
 use crate::admin;
 use crate::config::ConfigOptions;
+use crate::kafka::{self, Access};
 use crate::metrics::Metrics;
 use crate::pipeline::{Control, worker};
-use crate::settings::Settings;
+use crate::settings::{Kafka, Settings};
+
+/// How long the brokers may take to answer before that is told.
+const TRY: Duration = Duration::from_secs(10);
+/// Wait between two tries to reach them.
+const PAUSE: Duration = Duration::from_millis(500);
+/// A topic may have been made a moment ago.
+const SETTLE: Duration = Duration::from_secs(3);
 
 /// Arguments of `worker`.
 #[derive(Debug, clap::Args)]
@@ -56,15 +65,25 @@ async fn work(settings: Settings) -> anyhow::Result<Exit> {
             models::load(&settings.model, &settings.batch).and_then(|model| models::parts(&settings, model))
         })
     };
-    let parts = tokio::select! {
+    let looking = {
+        let (kafka, stop) = (settings.kafka.clone(), control.draining().clone());
+        tokio::task::spawn_blocking(move || look_for_brokers(&kafka, &stop))
+    };
+    let ready = async {
+        let parts = async { loading.await.context("loading the model panicked")? };
+        let granted = async { anyhow::Ok(looking.await.context("looking for the brokers panicked")??) };
+        // The first that fails ends the wait for the other.
+        tokio::try_join!(parts, granted)
+    };
+    let (parts, ()) = tokio::select! {
         biased; // a signal counts more than a model that is loaded in the same moment
         () = control.draining().cancelled() => return Ok(Exit::Done),
-        parts = loading => parts.context("loading the model panicked")??,
+        ready = ready => ready?,
     };
     let summary = worker::run(&settings, parts, &control).await?;
     stop.cancel();
     // A client that keeps its connection open must not keep the process.
-    let _ = tokio::time::timeout(std::time::Duration::from_secs(1), port).await;
+    let _ = tokio::time::timeout(Duration::from_secs(1), port).await;
     tracing::info!(
         captions = summary.totals.captions,
         dead_letters = summary.totals.dead_letters,
@@ -72,6 +91,27 @@ async fn work(settings: Settings) -> anyhow::Result<Exit> {
         "stopped"
     );
     Ok(if summary.clean() { Exit::Done } else { Exit::Failed })
+}
+
+/// Waits for the brokers, and looks before anything is consumed whether a worker may do here what it does.
+///
+/// # Errors
+/// What a person has to change first.
+fn look_for_brokers(kafka: &Kafka, stop: &CancellationToken) -> Result<(), kafka::Error> {
+    let begun = Instant::now();
+    loop {
+        match kafka::check_access(kafka, TRY).and_then(Access::granted) {
+            Ok(()) => return Ok(()),
+            // Brokers learn of a new topic one after the other.
+            Err(kafka::Error::UnknownTopic { .. }) if begun.elapsed() < SETTLE => {}
+            Err(error) if error.lasts() => return Err(error),
+            Err(error) => tracing::warn!("{error}. Nothing is consumed before that; trying again"),
+        }
+        if stop.is_cancelled() {
+            return Ok(());
+        }
+        std::thread::sleep(PAUSE);
+    }
 }
 
 /// The first SIGTERM or SIGINT drains, the second stops at once.

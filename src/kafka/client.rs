@@ -10,6 +10,7 @@ use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
 use rdkafka::error::KafkaError;
 
+use super::access::Right;
 use super::context::{self, Errors};
 use super::error::{Class, Error};
 use super::producer::{Deliver, NotDelivered, NotSent, Producer, Record};
@@ -85,6 +86,22 @@ impl TopicCheck {
         let retries = settings.retry_topics.iter().map(|retry| (retry.topic.as_str(), "kafka.retry_topics"));
         inputs.chain(retries).chain(outputs).map(|(topic, setting)| Self { topic: topic.into(), setting }).collect()
     }
+
+    /// What a worker does with the topic.
+    pub(super) fn needs(&self) -> Right {
+        if self.setting == "kafka.inputs" { Right::Read } else { Right::Write }
+    }
+
+    /// The error that a worker may not do it.
+    pub(super) fn denied(&self, settings: &Kafka) -> Error {
+        Error::Denied {
+            user: settings.sasl_username.clone(),
+            right: self.needs(),
+            resource: "topic",
+            name: self.topic.clone(),
+            setting: self.setting,
+        }
+    }
 }
 
 /// Reaches the brokers and looks the topics up, within `timeout`. Blocks.
@@ -102,35 +119,57 @@ pub fn check_topics(settings: &Kafka, topics: &[TopicCheck], timeout: Duration) 
 /// No broker answers within `timeout`, or the login is refused.
 pub fn find_topics(settings: &Kafka, topics: &[TopicCheck], timeout: Duration) -> Result<Found, Error> {
     let client = plain_consumer(settings, &[("topic.metadata.refresh.interval.ms", "-1")])?;
+    look_up(&client, settings, topics, timeout)
+}
+
+/// The same by a client that is there already.
+pub(super) fn look_up(
+    client: &BaseConsumer<PlainSide>,
+    settings: &Kafka,
+    topics: &[TopicCheck],
+    timeout: Duration,
+) -> Result<Found, Error> {
     let deadline = Instant::now() + timeout;
     let mut all = Found { addresses: Vec::new(), topics: Vec::new() };
     for check in topics {
+        // Short at first, since most failures are known at once; longer later, for brokers that are slow.
+        let mut patience = STEP;
         let metadata = loop {
-            // Poll first: the reason of a failure is told only to who polls.
-            let _ = client.poll(Duration::ZERO);
-            match client.fetch_metadata(Some(&check.topic), STEP.max(timeout / 10)) {
+            let error = match client.fetch_metadata(Some(&check.topic), patience) {
                 Ok(metadata) => break metadata,
-                Err(error) if Instant::now() >= deadline => return Err(unreachable(settings, &client, &error)),
-                Err(_) => {}
+                Err(error) => error,
+            };
+            patience = (2 * patience).min(STEP.max(timeout / 4));
+            listen(client);
+            if Instant::now() >= deadline {
+                return Err(unreachable(settings, client, &error));
             }
             // A refused login is not going to be accepted by trying for longer.
             if matches!(client.context().errors.last(), Some((Class::Authentication, _))) {
-                return Err(unreachable(settings, &client, &KafkaError::Canceled));
+                return Err(unreachable(settings, client, &error));
             }
         };
         all.addresses = metadata.brokers().iter().map(|b| format!("{}:{}", b.host(), b.port())).collect();
-        all.topics.push(found(check, &metadata));
+        all.topics.push(found(settings, check, &metadata));
     }
     Ok(all)
 }
 
-fn found(check: &TopicCheck, metadata: &rdkafka::metadata::Metadata) -> Result<FoundTopic, Error> {
+/// The reason of a failure is told only to who polls, one event a call.
+fn listen(client: &BaseConsumer<PlainSide>) {
+    let until = Instant::now() + STEP;
+    while let Some(left) = until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
+        let _ = client.poll(left);
+    }
+}
+
+fn found(settings: &Kafka, check: &TopicCheck, metadata: &rdkafka::metadata::Metadata) -> Result<FoundTopic, Error> {
     let unknown = || Error::UnknownTopic { topic: check.topic.clone(), setting: check.setting.into() };
     let topic = metadata.topics().iter().find(|topic| topic.name() == check.topic).ok_or_else(unknown)?;
     if let Some(code) = topic.error() {
         let code = rdkafka::error::RDKafkaErrorCode::from(code);
         return Err(match Class::of(code) {
-            Class::NotAuthorised => Error::NotAuthorised { reason: format!("{code} ({})", check.topic) },
+            Class::NotAuthorised => check.denied(settings),
             Class::UnknownTopic => unknown(),
             _ => Error::Other { doing: "looking up a topic", reason: format!("{}: {code}", check.topic) },
         });
@@ -253,8 +292,13 @@ fn write_all(
         while sent - done >= WRITE_WINDOW {
             settle(&mut done)?;
         }
-        let native =
-            Record { topic, key: record.key.as_deref(), value: record.value.as_deref(), headers: &record.headers };
+        let native = Record {
+            topic,
+            key: record.key.as_deref(),
+            value: record.value.as_deref(),
+            headers: &record.headers,
+            timestamp_ms: None,
+        };
         while let Err((why, _)) = producer.send(native, Box::new(())) {
             match why {
                 NotSent::QueueFull => settle(&mut done)?,

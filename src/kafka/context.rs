@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
@@ -14,40 +14,68 @@ use rdkafka::util::Timeout;
 use rdkafka::{Offset, Statistics, TopicPartitionList};
 
 use super::consumer::{Event, PartitionStats, Stats};
-use super::error::{Class, Error};
+use super::error::{Class, Error, login_advice};
 use crate::offsets::TopicPartition;
 
-/// Errors of one client, newest last; the brokers' reasons are told only here.
+/// An error that lasts is logged again after this time; in between it is only counted as the newest one.
+const REMIND: Duration = Duration::from_secs(30);
+
+/// Errors of one client since things were well; the brokers' reasons are told only here.
 #[derive(Debug, Default)]
-pub(crate) struct Errors {
-    last: Mutex<Option<(Class, String)>>,
+pub(crate) struct Errors(Mutex<Reported>);
+
+#[derive(Debug, Default)]
+struct Reported {
+    last: Option<(Class, String)>,
+    /// When each class was logged.
+    logged: Vec<(Class, Instant)>,
+}
+
+impl Reported {
+    /// Whether an error of this class is to be logged now.
+    fn is_news(&mut self, class: Class, now: Instant) -> bool {
+        let known = self.logged.iter_mut().find(|(known, _)| *known == class);
+        let Some((_, since)) = known else {
+            self.logged.push((class, now));
+            return true;
+        };
+        let due = now.saturating_duration_since(*since) >= REMIND;
+        if due {
+            *since = now;
+        }
+        due
+    }
 }
 
 impl Errors {
     /// The newest error and its class.
     pub(crate) fn last(&self) -> Option<(Class, String)> {
-        self.last.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).last.clone()
     }
 
-    /// Writes an error down, and logs it unless it is the one before said again.
+    /// Writes an error down, and logs it unless its like was logged a short while ago.
     pub(crate) fn record(&self, client: &str, error: &KafkaError, reason: &str) {
         let code = error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Unknown);
         if code == RDKafkaErrorCode::PartitionEOF {
             return;
         }
-        let class = Class::of(code);
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        if last.as_ref().is_some_and(|(known, _)| *known == class) {
+        let class = Class::reported(code, reason);
+        let mut reported = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // It only sums up what was said of each broker before, and says less.
+        let sum = code == RDKafkaErrorCode::AllBrokersDown && reported.last.is_some();
+        if sum || !reported.is_news(class, Instant::now()) {
             tracing::debug!(client, %code, reason, "kafka error, again");
         } else {
             tracing::warn!(client, %code, reason, advice = advice(class, reason), "kafka error");
         }
-        *last = Some((class, reason.to_owned()));
+        if !sum {
+            reported.last = Some((class, reason.to_owned()));
+        }
     }
 
     /// Forgets the error, once things work again.
     pub(crate) fn clear(&self) {
-        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Reported::default();
     }
 }
 
@@ -58,11 +86,11 @@ fn advice(class: Class, reason: &str) -> &'static str {
             "a message or a batch is longer than the consumer takes: raise kafka.max_message_size"
         }
         Class::Unreachable => "librdkafka goes on trying; check kafka.bootstrap_servers and the brokers if it lasts",
-        Class::Authentication => {
-            "check kafka.security_protocol, kafka.sasl_mechanism, kafka.sasl_username, kafka.sasl_password_file, \
-             kafka.ssl_*"
+        Class::Authentication => login_advice(reason),
+        Class::NotAuthorised => {
+            "the user needs Read on kafka.inputs and on the group kafka.group_id, and Write on kafka.captions_topic and \
+             kafka.dead_letter_topic; `blipstream check` says what is missing"
         }
-        Class::NotAuthorised => "the user needs Read on the inputs and the group, and Write on the outputs",
         Class::UnknownTopic => {
             "create the topic, or change kafka.inputs, kafka.captions_topic, kafka.dead_letter_topic"
         }
@@ -70,7 +98,7 @@ fn advice(class: Class, reason: &str) -> &'static str {
         Class::OffsetOutOfRange => "messages were deleted before they were read; move the group's offsets",
         Class::Rebalancing => "the group is being rearranged",
         Class::Fatal => "the worker stops; start it anew",
-        Class::Purged | Class::Other => "",
+        Class::BadTimestamp | Class::Purged | Class::Other => "",
     }
 }
 
@@ -79,6 +107,8 @@ pub(crate) fn log(client: &str, level: RDKafkaLogLevel, facility: &str, line: &s
     match level {
         // An option of the other kind of client; `kafka.options` goes to both on purpose.
         _ if facility == "CONFWARN" => tracing::debug!(client, facility, "{line}"),
+        // What it says is reported as an error, too, where it is not repeated without end.
+        _ if facility == "FAIL" => tracing::debug!(client, facility, "{line}"),
         RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical | RDKafkaLogLevel::Error => {
             tracing::warn!(client, facility, "{line}");
         }

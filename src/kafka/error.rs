@@ -2,6 +2,7 @@
 
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
+use super::access::Right;
 use crate::offsets::TopicPartition;
 
 /// An error of the link to Kafka.
@@ -17,8 +18,8 @@ pub enum Error {
     },
     /// No broker answers.
     #[error(
-        "no Kafka broker answers at {servers} ({reason}). Check kafka.bootstrap_servers, that the brokers run, and \
-         that their advertised listeners can be reached from here"
+        "no Kafka broker answers at {servers} ({reason}). Check kafka.bootstrap_servers and kafka.security_protocol, \
+         that the brokers run, and that their advertised listeners can be reached from here"
     )]
     Unreachable {
         /// `kafka.bootstrap_servers`.
@@ -26,11 +27,8 @@ pub enum Error {
         /// librdkafka's words.
         reason: String,
     },
-    /// The brokers do not accept who we are.
-    #[error(
-        "the Kafka brokers refuse the login ({reason}). Check kafka.security_protocol, kafka.sasl_mechanism, \
-         kafka.sasl_username and kafka.sasl_password_file, or the certificates in kafka.ssl_*"
-    )]
+    /// The brokers do not accept who we are, or we do not accept who they are.
+    #[error("no link to the Kafka brokers: {} ({reason})", login_advice(reason))]
     Authentication {
         /// librdkafka's words.
         reason: String,
@@ -43,6 +41,25 @@ pub enum Error {
     NotAuthorised {
         /// What was refused.
         reason: String,
+    },
+    /// The brokers know us, and do not permit something that a worker does.
+    #[error(
+        "the Kafka brokers do not permit {who} to {right} the {resource} `{name}` that {setting} names. To grant it: \
+         kafka-acls --add --allow-principal User:{principal} --operation {right} --{resource} {name}",
+        who = user.as_deref().map_or("this client".into(), |user| format!("the user {user}")),
+        principal = user.as_deref().unwrap_or("NAME")
+    )]
+    Denied {
+        /// `kafka.sasl_username`.
+        user: Option<String>,
+        /// What is not permitted.
+        right: Right,
+        /// `topic` or `group`.
+        resource: &'static str,
+        /// Its name.
+        name: String,
+        /// The setting that names it.
+        setting: &'static str,
     },
     /// A topic does not exist.
     #[error("the topic `{topic}` does not exist; create it, or change {setting}")]
@@ -93,7 +110,37 @@ pub enum Error {
     },
 }
 
+/// What a person can do about a login that is refused, or a certificate that is.
+pub(crate) fn login_advice(reason: &str) -> &'static str {
+    let says = |text: &str| reason.contains(text);
+    if says("certificate verify failed") || says("certificate could not be verified") {
+        "the brokers' certificate is not trusted. Check kafka.ssl_ca_file, which must hold the CA that signed it, and \
+         that kafka.bootstrap_servers names the hosts that it is for"
+    } else if says("SSL") && !says("SASL") {
+        "TLS fails. Check kafka.security_protocol, and kafka.ssl_certificate_file and kafka.ssl_key_file where the \
+         brokers want a certificate of the client"
+    } else if says("mechanism handshake failed") || says("Unsupported SASL mechanism") {
+        "the brokers do not offer this way to log in. Check kafka.sasl_mechanism"
+    } else {
+        "the login is refused. Check kafka.sasl_username and kafka.sasl_password_file (or kafka.sasl_password), and \
+         that the user has a password for kafka.sasl_mechanism"
+    }
+}
+
 impl Error {
+    /// Whether trying again is of no use until a person has changed something.
+    pub fn lasts(&self) -> bool {
+        matches!(
+            self,
+            Self::Setting { .. }
+                | Self::Authentication { .. }
+                | Self::NotAuthorised { .. }
+                | Self::Denied { .. }
+                | Self::UnknownTopic { .. }
+                | Self::Fatal { .. }
+        )
+    }
+
     /// An error of librdkafka, while `doing` something.
     pub(crate) fn from_kafka(doing: &'static str, error: &KafkaError) -> Self {
         if let KafkaError::ClientConfig(_, reason, key, _) = error {
@@ -129,6 +176,8 @@ pub enum Class {
     UnknownTopic,
     /// The record is over a limit.
     TooLarge,
+    /// The topic takes no record with this timestamp.
+    BadTimestamp,
     /// The offset to read from is not in the log.
     OffsetOutOfRange,
     /// The group is being rearranged, or gave our partitions to others.
@@ -145,6 +194,18 @@ impl Class {
     /// The class of an error of librdkafka.
     pub(crate) fn of_error(error: &KafkaError) -> Self {
         error.rdkafka_error_code().map_or(Self::Other, Self::of)
+    }
+
+    /// The class of an error that a client reports with its reason. A link that breaks during the TLS handshake may be
+    /// a broker that starts; a certificate that is refused stays refused, whatever the code says.
+    pub(crate) fn reported(code: RDKafkaErrorCode, reason: &str) -> Self {
+        match Self::of(code) {
+            Self::Unreachable if reason.contains("certificate verify failed") => Self::Authentication,
+            Self::Authentication if reason.contains("Disconnected") || reason.contains("unexpected eof") => {
+                Self::Unreachable
+            }
+            class => class,
+        }
     }
 
     /// The class of a code of librdkafka.
@@ -172,6 +233,7 @@ impl Class {
             | C::TransactionalIdAuthorizationFailed => Self::NotAuthorised,
             C::UnknownTopic | C::UnknownTopicOrPartition | C::UnknownPartition | C::InvalidTopic => Self::UnknownTopic,
             C::MessageSizeTooLarge | C::MessageBatchTooLarge => Self::TooLarge,
+            C::InvalidTimestamp => Self::BadTimestamp,
             C::AutoOffsetReset | C::OffsetOutOfRange | C::LogTruncation => Self::OffsetOutOfRange,
             C::RebalanceInProgress
             | C::IllegalGeneration
@@ -188,6 +250,28 @@ impl Class {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_handshake_that_breaks_is_tried_again_and_a_refused_certificate_is_not() {
+        let refused = "error:0A000086:SSL routines::certificate verify failed (after 3ms in state SSL_HANDSHAKE)";
+        let broken = "SSL handshake failed: Disconnected: connecting to a PLAINTEXT broker listener?";
+        for code in [RDKafkaErrorCode::BrokerTransportFailure, RDKafkaErrorCode::SSL] {
+            assert_eq!(Class::reported(code, refused), Class::Authentication);
+            assert_eq!(Class::reported(code, broken), Class::Unreachable);
+        }
+    }
+
+    #[test]
+    fn the_advice_names_the_setting_that_is_wrong() {
+        for (reason, setting) in [
+            ("SSL handshake failed: certificate verify failed", "kafka.ssl_ca_file"),
+            ("ssl://h:1: SSL handshake failed: tlsv13 alert certificate required", "kafka.ssl_certificate_file"),
+            ("SASL OAUTHBEARER mechanism handshake failed: Broker: Unsupported SASL mechanism", "kafka.sasl_mechanism"),
+            ("sasl_ssl://h:1: SASL authentication error: Invalid username or password", "kafka.sasl_password_file"),
+        ] {
+            assert!(login_advice(reason).contains(setting), "{reason}: {}", login_advice(reason));
+        }
+    }
 
     #[test]
     fn an_error_of_the_settings_never_shows_the_value() {

@@ -9,8 +9,10 @@
 //! - [`EmbeddedBroker`] is a Kafka cluster inside this process, for demonstrations and tests
 //! - [`Follower`] reads whole topics outside of any group, as long as somebody wants to see more
 //! - [`Snapshot`] reads what one topic holds now, and ends there
+//! - [`check_access`] says whether a worker has the topics that it needs, and may use them
 //! - [`check_topics`], [`write_records`] and [`read_records`] are for commands that do one thing and end
 
+mod access;
 mod broker;
 mod client;
 mod config;
@@ -23,6 +25,7 @@ mod producer;
 mod snapshot;
 mod transaction;
 
+pub use access::{Access, Right, check_access};
 pub use broker::{EMBEDDED_PARTITION_BYTES, EmbeddedBroker, Fault};
 pub use client::{
     Brokers, Found, FoundTopic, From, NewRecord, ReadLimits, TopicCheck, check_topics, find_topics, group_offsets,

@@ -59,6 +59,8 @@ pub struct Record<'a> {
     pub value: Option<&'a [u8]>,
     /// Headers, in their order.
     pub headers: &'a Headers,
+    /// Milliseconds since 1970; `None` is the time of sending.
+    pub timestamp_ms: Option<i64>,
 }
 
 #[derive(Debug)]
@@ -138,6 +140,7 @@ impl<D: Deliver> Producer<D> {
         let mut native = BaseRecord::with_opaque_to(record.topic, tag).headers(messages::to_native(record.headers));
         native.key = record.key;
         native.payload = record.value;
+        native.timestamp = record.timestamp_ms;
         self.inner.send::<[u8], [u8]>(native).map_err(|(error, record)| {
             let why = match error.rdkafka_error_code() {
                 Some(RDKafkaErrorCode::QueueFull) => NotSent::QueueFull,
@@ -154,7 +157,11 @@ impl<D: Deliver> Producer<D> {
 
     /// Why the producer can do nothing more, if it cannot.
     pub fn fatal(&self) -> Option<Error> {
-        self.fatal_reason().map(|reason| Error::Fatal { reason })
+        self.inner.client().fatal_error().map(|(code, reason)| match Class::of(code) {
+            // Who may write to no topic at all does not even get a producer's number.
+            Class::NotAuthorised => Error::NotAuthorised { reason },
+            _ => Error::Fatal { reason },
+        })
     }
 
     /// Takes back what is not acknowledged; the tags come back with [`Class::Purged`].

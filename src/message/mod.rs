@@ -17,8 +17,8 @@ use serde::Serialize;
 
 pub use dead_letter::{
     ATTEMPTS_HEADER, DROPPED_HEADERS_HEADER, DROPPED_KEY_HEADER, DeadLetter, ERROR_CODE_HEADER, ERROR_MESSAGE_HEADER,
-    FIRST_FAILED_AT_HEADER, HEADER_OVERHEAD, NOT_BEFORE_HEADER, RECORD_OVERHEAD, STAGE_HEADER, WORKER_HEADER, error_text,
-    is_pointer, replay_headers,
+    FIRST_FAILED_AT_HEADER, HEADER_OVERHEAD, NOT_BEFORE_HEADER, RECORD_OVERHEAD, STAGE_HEADER, WORKER_HEADER,
+    error_text, is_pointer, replay_headers,
 };
 pub use record::{CaptionRecord, ImageInfo, ModelRef, SCHEMA, Timing, redact_url};
 pub use redact::redact_text;

@@ -80,6 +80,8 @@ struct Flight {
     retry: bool,
     /// As a pointer, since the broker refused it whole.
     pointer: bool,
+    /// With the time of sending, since the topic refuses the request's.
+    now: bool,
     /// To be sent while nothing else is under way, so that a refusal is about this record and not about its batch.
     alone: bool,
     /// When it was handed to the producer.
@@ -274,6 +276,10 @@ impl Publisher {
                     self.waiting.push_back(flight);
                 }
                 Class::TooLarge => self.shorten(flight, failure.reason),
+                Class::BadTimestamp if !flight.now => {
+                    flight.now = true;
+                    self.waiting.push_back(flight);
+                }
                 Class::Fatal => self.waiting.push_back(flight),
                 _ => self.refuse(flight, &failure),
             }
@@ -358,14 +364,18 @@ impl Publisher {
 
 impl Flight {
     fn new(finished: Finished) -> Self {
-        Self { finished, retry: true, pointer: false, alone: false, sent: None }
+        Self { finished, retry: true, pointer: false, now: false, alone: false, sent: None }
     }
 
     /// The record. Says also whether it goes to a retry topic.
     fn render<'a>(&mut self, kafka: &'a settings::Kafka, worker: &str) -> record::Rendered<'a> {
         let retry = if self.retry { record::render_retry(&self.finished.value, kafka, worker) } else { None };
         self.retry = retry.is_some();
-        retry.unwrap_or_else(|| record::render(&self.finished.value, self.pointer, kafka, worker))
+        let mut rendered = retry.unwrap_or_else(|| record::render(&self.finished.value, self.pointer, kafka, worker));
+        if self.now {
+            rendered.timestamp_ms = None;
+        }
+        rendered
     }
 
     /// Counts the record once the brokers have it. Called on the producer's thread, too.

@@ -8,7 +8,7 @@ use base64::engine::general_purpose::STANDARD;
 use blipstream::admin;
 use blipstream::caption::fake::FakeOptions;
 use blipstream::disposition::Stage;
-use blipstream::kafka::Fault;
+use blipstream::kafka::{Fault, NewRecord};
 use blipstream::message::Message;
 use blipstream::metrics::Metrics;
 use blipstream::pipeline::{Control, Limits};
@@ -163,7 +163,7 @@ async fn a_stalled_producer_stalls_consumption_with_bounded_memory() {
     flow.settings.flow.max_messages = MESSAGES;
     flow.write((0..COUNT).map(|n| request(n, inline(n))));
     // The broker refuses what the worker writes, four times over; the waits between the tries add up to seconds.
-    flow.broker.as_ref().unwrap().fail(&[Fault::ProduceNotAuthorised; 4]).unwrap();
+    flow.embedded().fail(&[Fault::ProduceNotAuthorised; 4]).unwrap();
     let worker = flow.worker(FakeOptions::default());
     let consumed = || worker.control.totals().consumed as usize;
     let in_flight = || worker.control.budget().messages.used().items;
@@ -264,7 +264,7 @@ async fn a_worker_is_not_ready_while_its_model_loads_or_no_broker_answers() {
     assert!(status.contains("503") && body.contains("the model is being loaded"), "{status} {body}");
     assert!(http(at, "GET /livez HTTP/1.1", "").await.0.contains("200"), "loading is no reason to be restarted");
 
-    flow.broker.down().unwrap();
+    flow.embedded().down().unwrap();
     let worker = flow.worker(FakeOptions::default());
     let (at, _) = admin::serve(listen, None, worker.control.clone(), stop.clone()).await.unwrap();
     eventually("the model is loaded", || worker.control.readiness().model.ready).await;
@@ -273,7 +273,7 @@ async fn a_worker_is_not_ready_while_its_model_loads_or_no_broker_answers() {
     assert!(status.contains("503"), "{status} {body}");
     assert_eq!((&readiness["model"]["ready"], &readiness["broker"]["ready"]), (&true.into(), &false.into()), "{body}");
     assert!(http(at, "GET /livez HTTP/1.1", "").await.0.contains("200"));
-    flow.broker.up().unwrap();
+    flow.embedded().up().unwrap();
     eventually("it is ready", || worker.control.readiness().ready).await;
     assert!(http(at, "GET /readyz HTTP/1.1", "").await.0.contains("200"));
     assert!(worker.stop().await.clean());

@@ -12,9 +12,9 @@ use blipstream::message::Message;
 use blipstream::settings::Kafka;
 use serde_json::Value;
 
+use crate::support::client::read_all;
 use crate::support::flow::{Flow, request};
 use crate::support::images::{Answer, ImageServer};
-use crate::support::client::read_all;
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).to_owned()

@@ -1,10 +1,161 @@
-//! At least once: nothing is lost, whoever dies or leaves.
+//! At least once: nothing is lost, whoever dies or leaves, and what belongs to a request comes back with it.
 
-use crate::support::flow::Flow;
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use blipstream::caption::fake::FakeOptions;
+use blipstream::kafka::NewRecord;
+use rdkafka::ClientConfig;
+use rdkafka::message::{Header, OwnedHeaders};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
+use serde_json::json;
+
+use crate::support::client::eventually;
+use crate::support::flow::{Answers, Flow, Worker, request};
+use crate::support::images::{Answer, ImageServer, png};
+
+fn inline(seed: usize) -> String {
+    STANDARD.encode(png(12, 9, seed as u8))
+}
+
+fn slow() -> FakeOptions {
+    FakeOptions { encode_delay: Duration::from_millis(5), ..FakeOptions::default() }
+}
+
+fn assert_all_captioned(answers: &Answers, count: usize) {
+    let captioned: BTreeSet<String> = answers.captioned_ids().into_iter().map(str::to_owned).collect();
+    assert_eq!(captioned, (0..count).map(|n| n.to_string()).collect(), "ids in and ids out differ");
+    assert!(answers.dead_letters.is_empty());
+}
 
 #[tokio::test(flavor = "multi_thread")]
-async fn starts() {
+async fn every_healthy_request_ends_as_a_caption_and_every_bad_one_as_a_dead_letter() {
+    let Some(flow) = Flow::on_kafka(6).await else { return };
+    let images = ImageServer::start().await;
+    let images = images.with("/good.png", Answer::Body(png(30, 20, 5))).with("/missing", Answer::status(404));
+    let bad = |n: usize, image: String, code: &'static str| (request(n, image), Err(code));
+    let cases: Vec<(NewRecord, Result<(), &str>)> = (0..240)
+        .map(|n| match n % 12 {
+            0 => bad(n, images.url("/missing").to_string(), "not_found"),
+            1 => bad(n, "ftp://example.com/a.jpg".into(), "bad_reference"),
+            2 => bad(n, "http://10.1.2.3/a.jpg".into(), "blocked_address"),
+            3 => bad(n, STANDARD.encode("this is no image at all, though it is long enough"), "unsupported_media"),
+            4 => {
+                let value = Some(b"{".to_vec());
+                (NewRecord { value, ..request(n, "") }, Err("bad_message"))
+            }
+            5 => (request(n, images.url("/good.png")), Ok(())),
+            _ => (request(n, inline(n)), Ok(())),
+        })
+        .collect();
+    flow.write(cases.iter().map(|(record, _)| record.clone()));
+    let worker = flow.worker(FakeOptions::default());
+    let answers = flow.until_answered(cases.len());
+    eventually("all is committed", || flow.committed().into_iter().flatten().sum::<i64>() == 240).await;
+    assert!(worker.stop().await.clean());
+
+    assert_eq!(answers.count(), cases.len(), "nothing comes twice where nothing fails");
+    let captioned = answers.captioned_ids();
+    let letters = answers.dead_letters.values().flatten();
+    let letters: Vec<_> = letters.map(|m| (m.key.as_deref().unwrap(), m.header("blipstream-error-code"))).collect();
+    for (n, (record, outcome)) in cases.iter().enumerate() {
+        let key = record.key.as_deref().unwrap();
+        match outcome {
+            Ok(()) => assert!(captioned.contains(n.to_string().as_str()), "{n} has no caption"),
+            Err(code) => assert!(letters.contains(&(key, Some(*code))), "{n} has no dead letter {code}: {letters:?}"),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_killed_in_the_middle_and_restarted_loses_nothing() {
+    const COUNT: usize = 600;
+    let Some(mut flow) = Flow::on_kafka(3).await else { return };
+    flow.settings.flow.max_span = 50;
+    flow.write((0..COUNT).map(|n| request(n, inline(n))));
+    let killed = flow.process();
+    let before = flow.until_answered(40).count();
+    killed.kill();
+    assert!(before < COUNT, "the kill came too late to prove anything");
+    let second = flow.process();
+    let mut answers = Answers::read(&flow);
+    eventually("every id is captioned", || {
+        answers = Answers::read(&flow);
+        answers.captioned_ids().len() == COUNT
+    })
+    .await;
+    assert_all_captioned(&answers, COUNT);
+    let duplicates = answers.count() - COUNT;
+    assert!(duplicates <= 3 * 50, "{duplicates} duplicates are more than max_span for each of 3 partitions");
+    assert_eq!(second.terminate(), Some(0));
+    assert_eq!(flow.committed().into_iter().flatten().sum::<i64>(), COUNT as i64);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_workers_share_the_partitions_and_one_leaves() {
+    const COUNT: usize = 2000;
+    let Some(flow) = Flow::on_kafka(4).await else { return };
+    let (first, second) = (flow.worker(slow()), flow.worker(slow()));
+    let partitions = |w: &Worker| w.control.status().consumer.map_or(0, |c| c.partitions.len());
+    eventually("both have partitions", || partitions(&first) == 2 && partitions(&second) == 2).await;
+    flow.write((0..COUNT).map(|n| request(n, inline(n))));
+    eventually("both have captioned", || first.control.totals().captions > 50 && second.control.totals().captions > 50)
+        .await;
+    let left = first.stop().await;
+    assert!(left.clean());
+    assert!((left.totals.captions as usize) < COUNT, "the worker left too late to prove anything");
+    let answers = flow.until_answered(COUNT);
+    assert!(second.stop().await.clean());
+    assert_all_captioned(&answers, COUNT);
+    assert_eq!(answers.count(), COUNT, "a worker that leaves in order leaves no duplicate");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_headers_timestamps_and_traceparent_pass_through() {
+    const SENT: i64 = 1_700_000_000_123;
+    const TRACE: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
     let Some(flow) = Flow::on_kafka(3).await else { return };
-    flow.write([]);
-    assert_eq!(flow.committed(), [None; 3]);
+    let producer: BaseProducer =
+        ClientConfig::new().set("bootstrap.servers", &flow.settings.kafka.bootstrap_servers).create().unwrap();
+    let headers = || {
+        let text = |key, value| Header { key, value: Some(value) };
+        let headers = OwnedHeaders::new().insert(text("traceparent", TRACE)).insert(text("twice", "1"));
+        headers.insert(text("twice", "2")).insert(Header::<&[u8]> { key: "none", value: None })
+    };
+    // A key that is no text, and none; a time that has passed, and one that is far away.
+    let future = jiff::Timestamp::now().as_millisecond() + 1_800_000;
+    for (id, image, time) in
+        [("good", inline(1), SENT), ("bad", "ftp://a/b".into(), SENT), ("early", inline(2), future)]
+    {
+        let value = json!({"id": id, "image": image}).to_string();
+        let record = BaseRecord::to(flow.requests()).payload(&value).key(&[0xFF_u8, 0, 7][..]).headers(headers());
+        producer.send(record.timestamp(time)).unwrap();
+    }
+    producer.flush(Duration::from_secs(20)).unwrap();
+    let worker = flow.worker(FakeOptions::default());
+    flow.until_answered(3);
+    let before = jiff::Timestamp::now().as_millisecond() + 1;
+    assert!(worker.stop().await.clean());
+
+    let captions = flow.read(&flow.settings.kafka.captions_topic);
+    let letters = flow.read(&flow.settings.kafka.dead_letter_topic);
+    assert_eq!((captions.len(), letters.len()), (2, 1));
+    for message in captions.iter().chain(&letters) {
+        assert_eq!(message.key.as_deref(), Some(&[0xFF, 0, 7][..]));
+        // One key, one partition, and the one that Java clients choose.
+        assert_eq!(message.partition, captions[0].partition);
+        let theirs = message.headers.iter().filter(|(name, _)| !name.starts_with("blipstream-"));
+        let theirs: Vec<_> = theirs.map(|(name, value)| (name.as_str(), value.as_deref())).collect();
+        let expected =
+            [("traceparent", Some(TRACE.as_bytes())), ("twice", Some(b"1")), ("twice", Some(b"2")), ("none", None)];
+        assert_eq!(theirs, expected);
+        let text = String::from_utf8_lossy(message.payload.as_deref().unwrap());
+        if text.contains("early") {
+            assert!(message.timestamp_ms.unwrap() <= before, "a time to come is not passed on");
+        } else {
+            assert_eq!(message.timestamp_ms, Some(SENT), "{text}");
+        }
+    }
 }

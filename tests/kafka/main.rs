@@ -1,6 +1,8 @@
 //! What the workers promise, on Apache Kafka itself.
 
+mod cluster;
 mod delivery;
 mod exactly_once;
+mod security;
 #[path = "../support/mod.rs"]
 mod support;

@@ -59,6 +59,11 @@ impl Flow {
         Some(Self { broker: None, settings: settings(servers.to_owned(), group, topics) })
     }
 
+    /// The embedded broker.
+    pub fn embedded(&self) -> &EmbeddedBroker {
+        self.broker.as_ref().expect("a flow on the embedded broker")
+    }
+
     /// The topic that requests are read from.
     pub fn requests(&self) -> &str {
         &self.settings.kafka.inputs[0].topic

@@ -4,17 +4,18 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use super::Item;
-use crate::kafka::{Error, Found, FoundTopic, TopicCheck, find_topics};
+use crate::kafka::{Access, Error, Found, FoundTopic, TopicCheck, check_access};
 use crate::settings::Kafka;
 
-/// Asks the brokers for every topic that a worker needs.
+/// Asks the brokers for every topic that a worker needs, and whether it may do what it does.
 pub fn items(kafka: &Kafka, timeout: Duration) -> Vec<Item> {
     let checks = TopicCheck::of(kafka);
-    match find_topics(kafka, &checks, timeout) {
-        Ok(Found { addresses, topics }) => {
+    match check_access(kafka, timeout) {
+        Ok(Access { found: Found { addresses, topics }, group }) => {
             let broker = Item::ok("broker", format!("reached at {}{}", addresses.join(", "), login(kafka)));
             let topics = checks.iter().zip(topics).map(|(check, found)| topic(kafka, check, found));
-            std::iter::once(broker).chain(topics).collect()
+            let group = group.err().map(|error| Item::failed("group", error.to_string()));
+            std::iter::once(broker).chain(topics).chain(group).collect()
         }
         Err(error) => {
             let names: Vec<_> = checks.into_iter().map(|check| check.topic).collect();

@@ -198,7 +198,11 @@ impl Replay {
                 }
                 pace.take(Instant::now());
                 let (key, value) = (message.key.as_deref(), message.payload.as_deref());
-                writer.send(letter.place, topic, Record { topic, key, value, headers: &headers })?;
+                writer.send(
+                    letter.place,
+                    topic,
+                    Record { topic, key, value, headers: &headers, timestamp_ms: None },
+                )?;
             }
         }
         for (header, what) in [(DROPPED_KEY_HEADER, "its key"), (DROPPED_HEADERS_HEADER, "all of its own headers")] {

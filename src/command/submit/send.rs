@@ -229,8 +229,13 @@ impl<'a> Session<'a> {
         let Some(item) = self.held.take() else { return Ok(()) };
         let was_waiting = self.is_waiting();
         let headers = Headers::new();
-        let record =
-            Record { topic: self.topic, key: item.key.as_deref(), value: Some(&item.value), headers: &headers };
+        let record = Record {
+            topic: self.topic,
+            key: item.key.as_deref(),
+            value: Some(&item.value),
+            headers: &headers,
+            timestamp_ms: None,
+        };
         let sent = Sent { number: self.next, name: item.place.clone(), rows: item.rows, place: None };
         match self.producer.send(record, Box::new(sent)) {
             Ok(()) => {

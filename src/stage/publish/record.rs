@@ -19,11 +19,13 @@ pub(super) struct Rendered<'a> {
     key: Option<Bytes>,
     value: Option<Bytes>,
     headers: Headers,
+    pub(super) timestamp_ms: Option<i64>,
 }
 
 impl Rendered<'_> {
     pub(super) fn record(&self) -> Record<'_> {
-        Record { topic: self.topic, key: self.key.as_deref(), value: self.value.as_deref(), headers: &self.headers }
+        let Self { topic, key, value, headers, timestamp_ms } = self;
+        Record { topic, key: key.as_deref(), value: value.as_deref(), headers, timestamp_ms: *timestamp_ms }
     }
 }
 
@@ -48,7 +50,7 @@ pub(super) fn render<'a>(output: &Output, pointer: bool, kafka: &'a Kafka, worke
         letter = within((letter.size() - value + POINTER_ROOM).min(limit));
     }
     let DeadLetter { key, value, headers } = letter;
-    Rendered { topic: &kafka.dead_letter_topic, key, value, headers }
+    Rendered { topic: &kafka.dead_letter_topic, key, value, headers, timestamp_ms: event_time(message) }
 }
 
 /// The record of a retry topic for an output that failed for a reason that may pass; `None` for any other output, when
@@ -63,7 +65,7 @@ pub(super) fn render_retry<'a>(output: &Output, kafka: &'a Kafka, worker: &str) 
     let limit = kafka.max_message_size.as_u64() as usize;
     let record = DeadLetter::retry(&row.message, &row.origin, native(row), failure, worker, not_before, limit)?;
     let DeadLetter { key, value, headers } = record;
-    Some(Rendered { topic: &retry.topic, key, value, headers })
+    Some(Rendered { topic: &retry.topic, key, value, headers, timestamp_ms: event_time(&row.message) })
 }
 
 fn native(row: &Row) -> Option<Bytes> {
@@ -76,7 +78,19 @@ fn caption<'a>(record: &CaptionRecord, message: &Message, kafka: &'a Kafka) -> R
     let foreign = message.headers.iter().filter(|(name, _)| !name.starts_with(OWN_HEADERS));
     let mut headers: Headers = foreign.cloned().collect();
     headers.push((ORIGIN_HEADER.into(), Some(record.origin.to_string().into())));
-    Rendered { topic: &kafka.captions_topic, key: message.key.clone(), value: Some(value.into()), headers }
+    let key = message.key.clone();
+    Rendered {
+        topic: &kafka.captions_topic,
+        key,
+        value: Some(value.into()),
+        headers,
+        timestamp_ms: event_time(message),
+    }
+}
+
+/// A record has the time of the request that it answers, as in Kafka Streams. Topics refuse times to come.
+fn event_time(message: &Message) -> Option<i64> {
+    message.timestamp_ms.filter(|time| (0..=Timestamp::now().as_millisecond()).contains(time))
 }
 
 /// The code under which an output is dead-lettered; `None` for a caption.
@@ -170,6 +184,17 @@ mod tests {
         assert_eq!(names, ["traceparent", ORIGIN_HEADER]);
         assert_eq!(rendered.headers[1].1.as_deref(), Some(&b"first/0/1"[..]));
         assert_eq!((rendered.topic, rendered.key.as_deref()), ("blipstream.captions", Some(&b"key"[..])));
+    }
+
+    #[test]
+    fn a_record_has_the_time_of_its_request_unless_that_is_to_come() {
+        let (kafka, now) = (Kafka::default(), Timestamp::now().as_millisecond());
+        for (sent, passed) in
+            [(Some(1_700_000_000_000), Some(1_700_000_000_000)), (Some(now + 60_000), None), (None, None)]
+        {
+            let request = Message { timestamp_ms: sent, ..message(&[]) };
+            assert_eq!(render(&captioned(&request), false, &kafka, "w").timestamp_ms, passed);
+        }
     }
 
     #[test]

@@ -305,6 +305,11 @@ impl Transactor {
                 let Some(NotDelivered { class, reason }) = refused.get(&index) else { return flight };
                 match class {
                     Class::Purged => flight,
+                    Class::BadTimestamp if !flight.now => {
+                        trouble.mended = true;
+                        flight.now = true;
+                        flight
+                    }
                     Class::TooLarge if !flight.alone => {
                         trouble.mended = true;
                         flight.alone = true;
