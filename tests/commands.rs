@@ -18,7 +18,8 @@ use tempfile::TempDir;
 const LIMIT: Duration = Duration::from_secs(60);
 
 fn cluster() -> (EmbeddedBroker, Client) {
-    let topics = [("blipstream.requests", 2), ("blipstream.captions", 2), ("blipstream.dlq", 1)];
+    let mut topics = vec![("blipstream.requests", 2), ("blipstream.captions", 2), ("blipstream.dlq", 1)];
+    topics.extend(["blipstream.retry.10s", "blipstream.retry.1m", "blipstream.retry.10m"].map(|topic| (topic, 1)));
     let broker = EmbeddedBroker::start(1, &topics).unwrap();
     let kafka = Kafka { bootstrap_servers: broker.bootstrap_servers().unwrap(), ..Kafka::default() };
     (broker, Client { kafka })

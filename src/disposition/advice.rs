@@ -20,7 +20,9 @@ impl Code {
             Self::Http429 => "429: the host asked for fewer requests; a `Retry-After` is kept to",
             Self::Http5xx => "5xx: the host failed",
             Self::RobotsOptout => "the host opted out of machine use",
-            Self::TooLarge => "the body is over `fetch.max_body`",
+            Self::TooLarge => {
+                "the body is over `fetch.max_body`, or the message over `kafka.max_message_size` with key and headers"
+            }
             Self::TooManyPixels => "the picture is over `decode.max_pixels` or `decode.max_side`",
             Self::UnsupportedMedia => "not an image, or not JPEG, PNG, WebP, GIF, BMP or TIFF",
             Self::Decode => "the image is broken",

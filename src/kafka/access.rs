@@ -239,9 +239,11 @@ mod tests {
 
     #[test]
     fn a_broker_that_does_not_say_what_is_permitted_permits() {
-        let topics = ["blipstream.requests", "blipstream.captions", "blipstream.dlq"].map(|topic| (topic, 1));
+        let mut settings = Kafka::default();
+        let outputs = [settings.captions_topic.as_str(), settings.dead_letter_topic.as_str()];
+        let topics: Vec<_> = settings.consumed_topics().chain(outputs).map(|topic| (topic, 1)).collect();
         let broker = EmbeddedBroker::start(1, &topics).unwrap();
-        let settings = Kafka { bootstrap_servers: broker.bootstrap_servers().unwrap(), ..Kafka::default() };
+        settings.bootstrap_servers = broker.bootstrap_servers().unwrap();
         let begun = Instant::now();
         check_access(&settings, Duration::from_secs(20)).unwrap().granted().unwrap();
         assert!(begun.elapsed() < Duration::from_secs(10), "it waits for what cannot be told");

@@ -234,3 +234,30 @@ fn summary(statistics: &Statistics) -> Stats {
         partitions: partitions.collect(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_that_lasts_is_told_again_now_and_then() {
+        let (mut reported, begun) = (Reported::default(), Instant::now());
+        let mut told = |class, seconds| reported.is_news(class, begun + Duration::from_secs(seconds));
+        assert!(told(Class::Authentication, 0));
+        assert!(told(Class::Unreachable, 0), "another one is news");
+        assert!(!told(Class::Authentication, 1) && !told(Class::Authentication, 29));
+        assert!(told(Class::Authentication, 31) && !told(Class::Authentication, 32));
+    }
+
+    #[test]
+    fn that_all_brokers_are_down_does_not_hide_why() {
+        let errors = Errors::default();
+        let say = |code, reason| errors.record("test", &KafkaError::Global(code), reason);
+        say(RDKafkaErrorCode::SSL, "certificate verify failed");
+        say(RDKafkaErrorCode::AllBrokersDown, "1/1 brokers are down");
+        assert_eq!(errors.last(), Some((Class::Authentication, "certificate verify failed".to_owned())));
+        errors.clear();
+        say(RDKafkaErrorCode::AllBrokersDown, "1/1 brokers are down");
+        assert_eq!(errors.last().map(|(class, _)| class), Some(Class::Unreachable));
+    }
+}

@@ -30,7 +30,7 @@ pub const DROPPED_HEADERS_HEADER: &str = "blipstream-dropped-headers";
 /// Length of the key that was left out of an over-long record.
 pub const DROPPED_KEY_HEADER: &str = "blipstream-dropped-key";
 
-/// Headers that a dead letter sets, and that it takes away from the message as it came.
+/// Headers that a dead letter or a record of a retry topic sets, and takes away from the message as it came.
 pub(super) const OURS: [&str; 10] = [
     ORIGIN_HEADER,
     ERROR_CODE_HEADER,
@@ -39,9 +39,9 @@ pub(super) const OURS: [&str; 10] = [
     ATTEMPTS_HEADER,
     FIRST_FAILED_AT_HEADER,
     WORKER_HEADER,
-    NOT_BEFORE_HEADER,
     DROPPED_HEADERS_HEADER,
     DROPPED_KEY_HEADER,
+    NOT_BEFORE_HEADER,
 ];
 
 /// Headers of ours that a replay keeps: who the image is, and what its earlier lives were.

@@ -13,8 +13,9 @@ use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
 use serde_json::json;
 
 use crate::support::client::eventually;
-use crate::support::flow::{Answers, Flow, Worker, request};
+use crate::support::flow::{Answers, Flow, Worker, request, settings};
 use crate::support::images::{Answer, ImageServer, png};
+use crate::support::kafka::{Cluster, Options};
 
 fn inline(seed: usize) -> String {
     STANDARD.encode(png(12, 9, seed as u8))
@@ -110,6 +111,22 @@ async fn two_workers_share_the_partitions_and_one_leaves() {
     assert!(second.stop().await.clean());
     assert_all_captioned(&answers, COUNT);
     assert_eq!(answers.count(), COUNT, "a worker that leaves in order leaves no duplicate");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_starts_before_its_brokers_waits_for_them() {
+    let Some(cluster) = Cluster::start(&Options::default()) else { return };
+    let topics = ["requests", "captions", "dlq"];
+    cluster.create_topics(&topics, 1).await;
+    let settings = settings(cluster.bootstrap().to_owned(), "fleet".into(), topics.map(str::to_owned));
+    let flow = Flow { broker: None, settings };
+    cluster.kill(1);
+    let worker = flow.process();
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    cluster.restart(1);
+    flow.write((0..10).map(|n| request(n, inline(n))));
+    assert_all_captioned(&flow.until_answered(10), 10);
+    assert_eq!(worker.terminate(), Some(0));
 }
 
 #[tokio::test(flavor = "multi_thread")]

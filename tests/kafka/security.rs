@@ -98,7 +98,9 @@ async fn a_worker_captions_over_tls_and_over_every_sasl_mechanism() {
         Login::sasl(cluster, "worker", "SCRAM-SHA-512"),
     ];
     for (n, login) in logins.iter().enumerate() {
-        let (settings, _file) = login.settings(cluster, "ok.fleet");
+        let (mut settings, _file) = login.settings(cluster, "ok.fleet");
+        // What the configuration reads from the file; the other tests here give the file to a command.
+        settings.kafka.sasl_password = login.sasl.as_ref().map(|(_, password, _)| password.clone());
         let flow = Flow { broker: None, settings };
         flow.write((0..10).map(|i| request(10 * n + i, STANDARD.encode(png(12, 9, 1)))));
         let worker = flow.worker(FakeOptions::default());
