@@ -14,7 +14,7 @@ use serde_json::json;
 
 use super::{Exit, broken_pipe, telemetry};
 use crate::config::{ConfigOptions, Loaded};
-use crate::settings::{Admin, Log, Settings};
+use crate::settings::{Admin, Delivery, Log, Settings};
 
 /// Arguments of `check`.
 #[derive(Debug, clap::Args)]
@@ -187,13 +187,18 @@ fn configuration(options: &ConfigOptions) -> Item {
 }
 
 fn delivery(settings: &Settings) -> Item {
-    Item::ok(
-        "delivery",
-        format!(
+    let Settings { kafka, flow, .. } = settings;
+    let text = match kafka.delivery {
+        Delivery::AtLeastOnce => format!(
             "at least once; after a crash at most {} requests of each partition are captioned again (flow.max_span)",
-            settings.flow.max_span
+            flow.max_span
         ),
-    )
+        Delivery::ExactlyOnce => format!(
+            "exactly once for readers with isolation.level=read_committed; captions appear every {:?} or {} at a time",
+            kafka.transaction_interval, kafka.transaction_records
+        ),
+    };
+    Item::ok("delivery", text)
 }
 
 fn admin(admin: &Admin) -> Item {
