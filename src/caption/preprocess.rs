@@ -1,8 +1,9 @@
 //! Images of any size and kind to pixels at the model's size, as the reference's image processor does it.
 //!
 //! The reference is `BlipImageProcessorPil` of HF transformers: Pillow opens the file, converts it to RGB and
-//! stretches it to a square with its bicubic filter. Rescaling and normalisation follow in the engine, from the 8-bit
-//! pixels and the values of [`Normalize`].
+//! stretches it to a square with its bicubic filter. Pixels of lossless images equal Pillow's bit for bit; those of
+//! JPEGs and lossy WebPs differ by the rounding of the decoders. Rescaling and normalisation follow in the engine, from
+//! the 8-bit pixels and the values of [`Normalize`].
 //!
 //! ```text
 //!  encoded bytes ──decode(Limits)──► Picture ──Preprocessor::resize──► Pixels

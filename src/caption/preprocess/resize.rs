@@ -1,16 +1,23 @@
-//! Pillow's resize: two passes, the horizontal one first, with 8-bit pixels between them.
+//! Pillow's resize, bit for bit: two passes of integer arithmetic, with 8-bit pixels between them.
+//!
+//! The algorithm is that of `ImagingResample` in Pillow's `Resample.c`. No crate computes with weights of as many bits,
+//! and a weight that is rounded otherwise moves some values by a level.
 
-use fast_image_resize as fir;
-use fir::images::{Image, ImageRef};
-use fir::{FilterType, PixelType, ResizeAlg, ResizeOptions};
+mod kernels;
+mod portable;
+mod weights;
+#[cfg(target_arch = "x86_64")]
+mod x86;
 
+use self::kernels::Kernels;
+use self::weights::Weights;
 use super::{DecodeError, Filter, Picture};
 use crate::caption::Pixels;
 
 /// Scratch memory of the resize: at most `size * max(width, height) * 3` bytes of the largest picture so far.
 #[derive(Debug, Default)]
 pub struct Resizer {
-    inner: fir::Resizer,
+    kernels: Kernels,
     /// The picture between the passes: one side is the model's, the other its own.
     middle: Vec<u8>,
 }
@@ -21,44 +28,34 @@ impl Resizer {
         Self::default()
     }
 
-    /// Stretches a picture to a square of `size`, as `Image.resize` of Pillow does (`ImagingResample` in its
-    /// `Resample.c`): the kernel widens with the scale when it shrinks, and its support is clipped at the edges.
-    ///
-    /// The filter's weights have 15 bits here and 22 in Pillow, so that some 0.3 % of the values differ by one level.
+    /// Stretches a picture to a square of `size`, as `Image.resize` of Pillow does: the kernel widens with the scale
+    /// when it shrinks, and its support is clipped at the edges.
     pub(super) fn stretch(&mut self, picture: &Picture, size: usize, filter: Filter) -> Result<Pixels, DecodeError> {
-        let side = u32::try_from(size).map_err(internal)?;
-        // CatmullRom is the cubic with a = −0.5.
-        let filter = match filter {
-            Filter::Bilinear => FilterType::Bilinear,
-            Filter::Bicubic => FilterType::CatmullRom,
-        };
-        let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(filter));
-        let source = ImageRef::new(picture.width, picture.height, &picture.rgb, PixelType::U8x3).map_err(internal)?;
-        // Two calls of one pass each, since one call would choose the order of the passes by itself.
-        let (width, height) = if vertical_first(picture.width, picture.height, side) {
-            (picture.width, side)
+        let [width, height] = [picture.width, picture.height].map(|side| side as usize);
+        if size == 0 || picture.rgb.is_empty() || picture.rgb.len() != width * height * 3 {
+            let problem = format!("{} bytes are no {width}x{height} pixels to make a square of", picture.rgb.len());
+            return Err(DecodeError::Broken(problem));
+        }
+        let (across, down) = (Weights::new(width, size, filter), Weights::new(height, size, filter));
+        let mut square = vec![0; size * size * 3];
+        if vertical_first(width, height, size) {
+            self.middle.resize(width * size * 3, 0);
+            self.kernels.vertical(&picture.rgb, width * 3, &down, &mut self.middle);
+            self.kernels.horizontal(&self.middle, width, &across, &mut square);
         } else {
-            (side, picture.height)
-        };
-        self.middle.resize(width as usize * height as usize * 3, 0);
-        let mut middle = Image::from_slice_u8(width, height, &mut self.middle, PixelType::U8x3).map_err(internal)?;
-        self.inner.resize(&source, &mut middle, &options).map_err(internal)?;
-        let mut square = Image::new(side, side, PixelType::U8x3);
-        self.inner.resize(&middle, &mut square, &options).map_err(internal)?;
-        Pixels::new(size, square.into_vec()).map_err(internal)
+            self.middle.resize(size * height * 3, 0);
+            self.kernels.horizontal(&picture.rgb, width, &across, &mut self.middle);
+            self.kernels.vertical(&self.middle, size * 3, &down, &mut square);
+        }
+        Pixels::new(size, square).map_err(|error| DecodeError::Broken(error.to_string()))
     }
 }
 
 /// The order of Pillow's passes: horizontal first, but since Pillow 13 (its pull request 9549) vertical first where
 /// the height shrinks by more than twice as many pixels as the width. It shows in a fifth of the values, by one level.
-fn vertical_first(width: u32, height: u32, side: u32) -> bool {
-    let shrinks_by = |length: u32| i64::from(length) - i64::from(side);
+fn vertical_first(width: usize, height: usize, size: usize) -> bool {
+    let shrinks_by = |length: usize| length as i64 - size as i64;
     shrinks_by(height) > 0 && shrinks_by(height) > 2 * shrinks_by(width)
-}
-
-/// The buffers fit by construction, so that this is never seen; an error is still better than a panic.
-fn internal(error: impl std::fmt::Display) -> DecodeError {
-    DecodeError::Broken(format!("it can't be resized: {error}"))
 }
 
 #[cfg(test)]
@@ -76,18 +73,35 @@ mod tests {
         }
     }
 
+    fn picture(width: u32, height: u32, value: u8) -> Picture {
+        let rgb = vec![value; (width * height * 3) as usize];
+        Picture { width, height, format: crate::caption::preprocess::Format::Png, rgb }
+    }
+
     #[test]
     fn scratch_memory_is_reused_without_traces() {
-        let picture = |width: u32, height: u32, value| Picture {
-            width,
-            height,
-            format: crate::caption::preprocess::Format::Png,
-            rgb: vec![value; (width * height * 3) as usize],
-        };
         let mut resizer = Resizer::new();
-        for (picture, value) in [(picture(9, 200, 7), 7), (picture(3, 2, 250), 250), (picture(200, 9, 0), 0)] {
-            let pixels = resizer.stretch(&picture, 12, Filter::Bicubic).unwrap();
+        for (width, height, value) in [(9, 200, 7), (3, 2, 250), (200, 9, 0)] {
+            let pixels = resizer.stretch(&picture(width, height, value), 12, Filter::Bicubic).unwrap();
             assert!(pixels.data().iter().all(|v| *v == value));
         }
+    }
+
+    #[test]
+    fn a_picture_of_the_right_size_stays_as_it_is() {
+        let mut square = picture(50, 50, 0);
+        square.rgb.iter_mut().enumerate().for_each(|(i, value)| *value = (i * i % 251) as u8);
+        for filter in [Filter::Bilinear, Filter::Bicubic] {
+            let pixels = Resizer::new().stretch(&square, 50, filter).unwrap();
+            assert!(pixels.data() == square.rgb);
+        }
+    }
+
+    #[test]
+    fn a_picture_that_is_none_is_refused() {
+        let refused = |picture: &Picture, size| Resizer::new().stretch(picture, size, Filter::Bicubic).is_err();
+        assert!(refused(&picture(0, 3, 0), 4));
+        assert!(refused(&picture(3, 3, 0), 0));
+        assert!(refused(&Picture { width: 4, ..picture(3, 3, 0) }, 4));
     }
 }
