@@ -2,18 +2,20 @@
 //!
 //! The reference is `BlipImageProcessorPil` of HF transformers: Pillow opens the file, converts it to RGB and
 //! stretches it to a square with its bicubic filter. Pixels of lossless images equal Pillow's bit for bit; those of
-//! JPEGs and lossy WebPs differ by the rounding of the decoders. Rescaling and normalisation follow in the engine, from
-//! the 8-bit pixels and the values of [`Normalize`].
+//! JPEGs differ by the rounding of the decoders. Rescaling and normalisation follow in the engine, from the 8-bit
+//! pixels and the values of [`Normalize`].
 //!
 //! ```text
 //!  encoded bytes ──decode(Limits)──► Picture ──Preprocessor::resize──► Pixels
 //! ```
 
+mod bmp;
 mod config;
 mod decode;
 mod gif;
 mod jpeg;
 mod resize;
+mod tiff;
 mod webp;
 
 pub use config::{ConfigError, Filter, Normalize, Preprocessor};

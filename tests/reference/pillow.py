@@ -171,12 +171,15 @@ def lossless():
     yield "grey-8.bmp", saved(grey(w, h), "BMP")
     yield "palette-8.bmp", saved(palette(w, h), "BMP")
     yield "mono-1.bmp", saved(grey(w, h).convert("1"), "BMP")
+    yield "rgb-565.bmp", bmp16(w, h, (0xF800, 0x07E0, 0x001F))
+    yield "rgb-555.bmp", bmp16(w, h, (0x7C00, 0x03E0, 0x001F))
     for compression in ("raw", "tiff_lzw", "tiff_adobe_deflate", "packbits"):
         yield f"rgb-{compression.replace('_', '-')}.tiff", saved(rgb(w, h), "TIFF", compression=compression)
     yield "grey.tiff", saved(grey(w, h), "TIFF")
     yield "rgba.tiff", saved(rgba(w, h), "TIFF")
     yield "mono.tiff", saved(grey(w, h).convert("1"), "TIFF")
     yield "mono-group4.tiff", saved(grey(w, h).convert("1"), "TIFF", compression="group4")
+    yield "cmyk.tiff", saved(Image.fromarray(picture(w, h, 4), "CMYK"), "TIFF", compression="tiff_lzw")
     yield "grey-16-bit.tiff", saved(Image.fromarray(deep(w, h, 1)), "TIFF")
     yield "whole.gif", saved(palette(w, h, 64), "GIF")
     yield "interlaced.gif", gif((w, h), (0, 0, w, h), interlace=1)
@@ -208,11 +211,6 @@ def lossy():
     yield "grey.jpg", saved(smooth.convert("L"), "JPEG", quality=90)
     yield "cmyk.jpg", saved(smooth.convert("CMYK"), "JPEG", quality=90)
     yield "lossy.webp", saved(smooth, "WEBP", quality=85)
-    # Lossless, but converted to 8-bit RGB by formulas that are rounded differently.
-    w, h = 97, 75
-    yield "rgb-565.bmp", bmp16(w, h, (0xF800, 0x07E0, 0x001F))
-    yield "rgb-555.bmp", bmp16(w, h, (0x7C00, 0x03E0, 0x001F))
-    yield "cmyk.tiff", saved(Image.fromarray(picture(w, h, 4), "CMYK"), "TIFF", compression="tiff_lzw")
 
 
 def reference(data):

@@ -3,9 +3,9 @@
 use std::fmt;
 use std::io::Cursor;
 
-use image::{ColorType, DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader};
+use image::{ColorType, DynamicImage, ExtendedColorType, ImageDecoder, ImageError, ImageFormat, ImageReader};
 
-use super::{gif, jpeg, webp};
+use super::{bmp, gif, jpeg, tiff, webp};
 
 /// What a stranger's image may cost. All are checked from the header, before any pixel is decoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -134,7 +134,8 @@ pub enum DecodeError {
 
 /// Decodes an image to RGB, 8 bits a channel, as Pillow's `Image.open(f).convert("RGB")` does.
 ///
-/// Grey is repeated, alpha is dropped (not blended), palettes are resolved, and 16-bit channels keep their high byte
+/// Grey is repeated, alpha is dropped (not blended), palettes are resolved, inks of a TIFF are subtracted from white
+/// without regard to its profile, channels of fewer than 8 bits are widened, and 16-bit channels keep their high byte
 /// (16-bit grey too, which Pillow clips to white). Of an animation the first frame is taken, on its whole screen. EXIF
 /// orientation is ignored, as `Image.open` ignores it.
 pub fn decode(bytes: &[u8], limits: &Limits) -> Result<Picture, DecodeError> {
@@ -160,6 +161,7 @@ fn decode_with(guessed: ImageFormat, format: Format, bytes: &[u8], limits: &Limi
     let converted = if color == ColorType::Rgb8 { 0 } else { 3 };
     let mut pixel_bytes = u64::from(color.bytes_per_pixel()) + converted;
     let mut complete = true;
+    let inks = format == Format::Tiff && decoder.original_color_type() == ExtendedColorType::Cmyk8;
     match format {
         Format::WebP => {
             // Its decoder works in RGBA.
@@ -172,13 +174,20 @@ fn decode_with(guessed: ImageFormat, format: Format, bytes: &[u8], limits: &Limi
             pixel_bytes += if survey.buffered { 8 } else { 0 };
             complete = survey.complete;
         }
-        Format::Png | Format::Gif | Format::Bmp | Format::Tiff => {}
+        Format::Tiff => pixel_bytes += if inks { 4 } else { 0 },
+        Format::Png | Format::Gif | Format::Bmp => {}
     }
     limits.check(width, height, pixel_bytes)?;
     if !complete {
         return Err(DecodeError::Broken("the JPEG is truncated: it has no end marker".into()));
     }
-    let rgb = to_rgb(DynamicImage::from_decoder(decoder).map_err(explain)?);
+    if inks {
+        return Ok(Picture { width, height, format, rgb: tiff::cmyk_to_rgb(bytes, limits)? });
+    }
+    let mut rgb = to_rgb(DynamicImage::from_decoder(decoder).map_err(explain)?);
+    if format == Format::Bmp {
+        bmp::widen_as_pillow(bytes, &mut rgb);
+    }
     Ok(Picture { width, height, format, rgb })
 }
 
