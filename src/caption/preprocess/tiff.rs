@@ -10,13 +10,17 @@ use super::decode::{DecodeError, Limits};
 /// Decodes a TIFF of 8 bits of cyan, magenta, yellow and black, and converts it to RGB as Pillow does (`cmyk2rgb` in
 /// its `Convert.c`). The size has been checked.
 pub(super) fn cmyk_to_rgb(bytes: &[u8], limits: &Limits) -> Result<Vec<u8>, DecodeError> {
-    let mut allocations = Allocations::unlimited();
-    let most = usize::try_from(limits.max_memory).unwrap_or(usize::MAX);
-    allocations.decoding_buffer_size = most;
-    allocations.intermediate_buffer_size = most;
-    allocations.ifd_value_size = most;
     let explain = |error| explain(error, limits);
-    let mut decoder = Decoder::new(Cursor::new(bytes)).map_err(explain)?.with_limits(allocations);
+    let mut decoder = Decoder::new(Cursor::new(bytes)).map_err(explain)?;
+    let (width, height) = decoder.dimensions().map_err(explain)?;
+    // Four inks and three colours a pixel; what is left may be taken while the strips are unpacked.
+    let pixels = u64::from(width) * u64::from(height);
+    let left = limits.max_memory.saturating_sub(pixels.saturating_mul(7));
+    let mut allocations = Allocations::unlimited();
+    allocations.decoding_buffer_size = usize::try_from(pixels.saturating_mul(4)).unwrap_or(usize::MAX);
+    allocations.intermediate_buffer_size = usize::try_from(left).unwrap_or(usize::MAX);
+    allocations.ifd_value_size = allocations.intermediate_buffer_size;
+    decoder = decoder.with_limits(allocations);
     let mut samples = DecodingResult::U8(Vec::new());
     let layout = decoder.read_image_to_buffer(&mut samples).map_err(explain)?;
     match samples {
