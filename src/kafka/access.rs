@@ -24,6 +24,12 @@ use super::client::{self, Found, TopicCheck};
 use super::error::{Class, Error};
 use crate::settings::Kafka;
 
+/// Brokers that have answered before have this time for every further question.
+const LEAST: Duration = Duration::from_secs(1);
+
+/// Wait between two tries of a question.
+const AGAIN: Duration = Duration::from_millis(100);
+
 /// What access lists call an operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Right {
@@ -47,7 +53,7 @@ impl fmt::Display for Right {
 pub struct Access {
     /// The brokers and topics; a topic that may not be used as a worker uses it is an error.
     pub found: Found,
-    /// Whether the consumer group may be joined.
+    /// Whether the consumer group may be joined, as far as the brokers could be asked.
     pub group: Result<(), Error>,
 }
 
@@ -70,19 +76,34 @@ pub fn check_access(settings: &Kafka, timeout: Duration) -> Result<Access, Error
     let checks = TopicCheck::of(settings);
     let mut found = client::look_up(&client, settings, &checks, timeout)?;
     // The answers come from brokers that have answered just now.
-    let left = || deadline.saturating_duration_since(Instant::now()).clamp(Duration::from_secs(1), timeout);
+    let left = || deadline.saturating_duration_since(Instant::now()).max(LEAST.min(timeout));
     let ask = Ask { client: client.client().native_ptr() };
-    let rights = ask.group(&settings.group_id, left());
-    // A broker that does not say it of a group, as the embedded one, would let us wait for what it says of a topic.
-    if rights != Rights::UNKNOWN {
-        for (check, found) in checks.iter().zip(&mut found.topics) {
-            if found.is_ok() && ask.topic(&check.topic, left()).lacks(check.needs()) {
-                *found = Err(check.denied(settings));
+    let group = loop {
+        match ask.group(&settings.group_id, left()) {
+            // The coordinator of a new group, or after a failure, takes its time; so would joining.
+            Err(code) if Class::of(code) == Class::Unreachable && Instant::now() < deadline => {
+                std::thread::sleep(AGAIN);
+            }
+            rights => break rights,
+        }
+    };
+    // A broker that does not know this question, as the embedded one, would let us wait for the answer to the next.
+    if group != Ok(Rights::Unsupported) {
+        for (check, found) in checks.iter().zip(&mut found.topics).filter(|(_, found)| found.is_ok()) {
+            match ask.topic(&check.topic, left()) {
+                Ok(rights) if rights.lacks(check.needs()) => *found = Err(check.denied(settings)),
+                Ok(_) => {}
+                // Nobody has said no: should a right be missing, the first record tells.
+                Err(code) => tracing::debug!(%code, topic = check.topic, "the brokers do not say what is permitted"),
             }
         }
     }
-    let group = match rights {
-        rights if rights.lacks(Right::Read) => Err(Error::Denied {
+    let group = match group {
+        Err(code) => {
+            let reason = format!("{}: {code}", settings.group_id);
+            Err(Error::Other { doing: "asking the Kafka brokers for the group kafka.group_id", reason })
+        }
+        Ok(rights) if rights.lacks(Right::Read) => Err(Error::Denied {
             user: settings.sasl_username.clone(),
             right: Right::Read,
             resource: "group",
@@ -94,30 +115,34 @@ pub fn check_access(settings: &Kafka, timeout: Duration) -> Result<Access, Error
     Ok(Access { found, group })
 }
 
-/// The rights that the brokers name; `None` where they do not say.
+/// What the brokers say of our rights.
 #[derive(Debug, PartialEq, Eq)]
-struct Rights(Option<Vec<Right>>);
+enum Rights {
+    /// We have these.
+    Named(Vec<Right>),
+    /// Nothing.
+    Unsaid,
+    /// They do not know the question.
+    Unsupported,
+}
 
 impl Rights {
-    const UNKNOWN: Self = Self(None);
-    const NONE: Self = Self(Some(Vec::new()));
-
     fn lacks(&self, right: Right) -> bool {
-        self.0.as_ref().is_some_and(|rights| !rights.contains(&right))
+        matches!(self, Self::Named(rights) if !rights.contains(&right))
     }
 
     fn of(operations: &[rd_kafka_AclOperation_t]) -> Self {
         use rd_kafka_AclOperation_t as Operation;
         // Whoever may see a topic or a group has at least the right to do so; nothing at all means: not said.
         if operations.is_empty() {
-            return Self::UNKNOWN;
+            return Self::Unsaid;
         }
         let right = |operation: &Operation| match operation {
             Operation::RD_KAFKA_ACL_OPERATION_READ => Some(Right::Read),
             Operation::RD_KAFKA_ACL_OPERATION_WRITE => Some(Right::Write),
             _ => None,
         };
-        Self(Some(operations.iter().filter_map(right).collect()))
+        Self::Named(operations.iter().filter_map(right).collect())
     }
 }
 
@@ -139,8 +164,8 @@ impl<T> Drop for Owned<T> {
 }
 
 impl Ask {
-    fn topic(&self, topic: &str, timeout: Duration) -> Rights {
-        let Ok(name) = CString::new(topic) else { return Rights::UNKNOWN };
+    fn topic(&self, topic: &str, timeout: Duration) -> Result<Rights, RDKafkaErrorCode> {
+        let Ok(name) = CString::new(topic) else { return Ok(Rights::Unsaid) };
         let kind = rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBETOPICS;
         let answer = self.ask(kind, timeout, |options, queue| {
             let mut names = [name.as_ptr()];
@@ -150,53 +175,57 @@ impl Ask {
             // SAFETY: all are valid, and copied or counted by the call.
             unsafe { rd_kafka_DescribeTopics(self.client, topics.0, options, queue) }
         });
-        let Some(answer) = answer else { return Rights::UNKNOWN };
+        let Some(answer) = answer? else { return Ok(Rights::Unsupported) };
         // SAFETY: the answer owns everything that is read here and lives until the end; lengths are librdkafka's.
         unsafe {
             let result = rd_kafka_event_DescribeTopics_result(answer.0);
             let mut count = 0;
             let topics = rd_kafka_DescribeTopics_result_topics(result, &raw mut count);
             if count == 0 || topics.is_null() {
-                return Rights::UNKNOWN;
+                return Ok(Rights::Unsaid);
             }
             let operations = rd_kafka_TopicDescription_authorized_operations(*topics, &raw mut count);
-            Rights::of(slice(operations, count))
+            Ok(Rights::of(slice(operations, count)))
         }
     }
 
-    fn group(&self, group: &str, timeout: Duration) -> Rights {
-        let Ok(name) = CString::new(group) else { return Rights::UNKNOWN };
+    fn group(&self, group: &str, timeout: Duration) -> Result<Rights, RDKafkaErrorCode> {
+        let Ok(name) = CString::new(group) else { return Ok(Rights::Unsaid) };
         let kind = rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBECONSUMERGROUPS;
         let answer = self.ask(kind, timeout, |options, queue| {
             let mut names = [name.as_ptr()];
             // SAFETY: all are valid, and copied or counted by the call.
             unsafe { rd_kafka_DescribeConsumerGroups(self.client, names.as_mut_ptr(), names.len(), options, queue) }
         });
-        let Some(answer) = answer else { return Rights::UNKNOWN };
+        let Some(answer) = answer? else { return Ok(Rights::Unsupported) };
         // SAFETY: as above.
         unsafe {
             let result = rd_kafka_event_DescribeConsumerGroups_result(answer.0);
             let mut count = 0;
             let groups = rd_kafka_DescribeConsumerGroups_result_groups(result, &raw mut count);
             if count == 0 || groups.is_null() {
-                return Rights::UNKNOWN;
+                return Ok(Rights::Unsaid);
             }
-            let error = rd_kafka_error_code(rd_kafka_ConsumerGroupDescription_error(*groups));
-            if Class::of(RDKafkaErrorCode::from(error)) == Class::NotAuthorised {
-                return Rights::NONE;
+            let code = rd_kafka_error_code(rd_kafka_ConsumerGroupDescription_error(*groups)).into();
+            match (code, Class::of(code)) {
+                // A group that nobody has joined yet may be unknown, and is nobody's to forbid.
+                (RDKafkaErrorCode::NoError | RDKafkaErrorCode::GroupIdNotFound, _) => {}
+                (RDKafkaErrorCode::UnsupportedFeature, _) => return Ok(Rights::Unsupported),
+                (_, Class::NotAuthorised) => return Ok(Rights::Named(Vec::new())),
+                (code, _) => return Err(code),
             }
             let operations = rd_kafka_ConsumerGroupDescription_authorized_operations(*groups, &raw mut count);
-            Rights::of(slice(operations, count))
+            Ok(Rights::of(slice(operations, count)))
         }
     }
 
-    /// Asks and waits; `None` where no answer comes, or one that says only that it cannot be told.
+    /// Asks and waits; `None` from a broker that does not know the question.
     fn ask(
         &self,
         kind: rd_kafka_admin_op_t,
         timeout: Duration,
         send: impl FnOnce(*const rd_kafka_AdminOptions_t, *mut rd_kafka_queue_t),
-    ) -> Option<Owned<rd_kafka_event_t>> {
+    ) -> Result<Option<Owned<rd_kafka_event_t>>, RDKafkaErrorCode> {
         let timeout = i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX);
         // SAFETY: the client is valid. A refused option leaves the default, and its error is freed.
         let (options, queue) = unsafe {
@@ -210,15 +239,14 @@ impl Ask {
         // SAFETY: the queue is ours; the event is owned by who polled it.
         let event = Owned(unsafe { rd_kafka_queue_poll(queue.0, timeout) }, rd_kafka_event_destroy);
         if event.0.is_null() {
-            return None;
+            return Err(RDKafkaErrorCode::OperationTimedOut);
         }
         // SAFETY: the event is valid.
-        let code = RDKafkaErrorCode::from(unsafe { rd_kafka_event_error(event.0) });
-        if code != RDKafkaErrorCode::NoError {
-            tracing::debug!(%code, ?kind, "the brokers do not say what is permitted");
-            return None;
+        match unsafe { rd_kafka_event_error(event.0) }.into() {
+            RDKafkaErrorCode::NoError => Ok(Some(event)),
+            RDKafkaErrorCode::UnsupportedFeature => Ok(None),
+            code => Err(code),
         }
-        Some(event)
     }
 }
 
@@ -255,6 +283,6 @@ mod tests {
         let rights = Rights::of(&[Operation::RD_KAFKA_ACL_OPERATION_DESCRIBE, Operation::RD_KAFKA_ACL_OPERATION_READ]);
         assert_eq!((rights.lacks(Right::Read), rights.lacks(Right::Write)), (false, true));
         assert!(!Rights::of(&[]).lacks(Right::Write), "nothing at all means that it was not said");
-        assert!(Rights::NONE.lacks(Right::Read));
+        assert!(Rights::Named(Vec::new()).lacks(Right::Read));
     }
 }

@@ -17,6 +17,8 @@ use crate::support::kafka::{Cluster, Options};
 /// Beyond what any of these commands needs.
 const LIMIT: Duration = Duration::from_secs(30);
 
+const TOPICS: [&str; 3] = ["ok.requests", "ok.captions", "ok.dlq"];
+
 /// A secure cluster, its topics and what its users may do. Everybody may use what begins with `ok.`, except that the
 /// name of a user says what is missing.
 async fn secure() -> Option<&'static Cluster> {
@@ -24,7 +26,7 @@ async fn secure() -> Option<&'static Cluster> {
     let start = || async {
         let users = vec!["worker", "noread", "nowrite", "nogroup"];
         let cluster = Cluster::start(&Options { secure: Some(users), ..Options::default() })?;
-        cluster.create_topics(&["ok.requests", "ok.captions", "ok.dlq"], 2).await;
+        cluster.create_topics(&TOPICS, 1).await;
         let allow = |principals: &[&str], operation: &str, resource: [&str; 2]| {
             let principals = principals.iter().flat_map(|name| ["--allow-principal", name]);
             let mut arguments = vec!["tool", "acls", "--add", "--resource-pattern-type", "prefixed"];
@@ -66,9 +68,8 @@ impl Login {
     }
 
     /// Settings of a worker; the file holds the password.
-    fn settings(&self, cluster: &Cluster, group: &str) -> (Settings, tempfile::NamedTempFile) {
+    fn settings(&self, cluster: &Cluster, topics: [String; 3], group: &str) -> (Settings, tempfile::NamedTempFile) {
         let servers = cluster.listener(self.protocol.as_str()).to_owned();
-        let topics = ["ok.requests", "ok.captions", "ok.dlq"].map(str::to_owned);
         let mut settings = settings(servers, group.to_owned(), topics);
         let file = tempfile::NamedTempFile::new().unwrap();
         settings.kafka.security_protocol = self.protocol;
@@ -96,17 +97,26 @@ async fn a_worker_captions_over_tls_and_over_every_sasl_mechanism() {
         Login::sasl(cluster, "worker", "PLAIN"),
         Login::sasl(cluster, "worker", "SCRAM-SHA-256"),
         Login::sasl(cluster, "worker", "SCRAM-SHA-512"),
+        Login { protocol: SecurityProtocol::SaslPlaintext, ..Login::sasl(cluster, "worker", "PLAIN") },
     ];
-    for (n, login) in logins.iter().enumerate() {
-        let (mut settings, _file) = login.settings(cluster, "ok.fleet");
-        // What the configuration reads from the file; the other tests here give the file to a command.
-        settings.kafka.sasl_password = login.sasl.as_ref().map(|(_, password, _)| password.clone());
-        let flow = Flow { broker: None, settings };
-        flow.write((0..10).map(|i| request(10 * n + i, STANDARD.encode(png(12, 9, 1)))));
-        let worker = flow.worker(FakeOptions::default());
-        let answers = flow.until_answered(10 * (n + 1));
-        assert!(worker.stop().await.clean());
-        assert_eq!(answers.captioned_ids().len(), 10 * (n + 1));
+    // All at once: mostly they wait for the brokers.
+    let captioning = logins.into_iter().enumerate().map(|(n, login)| {
+        tokio::spawn(async move {
+            let topics = ["requests", "captions", "dlq"].map(|topic| format!("ok.{n}.{topic}"));
+            cluster.create_topics(&topics.each_ref().map(String::as_str), 1).await;
+            let (mut settings, _file) = login.settings(cluster, topics, &format!("ok.{n}"));
+            // What the configuration reads from the file; the other tests here give the file to a command.
+            settings.kafka.sasl_password = login.sasl.as_ref().map(|(_, password, _)| password.clone());
+            let flow = Flow { broker: None, settings };
+            flow.write((0..10).map(|id| request(id, STANDARD.encode(png(12, 9, 1)))));
+            let worker = flow.worker(FakeOptions::default());
+            let answers = tokio::task::block_in_place(|| flow.until_answered(10));
+            assert!(worker.stop().await.clean());
+            assert_eq!(answers.captioned_ids().len(), 10, "{:?}", login.protocol);
+        })
+    });
+    for captioned in captioning.collect::<Vec<_>>() {
+        captioned.await.unwrap();
     }
 }
 
@@ -162,7 +172,8 @@ async fn what_is_wrong_with_the_link_is_told_by_its_setting_by_the_check_and_by_
         ),
     ];
     for (what, (login, group, change), words) in cases {
-        let (mut settings, _file) = login.settings(cluster, group);
+        let topics = TOPICS.map(str::to_owned);
+        let (mut settings, _file) = login.settings(cluster, topics, group);
         change(&mut settings);
         for command in ["check", "worker"] {
             let begun = Instant::now();

@@ -29,6 +29,10 @@ impl Rendered<'_> {
     }
 }
 
+/// A caption of an older request has the time of writing: topics delete by the age that records claim (after seven days
+/// by default), and a caption with the time of an old request would be deleted as soon as it is written.
+const OLDEST_MS: i64 = 24 * 3_600_000;
+
 /// Room for a pointer in the place of a value.
 const POINTER_ROOM: usize = 512;
 
@@ -50,7 +54,8 @@ pub(super) fn render<'a>(output: &Output, pointer: bool, kafka: &'a Kafka, worke
         letter = within((letter.size() - value + POINTER_ROOM).min(limit));
     }
     let DeadLetter { key, value, headers } = letter;
-    Rendered { topic: &kafka.dead_letter_topic, key, value, headers, timestamp_ms: event_time(message) }
+    // With the time of writing: a topic that deletes by age must keep it as long as any other, however old the request.
+    Rendered { topic: &kafka.dead_letter_topic, key, value, headers, timestamp_ms: None }
 }
 
 /// The record of a retry topic for an output that failed for a reason that may pass; `None` for any other output, when
@@ -88,9 +93,10 @@ fn caption<'a>(record: &CaptionRecord, message: &Message, kafka: &'a Kafka) -> R
     }
 }
 
-/// A record has the time of the request that it answers, as in Kafka Streams. Topics refuse times to come.
+/// A caption has the time of the request that it answers, as in Kafka Streams. Topics refuse times to come.
 fn event_time(message: &Message) -> Option<i64> {
-    message.timestamp_ms.filter(|time| (0..=Timestamp::now().as_millisecond()).contains(time))
+    let now = Timestamp::now().as_millisecond();
+    message.timestamp_ms.filter(|time| (now - OLDEST_MS..=now).contains(time))
 }
 
 /// The code under which an output is dead-lettered; `None` for a caption.
@@ -187,11 +193,16 @@ mod tests {
     }
 
     #[test]
-    fn a_record_has_the_time_of_its_request_unless_that_is_to_come() {
+    fn a_caption_has_the_time_of_its_request_unless_a_topic_would_refuse_or_delete_it() {
         let (kafka, now) = (Kafka::default(), Timestamp::now().as_millisecond());
-        for (sent, passed) in
-            [(Some(1_700_000_000_000), Some(1_700_000_000_000)), (Some(now + 60_000), None), (None, None)]
-        {
+        let (hour, week) = (3_600_000, 7 * 24 * 3_600_000);
+        for (sent, passed) in [
+            (Some(now - hour), Some(now - hour)),
+            (Some(now - week), None),
+            (Some(now + hour), None),
+            (Some(-1), None),
+            (None, None),
+        ] {
             let request = Message { timestamp_ms: sent, ..message(&[]) };
             assert_eq!(render(&captioned(&request), false, &kafka, "w").timestamp_ms, passed);
         }
