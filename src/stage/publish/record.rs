@@ -70,7 +70,8 @@ pub(super) fn render_retry<'a>(output: &Output, kafka: &'a Kafka, worker: &str) 
     let limit = kafka.max_message_size.as_u64() as usize;
     let record = DeadLetter::retry(&row.message, &row.origin, native(row), failure, worker, not_before, limit)?;
     let DeadLetter { key, value, headers } = record;
-    Some(Rendered { topic: &retry.topic, key, value, headers, timestamp_ms: event_time(&row.message) })
+    // The time of writing: a topic deletes by age, and a request that waits for its try must not be old enough.
+    Some(Rendered { topic: &retry.topic, key, value, headers, timestamp_ms: None })
 }
 
 fn native(row: &Row) -> Option<Bytes> {
