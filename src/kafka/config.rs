@@ -90,6 +90,8 @@ pub(crate) fn consumer(settings: &Kafka) -> Result<ClientConfig, Error> {
         .set("enable.auto.commit", "false")
         .set("enable.auto.offset.store", "false")
         .set("auto.offset.reset", "error")
+        // Records of aborted transactions are not read, and offsets of open ones are waited for.
+        .set("isolation.level", "read_committed")
         .set("enable.partition.eof", "true")
         .set("statistics.interval.ms", STATISTICS_INTERVAL_MS.to_string())
         .set("queued.min.messages", PREFETCH_MESSAGES.to_string())

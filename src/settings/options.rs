@@ -24,6 +24,7 @@ pub const OWNED_OPTIONS: &[(&str, &str)] = &[
     ("group.instance.id", "use kafka.group_instance_id"),
     ("group.protocol", "blipstream needs the classic protocol"),
     ("group.remote.assignor", "blipstream needs the classic protocol"),
+    ("isolation.level", DELIVERY),
     ("linger.ms", "use kafka.linger"),
     ("log.queue", INNER),
     ("max.in.flight*", DELIVERY),

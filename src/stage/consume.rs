@@ -222,8 +222,9 @@ impl Worker {
 
     fn receive(&mut self, message: Message, now: Instant) {
         let partition = partition_of(&message);
-        if let Some(due) = self.due(&message, now) {
-            self.partitions.defer(&partition, message.offset, due);
+        if let Some(due) = self.due(&message, now)
+            && self.partitions.defer(&partition, message.offset, due, now)
+        {
             return self.apply_pauses(now);
         }
         if !self.partitions.received(&partition, message.offset, now) || self.output.is_none() {
@@ -374,8 +375,13 @@ impl Worker {
         let resume = if change.resume.is_empty() { Ok(()) } else { self.setup.consumer.resume(&change.resume) };
         // A thread of librdkafka that has nothing to fetch sleeps for up to a second, and a resume does not wake it;
         // a seek does.
-        let seek = change.seek.iter().try_for_each(|(partition, start)| self.setup.consumer.seek(partition, *start));
-        if let Err(error) = pause.and(resume).and(seek) {
+        for (partition, start) in &change.seek {
+            if let Err(error) = self.setup.consumer.seek(partition, *start) {
+                tracing::warn!(%error, %partition, "could not read on where the partition rested; trying again");
+                self.partitions.not_sought(partition);
+            }
+        }
+        if let Err(error) = pause.and(resume) {
             tracing::warn!(%error, "could not pause or resume");
         }
     }

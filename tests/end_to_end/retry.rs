@@ -102,3 +102,15 @@ async fn a_permanent_failure_and_a_deadline_that_comes_first_are_dead_letters_at
     assert!(worker.stop().await.clean());
     assert!(flow.read(RETRIES[0]).is_empty());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_time_that_is_far_away_delays_a_record_by_no_more_than_its_topics_delay() {
+    let flow = flow([500, 60_000]);
+    let mut far = request("far", STANDARD.encode(png(12, 9, 3)));
+    far.headers.push(("blipstream-not-before".into(), Some("2999-01-01T00:00:00Z".into())));
+    flow.write_to(RETRIES[0], [far]);
+    let worker = flow.worker(FakeOptions::default());
+    let answers = flow.until_answered(1);
+    assert!(answers.captioned_ids().contains("far"));
+    assert!(worker.stop().await.clean());
+}

@@ -21,6 +21,8 @@ pub(super) struct State {
     leaving: bool,
     /// When the first message that is not consumed is due; nothing behind it is due sooner.
     due: Option<Instant>,
+    /// The message that was deferred last, and until when: it waits once, whatever its header says the next time.
+    waited: Option<(i64, Instant)>,
     /// When something last showed that the partition is alive, or that it has no reason to be.
     alive: Instant,
     /// One behind the last readable offset, as far as is known.
@@ -87,6 +89,7 @@ impl Partitions {
             turned_away: false,
             leaving: false,
             due: None,
+            waited: None,
             alive: now,
             log_end: None,
         };
@@ -127,11 +130,25 @@ impl Partitions {
         }
     }
 
-    /// The same until `due`: nothing behind the message is due sooner.
-    pub(super) fn defer(&mut self, partition: &TopicPartition, offset: i64, due: Instant) {
+    /// The same until `due`: nothing behind the message is due sooner. `false` where the message has waited already, and
+    /// is to be taken.
+    pub(super) fn defer(&mut self, partition: &TopicPartition, offset: i64, due: Instant, now: Instant) -> bool {
+        let Some(state) = self.0.get_mut(partition) else { return false };
+        if state.waited.is_some_and(|(waited, until)| waited == offset && now >= until) {
+            return false;
+        }
+        if state.due.is_none() {
+            state.due = Some(due);
+            state.waited = Some((offset, due));
+        }
         self.turn_away(partition, offset);
+        true
+    }
+
+    /// A partition could not be sought: nothing of it is taken until that has worked.
+    pub(super) fn not_sought(&mut self, partition: &TopicPartition) {
         if let Some(state) = self.0.get_mut(partition) {
-            state.due.get_or_insert(due);
+            state.turned_away = true;
         }
     }
 

@@ -63,7 +63,9 @@ impl Publisher {
         loop {
             if running.is_none() {
                 let now = Instant::now();
-                let due = now >= self.next || (self.refusals == 0 && (!open || self.is_full()));
+                // What is to be repeated keeps to its time; only new work may hurry.
+                let hurry = self.again.is_none() && (!open || self.is_full());
+                let due = now >= self.next || hurry;
                 let batch = if due { self.form() } else { None };
                 if let Some(batch) = batch {
                     running = self.start(|transactor| transactor.run(batch));

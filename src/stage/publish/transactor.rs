@@ -63,6 +63,8 @@ pub(super) struct Transactor {
     failures: Failures,
     transactional_id: String,
     producer: Option<Producer<Reports>>,
+    /// When the transaction was begun that is under way.
+    began: Instant,
     reports: Reports,
 }
 
@@ -119,6 +121,7 @@ impl Transactor {
             failures,
             transactional_id: setup.kafka.transactional_id.clone().unwrap_or_else(unique_transactional_id),
             producer: None,
+            began: Instant::now(),
             reports: Reports::default(),
         }
     }
@@ -152,6 +155,7 @@ impl Transactor {
         }
         batch.in_doubt = false;
         self.reports.take();
+        self.began = Instant::now();
         self.step(batch, Producer::begin_transaction)?;
         self.send_all(batch)?;
         self.send_offsets(batch)?;
@@ -166,10 +170,14 @@ impl Transactor {
         let id = &self.transactional_id;
         let producer = Producer::transactional(&self.kafka, id, self.reports.clone()).map_err(Stop::Failed)?;
         // Also ends, one way or the other, what an earlier producer of this id left undecided.
-        producer.init_transactions(PATIENCE).map_err(|error| match error.next {
-            Next::Stop => Stop::Failed(error.stopping(&self.kafka)),
-            _ => Stop::Again(Trouble::of(&error)),
-        })?;
+        let deadline = Instant::now() + self.kafka.transaction_timeout;
+        while let Err(error) = producer.init_transactions(PATIENCE) {
+            match error.next {
+                Next::Stop => return Err(Stop::Failed(error.stopping(&self.kafka))),
+                Next::Again if Instant::now() < deadline => {}
+                _ => return Err(Stop::Again(Trouble::of(&error))),
+            }
+        }
         tracing::info!(transactional_id = id, "ready for transactions");
         self.producer = Some(producer);
         Ok(())
@@ -343,7 +351,10 @@ impl Transactor {
             Next::Stop => return Stop::Failed(error.stopping(&self.kafka)),
             Next::Fenced => {
                 self.metrics.transaction_fenced();
-                if self.kafka.transactional_id.is_some() {
+                // The brokers themselves fence who takes longer than the time-out; another producer of this id would
+                // fence the next one, too.
+                let late = self.began.elapsed() >= self.kafka.transaction_timeout;
+                if self.kafka.transactional_id.is_some() && !late {
                     return Stop::Failed(error.stopping(&self.kafka));
                 }
                 trouble.mended = true;

@@ -178,14 +178,28 @@ fn a_message_that_is_not_due_rests_its_partition_and_is_read_again_when_it_is() 
     let (before, due) = (now + Duration::from_secs(9), now + Duration::from_secs(10));
     let mut partitions = two_topics(now);
     assert!(partitions.received(&partition("a", 0), 4, now));
-    partitions.defer(&partition("a", 0), 5, due);
+    assert!(partitions.defer(&partition("a", 0), 5, due, now));
     assert!(!partitions.received(&partition("a", 0), 6, now), "read ahead of the pause");
     assert_eq!(partitions.change(false, now).pause, [partition("a", 0)]);
     assert_eq!(partitions.change(false, before), Change::default());
     assert_eq!(partitions.stuck(Duration::from_secs(5), before).len(), 1, "only b");
     let change = partitions.change(false, due);
     assert_eq!((change.resume, change.seek), (vec![partition("a", 0)], vec![(partition("a", 0), Start::At(5))]));
+    assert!(!partitions.defer(&partition("a", 0), 5, due + Duration::from_secs(10), due), "it waits once");
     assert!(partitions.received(&partition("a", 0), 5, due));
+}
+
+#[test]
+fn a_partition_that_could_not_be_sought_takes_nothing_and_is_sought_again() {
+    let now = Instant::now();
+    let mut partitions = two_topics(now);
+    partitions.received(&partition("a", 0), 6, now);
+    partitions.change(true, now);
+    partitions.change(false, now);
+    partitions.not_sought(&partition("a", 0));
+    assert!(!partitions.received(&partition("a", 0), 9, now), "messages between would be passed over");
+    assert_eq!(partitions.change(false, now).seek, [(partition("a", 0), Start::At(7))]);
+    assert!(partitions.received(&partition("a", 0), 7, now));
 }
 
 proptest! {
