@@ -111,7 +111,7 @@ struct Partition {
     ready: usize,
     /// One behind the newest offset seen; the watermark when nothing is open.
     next: Option<i64>,
-    /// Offset that a transaction of ours has committed last.
+    /// Offset that the group has, with exactly-once delivery: as found, then as transactions of ours have committed it.
     transacted: Option<i64>,
     /// Unresolved ones among `seen`.
     open: usize,
@@ -204,7 +204,14 @@ impl Ledger {
         }
     }
 
-    /// The offset that a transaction of ours has committed last, in this assignment.
+    /// What the group had committed when the partition was assigned, where transactions go on from it.
+    pub fn found(&self, partition: &TopicPartition, offset: Option<i64>) {
+        if let Some(partition) = self.lock().partitions.get_mut(partition) {
+            partition.transacted = offset;
+        }
+    }
+
+    /// The offset that transactions have committed last, or that was found before the first one.
     pub fn transacted_so_far(&self, partition: &TopicPartition) -> Option<i64> {
         self.lock().partitions.get(partition)?.transacted
     }
@@ -296,7 +303,10 @@ impl Ticket {
     /// Keeps the promise. The message closes when every row's ticket is resolved.
     pub fn resolve(mut self, _outcome: Outcome) {
         self.done = true;
-        self.ready();
+        // Only siblings can be waited for; the last part closes the message anyway.
+        if self.message.parts.load(Ordering::Acquire) > 1 {
+            self.ready();
+        }
         if self.message.parts.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.message.ledger.lock().close(&self.message);
         }

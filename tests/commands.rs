@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -13,6 +13,11 @@ use blipstream::message::{DeadLetter, Message, Origin, parse};
 use blipstream::settings::Kafka;
 use serde_json::{Value, json};
 use tempfile::TempDir;
+
+use self::ran::Ran;
+
+#[path = "support/ran.rs"]
+mod ran;
 
 /// Far beyond what any command here needs, so that a command that hangs fails its test.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -102,19 +107,6 @@ fn blipstream(arguments: &[&str]) -> Command {
     command
 }
 
-#[derive(Debug)]
-struct Ran {
-    code: Option<i32>,
-    out: String,
-    err: String,
-}
-
-impl Ran {
-    fn lines(&self) -> Vec<Value> {
-        self.out.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
-    }
-}
-
 fn run(command: &mut Command, input: &str) -> Ran {
     let mut child = start(command);
     child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
@@ -128,9 +120,7 @@ fn start(command: &mut Command) -> Child {
 fn finish(child: Child) -> Ran {
     let (sender, receiver) = mpsc::sync_channel(1);
     std::thread::spawn(move || sender.send(child.wait_with_output()));
-    let Output { status, stdout, stderr } = receiver.recv_timeout(LIMIT).expect("the command hangs").unwrap();
-    let text = |bytes| String::from_utf8(bytes).unwrap();
-    Ran { code: status.code(), out: text(stdout), err: text(stderr) }
+    Ran::of(receiver.recv_timeout(LIMIT).expect("the command hangs").unwrap())
 }
 
 /// As Ctrl-C does.

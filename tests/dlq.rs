@@ -1,41 +1,24 @@
 //! `blipstream dlq` on the dead letters of real workers, as a person runs it.
 
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use blipstream::caption::fake::FakeOptions;
 use blipstream::disposition::{Code, Failure, Stage};
 use blipstream::kafka::{NewRecord, Snapshot, TopicCheck, write_records};
 use blipstream::message::{DeadLetter, Message};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use self::support::client::PATIENCE;
 use self::support::flow::{CAPTIONS, DEAD_LETTERS, Flow, REQUESTS, request};
 use self::support::images::{Answer, ImageServer, jpeg};
+use self::support::ran::Ran;
 
 mod support;
 
 /// Commands on the brokers of a flow.
 struct Commands {
     config: tempfile::NamedTempFile,
-}
-
-#[derive(Debug)]
-struct Ran {
-    code: Option<i32>,
-    out: String,
-    err: String,
-}
-
-impl Ran {
-    fn of(output: Output) -> Self {
-        let text = |bytes| String::from_utf8(bytes).unwrap();
-        Self { code: output.status.code(), out: text(output.stdout), err: text(output.stderr) }
-    }
-
-    fn lines(&self) -> Vec<Value> {
-        self.out.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
-    }
 }
 
 impl Commands {

@@ -220,11 +220,7 @@ pub fn group_offsets(settings: &Kafka, topic: &str, timeout: Duration) -> Result
             answer => break answer.map_err(asking)?,
         }
     };
-    let offset = |element: &rdkafka::topic_partition_list::TopicPartitionListElem<'_>| match element.offset() {
-        Offset::Offset(offset) => Some(offset),
-        _ => None,
-    };
-    Ok(list.elements().iter().map(offset).collect())
+    Ok(list.elements().iter().map(messages::exact_offset).collect())
 }
 
 /// A record to write.

@@ -298,19 +298,21 @@ fn committed(
     let list = messages::list(partitions.iter().map(|partition| (partition, Offset::Invalid)));
     let list = consumer.committed_offsets(list, QUERY_TIMEOUT).map_err(asking)?;
     let elements = list.elements();
-    let offset = |element: &rdkafka::topic_partition_list::TopicPartitionListElem<'_>| match element.offset() {
-        Offset::Offset(offset) => Some(offset),
-        _ => None,
-    };
     let answer = elements.iter().map(|element| {
         element.error().map_err(asking)?;
-        Ok((partition_of(element.topic(), element.partition()), offset(element)))
+        Ok((partition_of(element.topic(), element.partition()), messages::exact_offset(element)))
     });
     answer.collect()
 }
 
 pub(super) fn offset_list(offsets: &[(TopicPartition, i64)]) -> TopicPartitionList {
     messages::list(offsets.iter().map(|(partition, offset)| (partition, Offset::Offset(*offset))))
+}
+
+impl std::fmt::Debug for Membership {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Membership").finish_non_exhaustive()
+    }
 }
 
 impl std::fmt::Debug for Consumer {

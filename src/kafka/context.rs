@@ -11,10 +11,11 @@ use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::types::RDKafkaRespErr;
 use rdkafka::util::Timeout;
-use rdkafka::{Offset, Statistics, TopicPartitionList};
+use rdkafka::{Statistics, TopicPartitionList};
 
 use super::consumer::{Event, PartitionStats, Stats};
 use super::error::{Class, Error, login_advice};
+use super::messages;
 use crate::offsets::TopicPartition;
 
 /// An error that lasts is logged again after this time; in between it is only counted as the newest one.
@@ -191,9 +192,8 @@ impl ConsumerContext for ConsumerSide {
             (Ok(()), None) => Ok(()),
             (Err(error), _) | (Ok(()), Some(error)) => Err(Error::from_kafka("committing offsets", &error)),
         };
-        let offsets = elements.iter().filter_map(|element| match element.offset() {
-            Offset::Offset(offset) => Some((partition_of(element.topic(), element.partition()), offset)),
-            _ => None,
+        let offsets = elements.iter().filter_map(|element| {
+            Some((partition_of(element.topic(), element.partition()), messages::exact_offset(element)?))
         });
         self.push(Event::Committed(offsets.collect(), result));
     }

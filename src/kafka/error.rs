@@ -208,6 +208,11 @@ impl Class {
         }
     }
 
+    /// Whether a reader of topics can go no further; librdkafka goes on by itself after anything else.
+    pub(crate) fn ends_reading(self) -> bool {
+        matches!(self, Self::Authentication | Self::NotAuthorised | Self::UnknownTopic | Self::Fatal)
+    }
+
     /// The class of a code of librdkafka.
     pub(crate) fn of(code: RDKafkaErrorCode) -> Self {
         use RDKafkaErrorCode as C;

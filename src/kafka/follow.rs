@@ -77,8 +77,7 @@ impl Follower {
             }
             Some(Err(error)) => error,
         };
-        let class = Class::of_error(&error);
-        if matches!(class, Class::Authentication | Class::NotAuthorised | Class::UnknownTopic | Class::Fatal) {
+        if Class::of_error(&error).ends_reading() {
             return Err(Error::from_kafka("reading records", &error));
         }
         // librdkafka goes on trying by itself.

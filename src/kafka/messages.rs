@@ -8,6 +8,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use rdkafka::bindings::{rd_kafka_header_get_all, rd_kafka_message_headers};
 use rdkafka::message::{BorrowedMessage, Header, OwnedHeaders};
+use rdkafka::topic_partition_list::TopicPartitionListElem;
 use rdkafka::{Message as _, Offset, TopicPartitionList};
 
 use crate::message::{Headers, Message};
@@ -59,6 +60,14 @@ fn headers(message: &BorrowedMessage<'_>) -> Headers {
 pub(crate) fn to_native(headers: &Headers) -> OwnedHeaders {
     let empty = OwnedHeaders::new_with_capacity(headers.len());
     headers.iter().fold(empty, |list, (key, value)| list.insert(Header { key, value: value.as_deref() }))
+}
+
+/// The offset of an element, if it is a number and no logical one.
+pub(crate) fn exact_offset(element: &TopicPartitionListElem<'_>) -> Option<i64> {
+    match element.offset() {
+        Offset::Offset(offset) => Some(offset),
+        _ => None,
+    }
 }
 
 /// A list of partitions, each with the offset that goes with it.

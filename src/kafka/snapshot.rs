@@ -114,8 +114,7 @@ impl Snapshot {
             // Offsets before the end may be without records: of transactions, or compacted away.
             Some(Err(KafkaError::PartitionEOF(partition))) => self.finish(partition),
             Some(Err(error)) => {
-                let class = error.rdkafka_error_code().map_or(Class::Other, Class::of);
-                if matches!(class, Class::Authentication | Class::NotAuthorised | Class::UnknownTopic | Class::Fatal) {
+                if Class::of_error(&error).ends_reading() {
                     return Err(Error::from_kafka("reading records", &error));
                 }
                 // librdkafka goes on trying by itself.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::Producer as _;
 
-use super::consumer::{Membership, offset_list};
+use super::consumer::offset_list;
 use super::error::{Class, Error};
 use super::producer::{Deliver, Producer};
 use crate::offsets::TopicPartition;
@@ -165,10 +165,4 @@ impl std::fmt::Debug for GroupMetadata {
 pub fn unique_transactional_id() -> String {
     let random: u64 = fastrand::u64(..);
     format!("blipstream-{}-{random:016x}", std::process::id())
-}
-
-impl std::fmt::Debug for Membership {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Membership").finish_non_exhaustive()
-    }
 }

@@ -88,11 +88,13 @@ pub async fn run(settings: &Settings, parts: Parts, control: &Control) -> anyhow
 
     // publish, the last stage
     let consumer = kafka::Consumer::new(&settings.kafka)?;
-    let exactly_once = (settings.kafka.delivery == Delivery::ExactlyOnce)
-        .then(|| publish::ExactlyOnce { group: consumer.membership(), ledger: control.ledger().clone() });
-    let committer: Box<dyn kafka::Committer> = match settings.kafka.delivery {
-        Delivery::AtLeastOnce => Box::new(Watermarks::new(control.ledger().clone())),
-        Delivery::ExactlyOnce => Box::new(InTransactions::new(control.ledger().clone())),
+    let ledger = control.ledger().clone();
+    let (committer, exactly_once): (Box<dyn kafka::Committer>, _) = match settings.kafka.delivery {
+        Delivery::AtLeastOnce => (Box::new(Watermarks::new(ledger)), None),
+        Delivery::ExactlyOnce => {
+            let publishing = publish::ExactlyOnce { group: consumer.membership(), ledger: ledger.clone() };
+            (Box::new(InTransactions(ledger)), Some(publishing))
+        }
     };
     let (give_up, producer_failed) = (CancellationToken::new(), CancellationToken::new());
     let publishing = publish::run(publish::Setup {

@@ -72,20 +72,10 @@ impl Committer for Watermarks {
     }
 }
 
-/// Commits nothing: with exactly-once delivery, offsets are committed by the transactions that publish their outputs.
+/// Commits nothing: with exactly-once delivery, offsets are committed by the transactions that publish their outputs,
+/// and the ledger keeps them.
 #[derive(Debug)]
-pub struct InTransactions {
-    ledger: Ledger,
-    /// What the group had when a partition was assigned.
-    found: BTreeMap<TopicPartition, Option<i64>>,
-}
-
-impl InTransactions {
-    /// Tells what the transactions of `ledger` have committed.
-    pub fn new(ledger: Ledger) -> Self {
-        Self { ledger, found: BTreeMap::new() }
-    }
-}
+pub struct InTransactions(pub Ledger);
 
 impl Committer for InTransactions {
     fn due(&mut self) -> Vec<(TopicPartition, i64)> {
@@ -95,15 +85,13 @@ impl Committer for InTransactions {
     fn committed(&mut self, _: &[(TopicPartition, i64)], _: &Result<(), Error>) {}
 
     fn assigned(&mut self, partition: &TopicPartition, offset: Option<i64>) {
-        self.found.insert(partition.clone(), offset);
+        self.0.found(partition, offset);
     }
 
-    fn revoked(&mut self, partition: &TopicPartition) {
-        self.found.remove(partition);
-    }
+    fn revoked(&mut self, _: &TopicPartition) {}
 
     fn known(&self, partition: &TopicPartition) -> Option<i64> {
-        self.ledger.transacted_so_far(partition).or_else(|| self.found.get(partition).copied().flatten())
+        self.0.transacted_so_far(partition)
     }
 }
 

@@ -1,60 +1,23 @@
 //! Nothing is lost: kills, drains, rebalances, slow neighbours, broken devices.
 
-use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use blipstream::caption::fake::FakeOptions;
 use blipstream::pipeline::worker::OVERTIME;
 
 use crate::support::client::eventually;
 use crate::support::flow::{Answers, Flow, request};
-use crate::support::images::{Answer, ImageServer, jpeg, png};
-
-fn inline(seed: u8) -> String {
-    STANDARD.encode(png(12, 9, seed))
-}
-
-fn ids(count: usize) -> BTreeSet<String> {
-    (0..count).map(|n| n.to_string()).collect()
-}
-
-fn assert_all_captioned(answers: &Answers, count: usize) {
-    let captioned: BTreeSet<String> = answers.captioned_ids().into_iter().map(str::to_owned).collect();
-    assert_eq!(captioned, ids(count), "ids in and ids out differ");
-    assert!(answers.dead_letters.is_empty());
-}
-
-fn assert_no_duplicate(answers: &Answers) {
-    let twice: Vec<_> = answers.captions.iter().filter(|(_, records)| records.len() > 1).map(|(o, _)| o).collect();
-    assert!(twice.is_empty(), "captioned twice: {twice:?}");
-}
-
-fn slow() -> FakeOptions {
-    FakeOptions { encode_delay: Duration::from_millis(5), ..FakeOptions::default() }
-}
+use crate::support::images::{Answer, ImageServer, jpeg};
+use crate::support::promises::{
+    assert_a_kill_loses_nothing, assert_a_worker_that_leaves_leaves_no_duplicate, assert_all_captioned,
+    assert_no_duplicate, inline, slow,
+};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_killed_in_the_middle_and_restarted_loses_nothing() {
-    const COUNT: usize = 400;
     let mut flow = Flow::start(3);
     flow.settings.flow.max_span = 50;
-    flow.write((0..COUNT).map(|n| request(n, inline(n as u8))));
-    let killed = flow.process();
-    let before = flow.until_answered(40).count();
-    killed.kill();
-    assert!(before < COUNT, "the kill came too late to prove anything");
-    let second = flow.process();
-    let mut answers = flow.until_answered(COUNT);
-    eventually("every id is captioned", || {
-        answers = Answers::read(&flow);
-        answers.captioned_ids().len() == COUNT
-    })
-    .await;
-    assert_all_captioned(&answers, COUNT);
-    let duplicates = answers.count() - COUNT;
-    assert!(duplicates <= 3 * 50, "{duplicates} duplicates are more than max_span for each of 3 partitions");
+    let second = assert_a_kill_loses_nothing(&flow, 3, 400).await;
     assert_eq!(second.terminate(), Some(0));
 }
 
@@ -62,7 +25,7 @@ async fn a_worker_killed_in_the_middle_and_restarted_loses_nothing() {
 async fn drain_on_sigterm_leaves_no_duplicate() {
     const COUNT: usize = 300;
     let flow = Flow::start(3);
-    flow.write((0..COUNT).map(|n| request(n, inline(n as u8))));
+    flow.write((0..COUNT).map(|n| request(n, inline(n))));
     let first = flow.process();
     let before = flow.until_answered(20).count();
     assert_eq!(first.terminate(), Some(0));
@@ -79,7 +42,7 @@ async fn drain_on_sigterm_leaves_no_duplicate() {
 async fn sigint_drains_too() {
     const COUNT: usize = 200;
     let flow = Flow::start(1);
-    flow.write((0..COUNT).map(|n| request(n, inline(n as u8))));
+    flow.write((0..COUNT).map(|n| request(n, inline(n))));
     let worker = flow.process();
     flow.until_answered(10);
     worker.signal("INT");
@@ -95,7 +58,7 @@ async fn hanging_at(hanging: usize) -> (Flow, ImageServer) {
     flow.settings.fetch.read_timeout = Duration::from_secs(600);
     flow.settings.fetch.total_timeout = Duration::from_secs(600);
     let images = ImageServer::start().await.with("/silence", Answer::Silence);
-    let image = |n: usize| if n == hanging { images.url("/silence").to_string() } else { inline(n as u8) };
+    let image = |n: usize| if n == hanging { images.url("/silence").to_string() } else { inline(n) };
     flow.write((0..10).map(|n| request(n, image(n))));
     (flow, images)
 }
@@ -137,25 +100,7 @@ async fn a_publisher_that_cannot_start_says_why() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_workers_share_the_partitions_and_one_leaves() {
-    const COUNT: usize = 2000;
-    let flow = Flow::start(4);
-    let (first, second) = (flow.worker(slow()), flow.worker(slow()));
-    eventually("both have partitions", || {
-        let partitions =
-            |w: &crate::support::flow::Worker| w.control.status().consumer.map_or(0, |c| c.partitions.len());
-        partitions(&first) == 2 && partitions(&second) == 2
-    })
-    .await;
-    flow.write((0..COUNT).map(|n| request(n, inline(n as u8))));
-    eventually("both have captioned", || first.control.totals().captions > 50 && second.control.totals().captions > 50)
-        .await;
-    let left = first.stop().await;
-    assert!(left.clean());
-    assert!((left.totals.captions as usize) < COUNT, "the worker left too late to prove anything");
-    let answers = flow.until_answered(COUNT);
-    assert!(second.stop().await.clean());
-    assert_all_captioned(&answers, COUNT);
-    assert_no_duplicate(&answers);
+    assert_a_worker_that_leaves_leaves_no_duplicate(&Flow::start(4), 2000).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -181,7 +126,7 @@ async fn offsets_committed_never_pass_an_unresolved_message() {
 async fn a_device_that_breaks_gives_its_rows_to_the_others() {
     const COUNT: usize = 300;
     let flow = Flow::start(1);
-    flow.write((0..COUNT).map(|n| request(n, inline(n as u8))));
+    flow.write((0..COUNT).map(|n| request(n, inline(n))));
     // The second device fails on everything from its third batch on, the probe included.
     let broken = FakeOptions { failing_calls: (3..10_000).collect(), ..slow() };
     let worker = flow.worker_on(vec![slow(), broken]);
@@ -200,7 +145,7 @@ async fn a_device_that_breaks_gives_its_rows_to_the_others() {
 async fn without_a_device_the_worker_stops_and_the_next_one_captions_everything() {
     const COUNT: usize = 100;
     let flow = Flow::start(1);
-    flow.write((0..COUNT).map(|n| request(n, inline(n as u8))));
+    flow.write((0..COUNT).map(|n| request(n, inline(n))));
     let worker = flow.worker(FakeOptions { failing_calls: (3..10_000).collect(), ..slow() });
     let error = worker.task.await.unwrap().unwrap_err().to_string();
     assert!(error.contains("no device is left"), "{error}");

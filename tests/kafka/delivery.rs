@@ -1,6 +1,5 @@
 //! At least once: nothing is lost, whoever dies or leaves, and what belongs to a request comes back with it.
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -13,23 +12,12 @@ use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
 use serde_json::{Value, json};
 
 use crate::support::client::eventually;
-use crate::support::flow::{Answers, Flow, Worker, request, settings};
+use crate::support::flow::{Flow, request, settings};
 use crate::support::images::{Answer, ImageServer, png};
 use crate::support::kafka::{Cluster, Options};
-
-fn inline(seed: usize) -> String {
-    STANDARD.encode(png(12, 9, seed as u8))
-}
-
-fn slow() -> FakeOptions {
-    FakeOptions { encode_delay: Duration::from_millis(5), ..FakeOptions::default() }
-}
-
-fn assert_all_captioned(answers: &Answers, count: usize) {
-    let captioned: BTreeSet<String> = answers.captioned_ids().into_iter().map(str::to_owned).collect();
-    assert_eq!(captioned, (0..count).map(|n| n.to_string()).collect(), "ids in and ids out differ");
-    assert!(answers.dead_letters.is_empty());
-}
+use crate::support::promises::{
+    assert_a_kill_loses_nothing, assert_a_worker_that_leaves_leaves_no_duplicate, assert_all_captioned, inline,
+};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_healthy_request_ends_as_a_caption_and_every_bad_one_as_a_dead_letter() {
@@ -75,42 +63,15 @@ async fn a_worker_killed_in_the_middle_and_restarted_loses_nothing() {
     const COUNT: usize = 600;
     let Some(mut flow) = Flow::on_kafka(3).await else { return };
     flow.settings.flow.max_span = 50;
-    flow.write((0..COUNT).map(|n| request(n, inline(n))));
-    let killed = flow.process();
-    let before = flow.until_answered(40).count();
-    killed.kill();
-    assert!(before < COUNT, "the kill came too late to prove anything");
-    let second = flow.process();
-    let mut answers = Answers::read(&flow);
-    eventually("every id is captioned", || {
-        answers = Answers::read(&flow);
-        answers.captioned_ids().len() == COUNT
-    })
-    .await;
-    assert_all_captioned(&answers, COUNT);
-    let duplicates = answers.count() - COUNT;
-    assert!(duplicates <= 3 * 50, "{duplicates} duplicates are more than max_span for each of 3 partitions");
+    let second = assert_a_kill_loses_nothing(&flow, 3, COUNT).await;
     assert_eq!(second.terminate(), Some(0));
     assert_eq!(flow.committed().into_iter().flatten().sum::<i64>(), COUNT as i64);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_workers_share_the_partitions_and_one_leaves() {
-    const COUNT: usize = 2000;
     let Some(flow) = Flow::on_kafka(4).await else { return };
-    let (first, second) = (flow.worker(slow()), flow.worker(slow()));
-    let partitions = |w: &Worker| w.control.status().consumer.map_or(0, |c| c.partitions.len());
-    eventually("both have partitions", || partitions(&first) == 2 && partitions(&second) == 2).await;
-    flow.write((0..COUNT).map(|n| request(n, inline(n))));
-    eventually("both have captioned", || first.control.totals().captions > 50 && second.control.totals().captions > 50)
-        .await;
-    let left = first.stop().await;
-    assert!(left.clean());
-    assert!((left.totals.captions as usize) < COUNT, "the worker left too late to prove anything");
-    let answers = flow.until_answered(COUNT);
-    assert!(second.stop().await.clean());
-    assert_all_captioned(&answers, COUNT);
-    assert_eq!(answers.count(), COUNT, "a worker that leaves in order leaves no duplicate");
+    assert_a_worker_that_leaves_leaves_no_duplicate(&flow, 2000).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

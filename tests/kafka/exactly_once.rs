@@ -1,36 +1,22 @@
 //! Exactly once: no reader of committed records sees two results of one origin, and no origin is skipped.
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use blipstream::caption::fake::FakeOptions;
 use blipstream::kafka::NewRecord;
 use blipstream::settings::Delivery;
 
 use crate::support::client::eventually;
 use crate::support::flow::{Answers, Flow, request};
-use crate::support::images::png;
-
-fn inline(seed: usize) -> String {
-    STANDARD.encode(png(12, 9, seed as u8))
-}
-
-fn slow() -> FakeOptions {
-    FakeOptions { encode_delay: Duration::from_millis(5), ..FakeOptions::default() }
-}
+use crate::support::promises::{assert_captioned, assert_no_duplicate, inline, slow};
 
 async fn flow(partitions: i32) -> Option<Flow> {
     Some(Flow::on_kafka(partitions).await?.delivering(Delivery::ExactlyOnce))
 }
 
 fn assert_each_once(answers: &Answers, count: usize) {
-    let captioned: BTreeSet<String> = answers.captioned_ids().into_iter().map(str::to_owned).collect();
-    let ids: BTreeSet<String> = (0..count).map(|n| n.to_string()).collect();
-    assert_eq!(captioned, ids, "ids in and ids out differ");
-    let twice: Vec<_> = answers.captions.iter().filter(|(_, records)| records.len() > 1).map(|(o, _)| o).collect();
-    assert!(twice.is_empty(), "captioned twice: {twice:?}");
+    assert_captioned(answers, count);
+    assert_no_duplicate(answers);
 }
 
 fn metric(worker: &crate::support::flow::Worker, name: &str) -> f64 {

@@ -5,3 +5,5 @@ pub mod client;
 pub mod flow;
 pub mod images;
 pub mod kafka;
+pub mod promises;
+pub mod ran;

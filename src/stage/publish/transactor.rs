@@ -129,23 +129,17 @@ impl Transactor {
     /// Publishes a batch. Blocks, for a few times `kafka.transaction_timeout` at most.
     pub(super) fn run(&mut self, mut batch: Batch) -> Ended {
         let began = Instant::now();
-        match self.attempt(&mut batch) {
-            Ok(()) => {
-                self.metrics.transaction(began.elapsed());
-                Ended::Committed(batch)
-            }
-            Err(Stop::Again(trouble)) => Ended::Again(batch, trouble),
-            Err(Stop::Failed(error)) => Ended::Failed(batch, error),
+        let result = self.attempt(&mut batch);
+        if result.is_ok() {
+            self.metrics.transaction(began.elapsed());
         }
+        Ended::of(batch, result)
     }
 
     /// Makes the producer ready, so that what is wrong is known before the first message.
     pub(super) fn prepare(&mut self) -> Ended {
-        match self.initialise() {
-            Ok(()) => Ended::Committed(Batch::default()),
-            Err(Stop::Again(trouble)) => Ended::Again(Batch::default(), trouble),
-            Err(Stop::Failed(error)) => Ended::Failed(Batch::default(), error),
-        }
+        let result = self.initialise();
+        Ended::of(Batch::default(), result)
     }
 
     fn attempt(&mut self, batch: &mut Batch) -> Result<(), Stop> {
@@ -374,6 +368,14 @@ impl Stop {
 }
 
 impl Ended {
+    fn of(batch: Batch, result: Result<(), Stop>) -> Self {
+        match result {
+            Ok(()) => Self::Committed(batch),
+            Err(Stop::Again(trouble)) => Self::Again(batch, trouble),
+            Err(Stop::Failed(error)) => Self::Failed(batch, error),
+        }
+    }
+
     pub(super) fn into_batch(self) -> Batch {
         match self {
             Self::Committed(batch) | Self::Again(batch, _) | Self::Failed(batch, _) => batch,

@@ -18,6 +18,15 @@ fn two_topics(now: Instant) -> Partitions {
     partitions
 }
 
+/// A single partition that was read up to this offset.
+fn read_to(offset: i64, now: Instant) -> Partitions {
+    let mut partitions = Partitions::default();
+    partitions.assigned(partition("a", 0), Start::Beginning, now);
+    partitions.change(false, now);
+    partitions.received(&partition("a", 0), offset, now);
+    partitions
+}
+
 fn stats(topic: &str, end_seen: Option<i64>, prefetched: u64) -> Stats {
     let one = PartitionStats { partition: partition(topic, 0), log_end: end_seen, end_seen, prefetched };
     Stats { partitions: vec![one], ..Stats::default() }
@@ -125,10 +134,7 @@ fn an_end_is_believed_at_once_only_when_one_topic_can_be_meant() {
 #[test]
 fn statistics_show_an_end_behind_transaction_markers_and_not_before_prefetched_messages() {
     let now = Instant::now();
-    let mut partitions = Partitions::default();
-    partitions.assigned(partition("a", 0), Start::Beginning, now);
-    partitions.change(false, now);
-    partitions.received(&partition("a", 0), 7, now);
+    let mut partitions = read_to(7, now);
     partitions.learn(&stats("a", Some(10), 2), now);
     assert!(!partitions.all_at_end());
     partitions.learn(&stats("a", Some(10), 0), now);
@@ -138,10 +144,7 @@ fn statistics_show_an_end_behind_transaction_markers_and_not_before_prefetched_m
 #[test]
 fn old_statistics_do_not_end_a_partition_that_went_on() {
     let now = Instant::now();
-    let mut partitions = Partitions::default();
-    partitions.assigned(partition("a", 0), Start::Beginning, now);
-    partitions.change(false, now);
-    partitions.received(&partition("a", 0), 12, now);
+    let mut partitions = read_to(12, now);
     partitions.learn(&stats("a", Some(10), 0), now);
     assert!(!partitions.all_at_end());
 }
