@@ -91,8 +91,11 @@ pub fn check_access(settings: &Kafka, timeout: Duration) -> Result<Access, Error
     if group != Ok(Rights::Unsupported) {
         for (check, found) in checks.iter().zip(&mut found.topics).filter(|(_, found)| found.is_ok()) {
             match ask.topic(&check.topic, left()) {
-                Ok(rights) if rights.lacks(check.needs()) => *found = Err(check.denied(settings)),
-                Ok(_) => {}
+                Ok(rights) => {
+                    if let Some(right) = check.needs().iter().find(|right| rights.lacks(**right)) {
+                        *found = Err(check.denied(*right, settings));
+                    }
+                }
                 // Nobody has said no: should a right be missing, the first record tells.
                 Err(code) => tracing::debug!(%code, topic = check.topic, "the brokers do not say what is permitted"),
             }

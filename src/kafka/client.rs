@@ -88,15 +88,19 @@ impl TopicCheck {
     }
 
     /// What a worker does with the topic.
-    pub(super) fn needs(&self) -> Right {
-        if self.setting == "kafka.inputs" { Right::Read } else { Right::Write }
+    pub(super) fn needs(&self) -> &'static [Right] {
+        match self.setting {
+            "kafka.inputs" => &[Right::Read],
+            "kafka.retry_topics" => &[Right::Read, Right::Write],
+            _ => &[Right::Write],
+        }
     }
 
-    /// The error that a worker may not do it.
-    pub(super) fn denied(&self, settings: &Kafka) -> Error {
+    /// The error that a worker may not do one of these.
+    pub(super) fn denied(&self, right: Right, settings: &Kafka) -> Error {
         Error::Denied {
             user: settings.sasl_username.clone(),
-            right: self.needs(),
+            right,
             resource: "topic",
             name: self.topic.clone(),
             setting: self.setting,
@@ -169,7 +173,7 @@ fn found(settings: &Kafka, check: &TopicCheck, metadata: &rdkafka::metadata::Met
     if let Some(code) = topic.error() {
         let code = rdkafka::error::RDKafkaErrorCode::from(code);
         return Err(match Class::of(code) {
-            Class::NotAuthorised => check.denied(settings),
+            Class::NotAuthorised => check.denied(check.needs()[0], settings),
             Class::UnknownTopic => unknown(),
             _ => Error::Other { doing: "looking up a topic", reason: format!("{}: {code}", check.topic) },
         });

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use blipstream::caption::fake::FakeOptions;
-use blipstream::settings::{SecurityProtocol, Settings};
+use blipstream::settings::{RetryTopic, SecurityProtocol, Settings};
 use tokio::sync::OnceCell;
 
 use crate::support::flow::{Flow, request, settings};
@@ -26,7 +26,7 @@ async fn secure() -> Option<&'static Cluster> {
     let start = || async {
         let users = vec!["worker", "noread", "nowrite", "nogroup"];
         let cluster = Cluster::start(&Options { secure: Some(users), ..Options::default() })?;
-        cluster.create_topics(&TOPICS, 1).await;
+        cluster.create_topics(&[&TOPICS[..], &["writeonly.retry"]].concat(), 1).await;
         let allow = |principals: &[&str], operation: &str, resource: [&str; 2]| {
             let principals = principals.iter().flat_map(|name| ["--allow-principal", name]);
             let mut arguments = vec!["tool", "acls", "--add", "--resource-pattern-type", "prefixed"];
@@ -39,6 +39,7 @@ async fn secure() -> Option<&'static Cluster> {
         // Each is a program of its own.
         std::thread::scope(|scope| {
             scope.spawn(|| allow(&all, "All", topic));
+            scope.spawn(|| allow(&all, "Write", ["--topic", "writeonly."]));
             scope.spawn(|| allow(&[nowrite, nogroup].concat(), "Read", topic));
             scope.spawn(|| allow(&[noread, nogroup].concat(), "Write", topic));
             scope.spawn(|| allow(&[&all[..], &noread, &nowrite].concat(), "Read", ["--group", "ok."]));
@@ -164,6 +165,14 @@ async fn what_is_wrong_with_the_link_is_told_by_its_setting_by_the_check_and_by_
             "dead letters",
             elsewhere(|settings| settings.kafka.dead_letter_topic = "not.permitted".into()),
             vec!["kafka.dead_letter_topic", "Write", "not.permitted"],
+        ),
+        (
+            "a retry topic is read, too",
+            elsewhere(|settings| {
+                let topic = "writeonly.retry".into();
+                settings.kafka.retry_topics = vec![RetryTopic { topic, delay: Duration::from_secs(1) }];
+            }),
+            vec!["kafka.retry_topics", "Read", "writeonly.retry"],
         ),
         (
             "unknown topic",

@@ -13,7 +13,7 @@ use crate::stage::Output;
 const LINES: u32 = 3;
 const WINDOW: Duration = Duration::from_secs(1);
 
-/// Counts and logs failures. Cheap to clone; every clone shares the same quotas.
+/// Counts and logs failures, whether they go to a retry topic or are dead letters. Cheap to clone; every clone shares the same quotas.
 #[derive(Clone)]
 pub(super) struct Failures(Arc<Inner>);
 
@@ -39,7 +39,7 @@ impl Failures {
         if let Some(left_out) = admitted {
             let (code, stage, reason) = (failure.code.as_str(), failure.stage.as_str(), error_text(&failure.message));
             let left_out = (left_out > 0).then_some(left_out);
-            tracing::info!(%origin, code, stage, reason, left_out, "a dead letter");
+            tracing::info!(%origin, code, stage, reason, left_out, "an image failed");
         }
     }
 }
@@ -54,7 +54,7 @@ impl Drop for Inner {
     fn drop(&mut self) {
         for (code, quota) in &*self.quotas() {
             if quota.left_out > 0 {
-                tracing::info!(code = code.as_str(), left_out = quota.left_out, "more dead letters");
+                tracing::info!(code = code.as_str(), left_out = quota.left_out, "more images failed");
             }
         }
     }
