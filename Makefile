@@ -8,7 +8,7 @@ CARGO_DENY := 0.20.2
 # Where `make kafka` keeps its node.
 KAFKA := ops/kafka/cluster target/kafka/hands-on
 
-.PHONY: help setup test-setup demo kafka test lint deny
+.PHONY: help setup test-setup demo kafka test faults lint deny
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
@@ -33,6 +33,9 @@ kafka: test-setup ## Start Apache Kafka, one node with the topics of the default
 
 test: test-setup ## Run every test (those on Apache Kafka are skipped where Java and Maven cannot be had)
 	$(CARGO) test --locked
+
+faults: test-setup ## Run the whole fault matrix on Apache Kafka (2 h) and write docs/faults.md (ARGS=--resume goes on)
+	$(CARGO) test --locked --test faults -- --all --record $(ARGS)
 
 lint: setup ## Check format and lints
 	$(CARGO) fmt --check

@@ -11,7 +11,7 @@ mod input;
 mod models;
 mod submit;
 mod telemetry;
-mod worker;
+pub mod worker;
 
 use std::io;
 use std::process::ExitCode;

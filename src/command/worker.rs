@@ -12,7 +12,7 @@ use crate::admin;
 use crate::config::ConfigOptions;
 use crate::kafka::{self, Access};
 use crate::metrics::Metrics;
-use crate::pipeline::{Control, worker};
+use crate::pipeline::{Control, Parts, worker};
 use crate::settings::{Kafka, Settings};
 
 /// How long the brokers may take to answer before that is told.
@@ -44,14 +44,30 @@ pub fn run(args: WorkerArgs) -> anyhow::Result<Exit> {
     for warning in loaded.warnings() {
         tracing::warn!("{warning}");
     }
+    serve(loaded.settings, |settings| {
+        models::load(&settings.model, &settings.batch).and_then(|model| models::parts(settings, model))
+    })
+}
+
+/// Runs a worker on whatever `load` brings, until it is told to stop. The fault tests bring a fake captioner.
+///
+/// # Errors
+/// See [`worker::run`]; or `load` failed, or the admin port is taken, or the brokers refuse what a worker needs.
+pub fn serve(
+    settings: Settings,
+    load: impl FnOnce(&Settings) -> anyhow::Result<Parts> + Send + 'static,
+) -> anyhow::Result<Exit> {
     let runtime = runtime()?;
-    let exit = runtime.block_on(work(loaded.settings));
+    let exit = runtime.block_on(work(settings, load));
     // Threads that outlive the drain deadline hold nothing that is committed; they end with the process.
     runtime.shutdown_background();
     exit
 }
 
-async fn work(settings: Settings) -> anyhow::Result<Exit> {
+async fn work(
+    settings: Settings,
+    load: impl FnOnce(&Settings) -> anyhow::Result<Parts> + Send + 'static,
+) -> anyhow::Result<Exit> {
     let control = Control::new(&settings.flow, Arc::new(Metrics::new()));
     drain_on_signal(&control)?;
     // The port answers while the model is loaded: /livez says alive, /readyz says not yet.
@@ -61,9 +77,7 @@ async fn work(settings: Settings) -> anyhow::Result<Exit> {
     tracing::info!(%address, "admin port: /livez /readyz /metrics /status");
     let loading = {
         let settings = settings.clone();
-        tokio::task::spawn_blocking(move || {
-            models::load(&settings.model, &settings.batch).and_then(|model| models::parts(&settings, model))
-        })
+        tokio::task::spawn_blocking(move || load(&settings))
     };
     let looking = {
         let (kafka, stop) = (settings.kafka.clone(), control.draining().clone());

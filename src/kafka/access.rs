@@ -5,22 +5,20 @@ use std::ffi::CString;
 use std::fmt;
 use std::time::{Duration, Instant};
 
+use rdkafka::TopicPartitionList;
 use rdkafka::bindings::{
     rd_kafka_AclOperation_t, rd_kafka_AdminOptions_destroy, rd_kafka_AdminOptions_new,
     rd_kafka_AdminOptions_set_include_authorized_operations, rd_kafka_AdminOptions_set_request_timeout,
-    rd_kafka_AdminOptions_t, rd_kafka_ConsumerGroupDescription_authorized_operations,
-    rd_kafka_ConsumerGroupDescription_error, rd_kafka_DescribeConsumerGroups,
-    rd_kafka_DescribeConsumerGroups_result_groups, rd_kafka_DescribeTopics, rd_kafka_DescribeTopics_result_topics,
+    rd_kafka_AdminOptions_t, rd_kafka_DescribeTopics, rd_kafka_DescribeTopics_result_topics,
     rd_kafka_TopicCollection_destroy, rd_kafka_TopicCollection_of_topic_names,
-    rd_kafka_TopicDescription_authorized_operations, rd_kafka_admin_op_t, rd_kafka_error_code, rd_kafka_error_destroy,
-    rd_kafka_event_DescribeConsumerGroups_result, rd_kafka_event_DescribeTopics_result, rd_kafka_event_destroy,
-    rd_kafka_event_error, rd_kafka_event_t, rd_kafka_queue_destroy, rd_kafka_queue_new, rd_kafka_queue_poll,
-    rd_kafka_queue_t, rd_kafka_t,
+    rd_kafka_TopicDescription_authorized_operations, rd_kafka_admin_op_t, rd_kafka_error_destroy,
+    rd_kafka_event_DescribeTopics_result, rd_kafka_event_destroy, rd_kafka_event_error, rd_kafka_event_t,
+    rd_kafka_queue_destroy, rd_kafka_queue_new, rd_kafka_queue_poll, rd_kafka_queue_t, rd_kafka_t,
 };
-use rdkafka::consumer::Consumer as _;
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::RDKafkaErrorCode;
 
-use super::client::{self, Found, TopicCheck};
+use super::client::{self, Found, PlainSide, TopicCheck};
 use super::error::{Class, Error};
 use crate::settings::Kafka;
 
@@ -71,51 +69,60 @@ impl Access {
 /// # Errors
 /// No broker answers within `timeout`, or the login is refused.
 pub fn check_access(settings: &Kafka, timeout: Duration) -> Result<Access, Error> {
-    let client = client::plain_consumer(settings, &[("topic.metadata.refresh.interval.ms", "-1")])?;
+    let more = [("topic.metadata.refresh.interval.ms", "-1"), ("group.id", &settings.group_id)];
+    let client = client::plain_consumer(settings, &more)?;
     let deadline = Instant::now() + timeout;
     let checks = TopicCheck::of(settings);
     let mut found = client::look_up(&client, settings, &checks, timeout)?;
     // The answers come from brokers that have answered just now.
     let left = || deadline.saturating_duration_since(Instant::now()).max(LEAST.min(timeout));
     let ask = Ask { client: client.client().native_ptr() };
+    for (check, found) in checks.iter().zip(&mut found.topics).filter(|(_, found)| found.is_ok()) {
+        match ask.topic(&check.topic, left()) {
+            Ok(Some(rights)) => {
+                if let Some(right) = check.needs().iter().find(|right| rights.lacks(**right)) {
+                    *found = Err(check.denied(*right, settings));
+                }
+            }
+            // Whoever does not know the question for one topic does not for the others.
+            Ok(None) => break,
+            // Nobody has said no: should a right be missing, the first record tells.
+            Err(code) => tracing::debug!(%code, topic = check.topic, "the brokers do not say what is permitted"),
+        }
+    }
     let group = loop {
-        match ask.group(&settings.group_id, left()) {
+        match group(&client, settings, left()) {
             // The coordinator of a new group, or after a failure, takes its time; so would joining.
             Err(code) if Class::of(code) == Class::Unreachable && Instant::now() < deadline => {
                 std::thread::sleep(AGAIN);
             }
-            rights => break rights,
+            answer => break answer,
         }
     };
-    // A broker that does not know this question, as the embedded one, would let us wait for the answer to the next.
-    if group != Ok(Rights::Unsupported) {
-        for (check, found) in checks.iter().zip(&mut found.topics).filter(|(_, found)| found.is_ok()) {
-            match ask.topic(&check.topic, left()) {
-                Ok(rights) => {
-                    if let Some(right) = check.needs().iter().find(|right| rights.lacks(**right)) {
-                        *found = Err(check.denied(*right, settings));
-                    }
-                }
-                // Nobody has said no: should a right be missing, the first record tells.
-                Err(code) => tracing::debug!(%code, topic = check.topic, "the brokers do not say what is permitted"),
-            }
-        }
-    }
-    let group = match group {
-        Err(code) => {
-            let reason = format!("{}: {code}", settings.group_id);
-            Err(Error::Other { doing: "asking the Kafka brokers for the group kafka.group_id", reason })
-        }
-        Ok(rights) if rights.lacks(Right::Read) => Err(Error::Denied {
+    let group = group.map_err(|code| match Class::of(code) {
+        Class::NotAuthorised => Error::Denied {
             user: settings.sasl_username.clone(),
             right: Right::Read,
             resource: "group",
             name: settings.group_id.clone(),
             setting: "kafka.group_id",
-        }),
-        _ => Ok(()),
-    };
+        },
+        _ => {
+            let reason = format!("{}: {code}", settings.group_id);
+            Error::Other { doing: "asking the Kafka brokers for the group kafka.group_id", reason }
+        }
+    });
     Ok(Access { found, group })
+}
+
+/// Asks for the group's offsets, as a member does before it reads. The brokers' description of a group would say more,
+/// but librdkafka (2.12) ends the process when a connection breaks while it asks a coordinator for one.
+fn group(client: &BaseConsumer<PlainSide>, settings: &Kafka, timeout: Duration) -> Result<(), RDKafkaErrorCode> {
+    let Some(input) = settings.inputs.first() else { return Ok(()) };
+    let mut list = TopicPartitionList::new();
+    list.add_partition(&input.topic, 0);
+    let answer = client.committed_offsets(list, timeout);
+    answer.map(|_| ()).map_err(|error| error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Unknown))
 }
 
 /// What the brokers say of our rights.
@@ -125,8 +132,6 @@ enum Rights {
     Named(Vec<Right>),
     /// Nothing.
     Unsaid,
-    /// They do not know the question.
-    Unsupported,
 }
 
 impl Rights {
@@ -167,8 +172,9 @@ impl<T> Drop for Owned<T> {
 }
 
 impl Ask {
-    fn topic(&self, topic: &str, timeout: Duration) -> Result<Rights, RDKafkaErrorCode> {
-        let Ok(name) = CString::new(topic) else { return Ok(Rights::Unsaid) };
+    /// The rights on a topic; `None` from a broker that does not know the question.
+    fn topic(&self, topic: &str, timeout: Duration) -> Result<Option<Rights>, RDKafkaErrorCode> {
+        let Ok(name) = CString::new(topic) else { return Ok(Some(Rights::Unsaid)) };
         let kind = rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBETOPICS;
         let answer = self.ask(kind, timeout, |options, queue| {
             let mut names = [name.as_ptr()];
@@ -178,47 +184,17 @@ impl Ask {
             // SAFETY: all are valid, and copied or counted by the call.
             unsafe { rd_kafka_DescribeTopics(self.client, topics.0, options, queue) }
         });
-        let Some(answer) = answer? else { return Ok(Rights::Unsupported) };
+        let Some(answer) = answer? else { return Ok(None) };
         // SAFETY: the answer owns everything that is read here and lives until the end; lengths are librdkafka's.
         unsafe {
             let result = rd_kafka_event_DescribeTopics_result(answer.0);
             let mut count = 0;
             let topics = rd_kafka_DescribeTopics_result_topics(result, &raw mut count);
             if count == 0 || topics.is_null() {
-                return Ok(Rights::Unsaid);
+                return Ok(Some(Rights::Unsaid));
             }
             let operations = rd_kafka_TopicDescription_authorized_operations(*topics, &raw mut count);
-            Ok(Rights::of(slice(operations, count)))
-        }
-    }
-
-    fn group(&self, group: &str, timeout: Duration) -> Result<Rights, RDKafkaErrorCode> {
-        let Ok(name) = CString::new(group) else { return Ok(Rights::Unsaid) };
-        let kind = rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBECONSUMERGROUPS;
-        let answer = self.ask(kind, timeout, |options, queue| {
-            let mut names = [name.as_ptr()];
-            // SAFETY: all are valid, and copied or counted by the call.
-            unsafe { rd_kafka_DescribeConsumerGroups(self.client, names.as_mut_ptr(), names.len(), options, queue) }
-        });
-        let Some(answer) = answer? else { return Ok(Rights::Unsupported) };
-        // SAFETY: as above.
-        unsafe {
-            let result = rd_kafka_event_DescribeConsumerGroups_result(answer.0);
-            let mut count = 0;
-            let groups = rd_kafka_DescribeConsumerGroups_result_groups(result, &raw mut count);
-            if count == 0 || groups.is_null() {
-                return Ok(Rights::Unsaid);
-            }
-            let code = rd_kafka_error_code(rd_kafka_ConsumerGroupDescription_error(*groups)).into();
-            match (code, Class::of(code)) {
-                // A group that nobody has joined yet may be unknown, and is nobody's to forbid.
-                (RDKafkaErrorCode::NoError | RDKafkaErrorCode::GroupIdNotFound, _) => {}
-                (RDKafkaErrorCode::UnsupportedFeature, _) => return Ok(Rights::Unsupported),
-                (_, Class::NotAuthorised) => return Ok(Rights::Named(Vec::new())),
-                (code, _) => return Err(code),
-            }
-            let operations = rd_kafka_ConsumerGroupDescription_authorized_operations(*groups, &raw mut count);
-            Ok(Rights::of(slice(operations, count)))
+            Ok(Some(Rights::of(slice(operations, count))))
         }
     }
 

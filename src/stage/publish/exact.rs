@@ -176,13 +176,14 @@ impl Publisher {
     }
 
     fn resolve(&mut self, batch: Batch) {
-        for prefix in &batch.prefixes {
-            self.ledger.transacted(prefix);
-        }
         for flight in batch.flights {
             self.summary.published += 1;
             flight.count(&self.setup.metrics);
             flight.finished.resolve(Outcome::Published);
+        }
+        // Behind the watermarks, so that nobody sees offsets committed that seem to be open.
+        for prefix in &batch.prefixes {
+            self.ledger.transacted(prefix);
         }
     }
 

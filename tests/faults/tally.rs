@@ -1,0 +1,160 @@
+//! What a reader of committed records sees: captions and dead letters, by origin and by id.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use blipstream::kafka::{Follower, From, TopicCheck};
+use blipstream::message::Message;
+use blipstream::settings;
+use serde_json::Value;
+
+use crate::load::Kind;
+use crate::support::client::read_all;
+
+/// How long one look for a record takes.
+const LOOK: Duration = Duration::from_millis(50);
+/// Ids that a complaint names.
+const NAMED: usize = 5;
+
+/// Results of a run.
+#[derive(Debug, Default)]
+pub struct Tally {
+    /// Results of each origin.
+    origins: BTreeMap<String, usize>,
+    captioned: BTreeSet<usize>,
+    buried: BTreeSet<usize>,
+    records: usize,
+}
+
+impl Tally {
+    /// Everything that is in the topics of captions and dead letters now.
+    pub fn read(kafka: &settings::Kafka) -> Self {
+        let mut tally = Self::default();
+        for topic in [&kafka.captions_topic, &kafka.dead_letter_topic] {
+            for message in read_all(kafka, topic) {
+                tally.take(&message, topic == &kafka.captions_topic);
+            }
+        }
+        tally
+    }
+
+    fn take(&mut self, message: &Message, caption: bool) {
+        let origin = message.header("blipstream-origin").expect("every result names its origin");
+        *self.origins.entry(origin.to_owned()).or_default() += 1;
+        let record: Value = serde_json::from_slice(message.payload.as_deref().unwrap()).unwrap();
+        let id = record["id"].as_str().unwrap().parse().unwrap();
+        if caption {
+            self.captioned.insert(id)
+        } else {
+            self.buried.insert(id)
+        };
+        self.records += 1;
+    }
+
+    /// Ids that have a result.
+    pub fn answered(&self) -> usize {
+        self.captioned.union(&self.buried).count()
+    }
+
+    /// Ids of `ids` without a result.
+    pub fn lost(&self, ids: usize) -> usize {
+        ids - self.answered()
+    }
+
+    /// Results beyond the first of their origin.
+    pub fn duplicates(&self) -> usize {
+        self.records - self.origins.len()
+    }
+
+    /// What is wrong with the results of `ids` requests, whatever was promised of duplicates.
+    pub fn complaints(&self, ids: usize) -> Vec<String> {
+        let mut complaints = Vec::new();
+        let mut complain = |what: &str, found: Vec<usize>| {
+            if !found.is_empty() {
+                complaints.push(format!("{} {what}, such as {:?}", found.len(), &found[..found.len().min(NAMED)]));
+            }
+        };
+        let answered = |id: &usize| self.captioned.contains(id) || self.buried.contains(id);
+        complain("ids are lost", (0..ids).filter(|id| !answered(id)).collect());
+        complain(
+            "results are of nobody",
+            self.captioned.union(&self.buried).copied().filter(|id| *id >= ids).collect(),
+        );
+        let healthy = |id: &usize| Kind::of(*id).is_healthy();
+        complain("healthy ids are dead letters", self.buried.iter().copied().filter(healthy).collect());
+        complain("broken ids have captions", self.captioned.iter().copied().filter(|id| !healthy(id)).collect());
+        // An origin is one request: as many as there are ids, and none beside.
+        if complaints.is_empty() && self.origins.len() != ids {
+            complaints.push(format!("{} origins for {ids} ids", self.origins.len()));
+        }
+        complaints
+    }
+}
+
+/// Reads results as they become visible.
+pub struct Reader {
+    seen: Arc<Mutex<Seen>>,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Default)]
+struct Seen {
+    tally: Tally,
+    /// When results came, to tell where none did.
+    arrivals: Vec<Instant>,
+}
+
+impl Reader {
+    /// Begins at the beginning of the topics.
+    pub fn begin(kafka: &settings::Kafka) -> Self {
+        let topics = [&kafka.captions_topic, &kafka.dead_letter_topic];
+        let checks = topics.map(|topic| TopicCheck { topic: topic.clone(), setting: "the topic" });
+        let follower = Follower::open(kafka, &checks, From::Beginning, Duration::from_secs(30)).unwrap();
+        let (seen, stop) = (Arc::new(Mutex::new(Seen::default())), Arc::new(AtomicBool::new(false)));
+        let (captions, shared, stopped) = (kafka.captions_topic.clone(), seen.clone(), stop.clone());
+        let thread = std::thread::spawn(move || {
+            while !stopped.load(Ordering::Relaxed) {
+                if let Some(message) = follower.next(LOOK).expect("results can be read") {
+                    let mut seen = shared.lock().unwrap();
+                    seen.tally.take(&message, *message.topic == *captions);
+                    seen.arrivals.push(Instant::now());
+                }
+            }
+        });
+        Self { seen, stop, thread: Some(thread) }
+    }
+
+    /// Ids that have a result so far.
+    pub fn answered(&self) -> usize {
+        self.seen.lock().unwrap().tally.answered()
+    }
+
+    /// The longest time without a result that began after `from` and before `to`.
+    pub fn longest_gap(&self, from: Instant, to: Instant) -> Duration {
+        let seen = self.seen.lock().unwrap();
+        let within = seen.arrivals.iter().copied().filter(|at| *at >= from);
+        let mut longest = Duration::ZERO;
+        let mut last = from;
+        for at in within.chain([Instant::now()]) {
+            longest = longest.max(at - last);
+            last = at;
+            if at > to {
+                break;
+            }
+        }
+        longest
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
