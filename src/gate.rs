@@ -18,6 +18,8 @@ names! {
         Queue = "queue",
         /// A partition rests, since its oldest message is not resolved and the newest is far ahead of it.
         Span = "span",
+        /// Messages are taken one at a time, to find the one that kills its worker.
+        Solo = "solo",
         /// The worker is draining.
         Drain = "drain",
     }

@@ -1,12 +1,27 @@
 //! Tickets and the ledger: which offsets of each partition are resolved, and up to where they may be committed.
 //!
 //! Work finishes out of order and offsets are sparse. The watermark of a partition is the first offset that was
-//! seen and is not resolved; only what lies before it is ever committed.
+//! seen and is not resolved; only what lies before it is ever committed. Beside each offset stands a [`Note`], from which
+//! the next worker learns whether this one died; `standing` has the rules, and `passing` says which message may be
+//! handed on.
+
+mod note;
+mod passing;
+mod standing;
+mod ticket;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::Notify;
+
+use self::standing::{Reached, Standing};
+use self::ticket::Shared;
+
+pub use note::{Committed, Note, SUSPECT_AFTER};
+pub use passing::Pass;
+pub use ticket::Ticket;
 
 /// A partition of a topic.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -68,20 +83,36 @@ pub struct Position {
     pub open: usize,
 }
 
-/// What a transaction may commit of a partition: everything before `end`, as long as the assignment lasts.
+/// Up to where messages must have come so that their offsets may be committed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reach {
+    /// Resolved: their outputs are published.
+    Resolved,
+    /// Ready: their outputs are published in the transaction that commits the offset.
+    Ready,
+}
+
+/// What may be committed of a partition: everything before an offset, as long as the assignment lasts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Prefix {
     /// The partition.
     pub partition: TopicPartition,
     /// Which of its assignments.
     pub epoch: u64,
-    /// The offset to commit, see [`Position::ready`].
-    pub end: i64,
+    /// The offset to commit, see [`Position`], and the note beside it.
+    pub end: Committed,
 }
 
 /// The ledger of all partitions this worker owns. Cheap to clone; every clone is the same ledger.
 #[derive(Debug, Clone, Default)]
-pub struct Ledger(Arc<Mutex<Books>>);
+pub struct Ledger(Arc<Inner>);
+
+#[derive(Debug, Default)]
+struct Inner {
+    books: Mutex<Books>,
+    /// Told when something is to be committed that a message waits for.
+    wanted: Notify,
+}
 
 #[derive(Debug, Default)]
 struct Books {
@@ -111,8 +142,8 @@ struct Partition {
     ready: usize,
     /// One behind the newest offset seen; the watermark when nothing is open.
     next: Option<i64>,
-    /// Offset that the group has, with exactly-once delivery: as found, then as transactions of ours have committed it.
-    transacted: Option<i64>,
+    /// What the group has.
+    standing: Standing,
     /// Unresolved ones among `seen`.
     open: usize,
 }
@@ -125,7 +156,7 @@ impl Ledger {
 
     fn lock(&self) -> MutexGuard<'_, Books> {
         // The books are changed by code that cannot panic half-way.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.books.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Begins a new assignment of a partition; tickets of an earlier one no longer count.
@@ -135,7 +166,7 @@ impl Ledger {
         let epoch = books.epoch;
         books.partitions.insert(
             partition,
-            Partition { epoch, seen: VecDeque::new(), ready: 0, next: None, transacted: None, open: 0 },
+            Partition { epoch, seen: VecDeque::new(), ready: 0, next: None, standing: Standing::default(), open: 0 },
         );
     }
 
@@ -157,16 +188,8 @@ impl Ledger {
         entry.open += 1;
         let epoch = entry.epoch;
         books.open += 1;
-        let message = Shared {
-            ledger: self.clone(),
-            partition: partition.clone(),
-            epoch,
-            offset,
-            parts: AtomicUsize::new(1),
-            unready: AtomicUsize::new(1),
-            lost: AtomicBool::new(false),
-        };
-        Some(Ticket { message: Arc::new(message), ready: false, done: false })
+        drop(books);
+        Some(Ticket::new(self.clone(), partition.clone(), epoch, offset))
     }
 
     /// Where a partition stands; `None` before its first message and after its revocation.
@@ -180,15 +203,24 @@ impl Ledger {
         books.partitions.iter().filter_map(|(tp, p)| Some((tp.clone(), p.position()?))).collect()
     }
 
-    /// What a transaction may commit, of every partition where that is more than the last one did.
-    pub fn prefixes(&self) -> Vec<Prefix> {
-        let books = self.lock();
-        let prefix = |(partition, state): (&TopicPartition, &Partition)| {
-            let end = state.position()?.ready;
-            let more = state.transacted.is_none_or(|transacted| end > transacted);
-            more.then(|| Prefix { partition: partition.clone(), epoch: state.epoch, end })
-        };
-        books.partitions.iter().filter_map(prefix).collect()
+    /// What is to be committed, of every partition where that is more than the group has, or said with another note.
+    pub fn due(&self, reach: Reach) -> Vec<Prefix> {
+        self.lock().prefixes(|partition| partition.standing.due(partition.reached(reach)))
+    }
+
+    /// The notes beside the offsets that the group has, as they must be now; of what has become ready since, nothing.
+    pub fn amended(&self) -> Vec<Prefix> {
+        self.lock().prefixes(|partition| partition.standing.amended(partition.open == 0))
+    }
+
+    /// Whether a message waits for something to be committed.
+    pub fn is_urgent(&self, reach: Reach) -> bool {
+        self.lock().partitions.values().any(|partition| partition.standing.is_urgent(partition.reached(reach)))
+    }
+
+    /// Returns when a message has begun to wait for something to be committed. For one waiter.
+    pub async fn urgent(&self) {
+        self.0.wanted.notified().await;
     }
 
     /// Whether the assignment of a prefix still lasts.
@@ -200,20 +232,42 @@ impl Ledger {
     pub fn transacted(&self, prefix: &Prefix) {
         let mut books = self.lock();
         if let Some(partition) = books.partitions.get_mut(&prefix.partition).filter(|p| p.epoch == prefix.epoch) {
-            partition.transacted = Some(prefix.end);
+            partition.standing.committed(prefix.end);
         }
     }
 
-    /// What the group had committed when the partition was assigned, where transactions go on from it.
-    pub fn found(&self, partition: &TopicPartition, offset: Option<i64>) {
+    /// The consumer has committed this.
+    pub fn committed(&self, partition: &TopicPartition, committed: Committed) {
         if let Some(partition) = self.lock().partitions.get_mut(partition) {
-            partition.transacted = offset;
+            partition.standing.committed(committed);
         }
     }
 
-    /// The offset that transactions have committed last, or that was found before the first one.
-    pub fn transacted_so_far(&self, partition: &TopicPartition) -> Option<i64> {
-        self.lock().partitions.get(partition)?.transacted
+    /// What the group had when the partition was assigned. At most `max_span` offsets behind it were ever in flight.
+    pub fn found(&self, partition: &TopicPartition, committed: Option<Committed>, max_span: u64) {
+        if let Some(partition) = self.lock().partitions.get_mut(partition) {
+            partition.standing = Standing::found(committed, max_span);
+        }
+    }
+
+    /// What the group has: as found, and as committed since.
+    pub fn committed_so_far(&self, partition: &TopicPartition) -> Option<Committed> {
+        self.lock().partitions.get(partition)?.standing.had
+    }
+
+    /// Partitions go to other workers, in order: nothing more of them is taken.
+    pub fn leave(&self, partitions: &[TopicPartition]) {
+        let mut books = self.lock();
+        for partition in partitions {
+            if let Some(partition) = books.partitions.get_mut(partition) {
+                partition.standing.leave();
+            }
+        }
+    }
+
+    /// The worker ends, in order: nothing more is taken.
+    pub fn end(&self) {
+        self.lock().partitions.values_mut().for_each(|partition| partition.standing.end());
     }
 
     /// Partitions that are assigned.
@@ -238,6 +292,13 @@ impl Ledger {
 }
 
 impl Books {
+    fn prefixes(&self, end: impl Fn(&Partition) -> Option<Committed>) -> Vec<Prefix> {
+        let prefix = |(partition, state): (&TopicPartition, &Partition)| {
+            Some(Prefix { partition: partition.clone(), epoch: state.epoch, end: end(state)? })
+        };
+        self.partitions.iter().filter_map(prefix).collect()
+    }
+
     /// The assignment a message belongs to, unless it has ended: then another worker has the message now, and
     /// whatever became of it here does not count.
     fn current(&mut self, message: &Shared) -> Option<&mut Partition> {
@@ -266,110 +327,20 @@ impl Partition {
         }
     }
 
+    fn reached(&self, reach: Reach) -> Reached {
+        let position = self.position();
+        let end = position.map(|position| match reach {
+            Reach::Resolved => position.watermark,
+            Reach::Ready => position.ready,
+        });
+        Reached { end, idle: end == self.next }
+    }
+
     fn position(&self) -> Option<Position> {
         let next = self.next?;
         let watermark = self.seen.front().map_or(next, |(offset, _)| *offset);
         let ready = self.seen.get(self.ready).map_or(next, |(offset, _)| *offset);
         Some(Position { watermark, ready, span: (next - watermark) as u64, open: self.open })
-    }
-}
-
-#[derive(Debug)]
-struct Shared {
-    ledger: Ledger,
-    partition: TopicPartition,
-    epoch: u64,
-    offset: i64,
-    /// Tickets of this message that are not resolved; the last one closes it.
-    parts: AtomicUsize,
-    /// Tickets of this message that are not ready; the last one makes the message ready.
-    unready: AtomicUsize,
-    /// Whether a ticket of this message was dropped and reported: once is enough, however many rows it has.
-    lost: AtomicBool,
-}
-
-/// The promise that a consumed message, or one row of it, ends as something the broker has acknowledged.
-///
-/// Resolve it exactly once. Dropping it is recorded as [`Lost`].
-#[derive(Debug)]
-#[must_use = "a ticket that is dropped is a lost message"]
-pub struct Ticket {
-    message: Arc<Shared>,
-    ready: bool,
-    done: bool,
-}
-
-impl Ticket {
-    /// Keeps the promise. The message closes when every row's ticket is resolved.
-    pub fn resolve(mut self, _outcome: Outcome) {
-        self.done = true;
-        // Only siblings can be waited for; the last part closes the message anyway.
-        if self.message.parts.load(Ordering::Acquire) > 1 {
-            self.ready();
-        }
-        if self.message.parts.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.message.ledger.lock().close(&self.message);
-        }
-    }
-
-    /// Says that what this ticket promises is in hand and will be published in a transaction, which commits the offset
-    /// with it. Resolve the ticket when the transaction is committed.
-    pub fn ready(&mut self) {
-        if self.ready {
-            return;
-        }
-        self.ready = true;
-        if self.message.unready.fetch_sub(1, Ordering::AcqRel) == 1
-            && let Some(partition) = self.message.ledger.lock().current(&self.message)
-        {
-            partition.mark(self.message.offset, Mark::Ready);
-        }
-    }
-
-    /// Whether the partition is still assigned as it was when the message was consumed. Otherwise another worker has
-    /// the message now, and what became of it here must not be published.
-    pub fn current(&self) -> bool {
-        self.message.ledger.lock().current(&self.message).is_some()
-    }
-
-    /// Gives up on the promise on purpose: at the deadline of a drain. The offset stays uncommitted, the message counts
-    /// as open, and the next worker reads it again. Unlike a drop, this is not reported as [`Lost`].
-    pub fn abandon(mut self) {
-        self.done = true;
-    }
-
-    /// One ticket for each of `rows` rows (at least one); the message closes when all of them are resolved.
-    pub fn split(mut self, rows: usize) -> Vec<Ticket> {
-        let rows = rows.max(1);
-        self.done = true;
-        self.message.parts.fetch_add(rows - 1, Ordering::AcqRel);
-        if !self.ready {
-            self.message.unready.fetch_add(rows - 1, Ordering::AcqRel);
-        }
-        (0..rows).map(|_| Ticket { message: self.message.clone(), ready: self.ready, done: false }).collect()
-    }
-
-    /// Partition of the message.
-    pub fn partition(&self) -> &TopicPartition {
-        &self.message.partition
-    }
-
-    /// Offset of the message.
-    pub fn offset(&self) -> i64 {
-        self.message.offset
-    }
-}
-
-impl Drop for Ticket {
-    fn drop(&mut self) {
-        // The part stays open, so that no sibling can close the message and move the watermark past it.
-        if !self.done {
-            let mut books = self.message.ledger.lock();
-            if books.current(&self.message).is_some() && !self.message.lost.swap(true, Ordering::Relaxed) {
-                let lost = Lost { partition: self.message.partition.clone(), offset: self.message.offset };
-                books.lost.push_back(lost);
-            }
-        }
     }
 }
 

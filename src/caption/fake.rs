@@ -21,6 +21,8 @@ pub struct FakeOptions {
     pub memory_for: usize,
     /// An image whose first pixel has this colour makes its whole call of `encode` fail with [`ErrorKind::Internal`].
     pub poison: Option<[u8; 3]>,
+    /// An image whose first pixel has this colour ends the process, as a bug in native code does.
+    pub deadly: Option<[u8; 3]>,
     /// The longest prompt that is taken, in words.
     pub max_prompt_words: usize,
     /// What a row is said to take of the device's memory, in bytes.
@@ -36,6 +38,7 @@ impl Default for FakeOptions {
             failing_calls: Vec::new(),
             memory_for: usize::MAX,
             poison: None,
+            deadly: None,
             max_prompt_words: 64,
             row_bytes: 0,
         }
@@ -132,6 +135,9 @@ impl Engine for FakeEngine {
                 "the model takes images of side {expected}, not {}",
                 image.size()
             )));
+        }
+        if images.iter().any(|image| self.options.deadly.is_some_and(|deadly| image.data()[..3] == deadly)) {
+            std::process::abort();
         }
         if images.iter().any(|image| self.options.poison.is_some_and(|poison| image.data()[..3] == poison)) {
             return Err(EngineError::internal("an image of the batch is poisoned"));

@@ -8,14 +8,14 @@ use rdkafka::bindings::{rd_kafka_commit_queue, rd_kafka_queue_destroy, rd_kafka_
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::types::RDKafkaRespErr;
-use rdkafka::{Message as _, Offset, TopicPartitionList};
+use rdkafka::{Message as _, Offset};
 
 use super::context::{ConsumerSide, partition_of};
 use super::error::{Class, Error};
 use super::transaction::GroupMetadata;
 use super::{config, messages};
 use crate::message::Message;
-use crate::offsets::TopicPartition;
+use crate::offsets::{Committed, TopicPartition};
 use crate::settings::Kafka;
 
 /// Questions to the brokers that the consumer's thread waits for.
@@ -25,16 +25,14 @@ const QUERY_TIMEOUT: Duration = Duration::from_secs(2);
 ///
 /// The rule it must keep: an offset that is committed is never beyond the first unresolved message.
 pub trait Committer: Send {
-    /// Offsets to commit now: those that advanced since the last commit.
-    fn due(&mut self) -> Vec<(TopicPartition, i64)>;
+    /// What to commit now, beyond what the group has.
+    fn due(&mut self) -> Vec<(TopicPartition, Committed)>;
+    /// Whether a message waits for something that is due.
+    fn is_urgent(&self) -> bool;
     /// The result of a commit.
-    fn committed(&mut self, offsets: &[(TopicPartition, i64)], result: &Result<(), Error>);
-    /// A partition is ours from here on; the group has committed `offset` for it, if anything.
-    fn assigned(&mut self, partition: &TopicPartition, offset: Option<i64>);
-    /// A partition is no longer ours.
-    fn revoked(&mut self, partition: &TopicPartition);
-    /// What the group has for a partition of ours, as far as is known.
-    fn known(&self, partition: &TopicPartition) -> Option<i64>;
+    fn committed(&mut self, offsets: &[(TopicPartition, Committed)], result: &Result<(), Error>);
+    /// Whether somebody else is still to commit something of these partitions.
+    fn is_elsewhere(&self, partitions: &[TopicPartition]) -> bool;
 }
 
 /// Something that happened to the consumer.
@@ -54,7 +52,7 @@ pub enum Event {
         lost: bool,
     },
     /// A commit that did not wait has its result.
-    Committed(Vec<(TopicPartition, i64)>, Result<(), Error>),
+    Committed(Vec<(TopicPartition, Committed)>, Result<(), Error>),
     /// Statistics, once a second.
     Stats(Stats),
     /// An error that librdkafka deals with itself; it was logged.
@@ -181,7 +179,7 @@ impl Consumer {
     }
 
     /// What the group has committed for each partition. Waits for the brokers, two seconds at most.
-    pub fn committed(&self, partitions: &[TopicPartition]) -> Result<Vec<(TopicPartition, Option<i64>)>, Error> {
+    pub fn committed(&self, partitions: &[TopicPartition]) -> Result<Vec<(TopicPartition, Option<Committed>)>, Error> {
         committed(&self.base, partitions)
     }
 
@@ -221,9 +219,9 @@ impl Consumer {
         self.base.seek(&partition.topic, partition.partition, start.into(), Duration::ZERO).map_err(seeking)
     }
 
-    /// Commits exactly these offsets; the result comes as [`Event::Committed`].
-    pub fn commit(&self, offsets: &[(TopicPartition, i64)]) -> Result<(), Error> {
-        let list = offset_list(offsets);
+    /// Commits exactly these offsets with their notes; the result comes as [`Event::Committed`].
+    pub fn commit(&self, offsets: &[(TopicPartition, Committed)]) -> Result<(), Error> {
+        let list = messages::offset_list(offsets);
         let client = self.base.client().native_ptr();
         // rdkafka's own asynchronous commit tells nobody its result: librdkafka 2.12 reports it only to a C callback,
         // which rdkafka does not set, or to the queue that is named here.
@@ -240,13 +238,13 @@ impl Consumer {
         Err(Error::from_kafka("committing offsets", &KafkaError::ConsumerCommit(code.into())))
     }
 
-    /// Commits exactly these offsets and waits for the broker; at most a session's time-out when it is away, which is why
+    /// Commits exactly these offsets with their notes and waits for the broker; at most a session's time-out when it is away, which is why
     /// the end of a worker does not use it.
-    pub fn commit_now(&self, offsets: &[(TopicPartition, i64)]) -> Result<(), Error> {
+    pub fn commit_now(&self, offsets: &[(TopicPartition, Committed)]) -> Result<(), Error> {
         if offsets.is_empty() {
             return Ok(());
         }
-        match self.base.commit(&offset_list(offsets), CommitMode::Sync) {
+        match self.base.commit(&messages::offset_list(offsets), CommitMode::Sync) {
             // Nothing to commit is no failure.
             Ok(()) | Err(KafkaError::ConsumerCommit(RDKafkaErrorCode::NoOffset)) => Ok(()),
             Err(error) => Err(Error::from_kafka("committing offsets", &error)),
@@ -284,7 +282,7 @@ impl Membership {
     ///
     /// # Errors
     /// The brokers do not answer in time, or the consumer has ended.
-    pub fn committed(&self, partitions: &[TopicPartition]) -> Result<Vec<(TopicPartition, Option<i64>)>, Error> {
+    pub fn committed(&self, partitions: &[TopicPartition]) -> Result<Vec<(TopicPartition, Option<Committed>)>, Error> {
         let ended = || Error::Other { doing: "asking for the committed offsets", reason: "the consumer ended".into() };
         committed(&*self.0.upgrade().ok_or_else(ended)?, partitions)
     }
@@ -293,20 +291,17 @@ impl Membership {
 fn committed(
     consumer: &BaseConsumer<ConsumerSide>,
     partitions: &[TopicPartition],
-) -> Result<Vec<(TopicPartition, Option<i64>)>, Error> {
+) -> Result<Vec<(TopicPartition, Option<Committed>)>, Error> {
     let asking = |error| Error::from_kafka("asking for the committed offsets", &error);
     let list = messages::list(partitions.iter().map(|partition| (partition, Offset::Invalid)));
     let list = consumer.committed_offsets(list, QUERY_TIMEOUT).map_err(asking)?;
     let elements = list.elements();
-    let answer = elements.iter().map(|element| {
+    let answer = elements.iter().zip(messages::notes(&list)).map(|(element, note)| {
         element.error().map_err(asking)?;
-        Ok((partition_of(element.topic(), element.partition()), messages::exact_offset(element)))
+        let committed = messages::exact_offset(element).map(|offset| Committed { offset, note });
+        Ok((partition_of(element.topic(), element.partition()), committed))
     });
     answer.collect()
-}
-
-pub(super) fn offset_list(offsets: &[(TopicPartition, i64)]) -> TopicPartitionList {
-    messages::list(offsets.iter().map(|(partition, offset)| (partition, Offset::Offset(*offset))))
 }
 
 impl std::fmt::Debug for Membership {

@@ -16,7 +16,7 @@ use rdkafka::{Statistics, TopicPartitionList};
 use super::consumer::{Event, PartitionStats, Stats};
 use super::error::{Class, Error, login_advice};
 use super::messages;
-use crate::offsets::TopicPartition;
+use crate::offsets::{Committed, TopicPartition};
 
 /// An error that lasts is logged again after this time; in between it is only counted as the newest one.
 const REMIND: Duration = Duration::from_secs(30);
@@ -193,8 +193,9 @@ impl ConsumerContext for ConsumerSide {
             (Ok(()), None) => Ok(()),
             (Err(error), _) | (Ok(()), Some(error)) => Err(Error::from_kafka("committing offsets", &error)),
         };
-        let offsets = elements.iter().filter_map(|element| {
-            Some((partition_of(element.topic(), element.partition()), messages::exact_offset(element)?))
+        let offsets = elements.iter().zip(messages::notes(offsets)).filter_map(|(element, note)| {
+            let offset = messages::exact_offset(element)?;
+            Some((partition_of(element.topic(), element.partition()), Committed { offset, note }))
         });
         self.push(Event::Committed(offsets.collect(), result));
     }

@@ -12,7 +12,7 @@ use rdkafka::topic_partition_list::TopicPartitionListElem;
 use rdkafka::{Message as _, Offset, TopicPartitionList};
 
 use crate::message::{Headers, Message};
-use crate::offsets::TopicPartition;
+use crate::offsets::{Committed, Note, TopicPartition};
 
 /// An owned copy, so that librdkafka's buffers are freed at once.
 pub(crate) fn owned(message: &BorrowedMessage<'_>, topic: Arc<str>) -> Message {
@@ -80,6 +80,35 @@ pub(crate) fn list<'a>(partitions: impl IntoIterator<Item = (&'a TopicPartition,
     list
 }
 
+/// The same with offsets that are committed, and their notes.
+pub(crate) fn offset_list(offsets: &[(TopicPartition, Committed)]) -> TopicPartitionList {
+    let mut list = TopicPartitionList::new();
+    for (partition, Committed { offset, note }) in offsets {
+        let mut element = list.add_partition(&partition.topic, partition.partition);
+        let _ = element.set_offset(Offset::Offset(*offset));
+        let metadata = note.render();
+        if !metadata.is_empty() {
+            element.set_metadata(metadata);
+        }
+    }
+    list
+}
+
+/// The notes of a list, in its order. rdkafka's own reader panics at metadata that is not UTF-8, and that is a
+/// stranger's bytes.
+pub(crate) fn notes(list: &TopicPartitionList) -> Vec<Note> {
+    let note = |index: usize| {
+        // SAFETY: the list is valid while it is borrowed, and `index` is one of its elements.
+        let element = unsafe { &*(*list.ptr()).elems.add(index) };
+        if element.metadata.is_null() {
+            return Note::default();
+        }
+        // SAFETY: `metadata` points at `metadata_size` bytes that belong to the list.
+        Note::parse(unsafe { std::slice::from_raw_parts(element.metadata.cast::<u8>(), element.metadata_size) })
+    };
+    (0..list.count()).map(note).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::{Duration, Instant};
@@ -94,6 +123,24 @@ mod tests {
 
     use super::*;
     use crate::kafka::EmbeddedBroker;
+
+    #[test]
+    fn notes_come_back_from_a_list_whatever_else_stands_there() {
+        let partition = |number| TopicPartition { topic: "t".into(), partition: number };
+        let note = Note { starts: 2, alone: true, until: Some(9) };
+        let committed = [(partition(0), Committed { offset: 7, note }), (partition(1), Committed::from(8))];
+        let list = offset_list(&committed);
+        assert_eq!(notes(&list), [note, Note::default()]);
+        let foreign = b"\xff\xfe";
+        let mut element = list.find_partition("t", 1).unwrap();
+        element.set_metadata("{}");
+        // SAFETY: the element has two bytes of metadata, which are written over.
+        unsafe {
+            let raw = &*(*list.ptr()).elems.add(1);
+            ptr::copy_nonoverlapping(foreign.as_ptr(), raw.metadata.cast::<u8>(), foreign.len());
+        }
+        assert_eq!(notes(&list), [note, Note::default()]);
+    }
 
     #[test]
     fn a_header_name_that_is_not_utf_8_does_not_stop_the_worker() {

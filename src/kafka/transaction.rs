@@ -8,10 +8,10 @@ use std::time::Duration;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::Producer as _;
 
-use super::consumer::offset_list;
 use super::error::{Class, Error};
+use super::messages::offset_list;
 use super::producer::{Deliver, Producer};
-use crate::offsets::TopicPartition;
+use crate::offsets::{Committed, TopicPartition};
 use crate::settings::Kafka;
 
 /// What to do after a step of a transaction failed.
@@ -62,13 +62,13 @@ impl<D: Deliver> Producer<D> {
         self.step("beginning a transaction", self.inner().begin_transaction())
     }
 
-    /// Makes offsets of the group part of the transaction. Blocks, for `timeout` at most.
+    /// Makes offsets of the group, with their notes, part of the transaction. Blocks, for `timeout` at most.
     ///
     /// # Errors
     /// [`Next::Abort`] when the group was rearranged since `group` was taken.
     pub fn send_offsets(
         &self,
-        offsets: &[(TopicPartition, i64)],
+        offsets: &[(TopicPartition, Committed)],
         group: &GroupMetadata,
         timeout: Duration,
     ) -> Result<(), TransactionError> {

@@ -90,7 +90,7 @@ pub async fn run(settings: &Settings, parts: Parts, control: &Control) -> anyhow
     let consumer = kafka::Consumer::new(&settings.kafka)?;
     let ledger = control.ledger().clone();
     let (committer, exactly_once): (Box<dyn kafka::Committer>, _) = match settings.kafka.delivery {
-        Delivery::AtLeastOnce => (Box::new(Watermarks::new(ledger)), None),
+        Delivery::AtLeastOnce => (Box::new(Watermarks(ledger)), None),
         Delivery::ExactlyOnce => {
             let publishing = publish::ExactlyOnce { group: consumer.membership(), ledger: ledger.clone() };
             (Box::new(InTransactions(ledger)), Some(publishing))
@@ -119,7 +119,7 @@ pub async fn run(settings: &Settings, parts: Parts, control: &Control) -> anyhow
     let parse = Parse {
         input: messages,
         rows,
-        finished: failures,
+        finished: failures.clone(),
         max_bytes: settings.kafka.max_message_size.as_u64() as usize,
         max_rows: settings.flow.max_rows,
         metrics: metrics.clone(),
@@ -137,7 +137,7 @@ pub async fn run(settings: &Settings, parts: Parts, control: &Control) -> anyhow
         committer,
         metrics,
     };
-    let mut consumer = consume::start(setup, messages_in)?;
+    let mut consumer = consume::start(setup, messages_in, failures)?;
     control.consuming(consumer.view(), before_parse);
 
     let watched = Watched {

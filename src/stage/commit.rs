@@ -1,48 +1,26 @@
-//! What is committed: the watermark of each partition, once it has advanced.
+//! What is committed: the watermark of each partition, once it has advanced, and the note beside it.
 //!
-//! The consumer's thread owns the connection and asks [`Watermarks`] at every interval, when partitions are revoked,
-//! and at the end.
-
-use std::collections::BTreeMap;
+//! The consumer's thread owns the connection and asks [`Watermarks`] at every interval, when a message waits for a note,
+//! when partitions are revoked, and at the end. What the group has is written down in the ledger.
 
 use crate::kafka::{Committer, Error};
-use crate::offsets::{Ledger, Position, TopicPartition};
+use crate::offsets::{Committed, Ledger, Prefix, Reach, TopicPartition};
 
-/// Commits the watermarks of a ledger.
+/// Commits the watermarks of a ledger. Exact offsets: the next worker begins there.
 #[derive(Debug)]
-pub struct Watermarks {
-    ledger: Ledger,
-    /// What the group has, for every partition that is ours.
-    committed: BTreeMap<TopicPartition, Option<i64>>,
-}
-
-impl Watermarks {
-    /// Commits what `ledger` says.
-    pub fn new(ledger: Ledger) -> Self {
-        Self { ledger, committed: BTreeMap::new() }
-    }
-}
-
-/// The watermarks that are beyond what the group has. Exact offsets: the next worker begins there.
-///
-/// A partition that the group has nothing for is committed, too; one that is not in `committed` is not ours.
-fn advanced(
-    positions: Vec<(TopicPartition, Position)>,
-    committed: &BTreeMap<TopicPartition, Option<i64>>,
-) -> Vec<(TopicPartition, i64)> {
-    let beyond = |partition: &TopicPartition, watermark: i64| {
-        committed.get(partition).is_some_and(|known| known.is_none_or(|known| watermark > known))
-    };
-    let watermarks = positions.into_iter().map(|(partition, position)| (partition, position.watermark));
-    watermarks.filter(|(partition, watermark)| beyond(partition, *watermark)).collect()
-}
+pub struct Watermarks(pub Ledger);
 
 impl Committer for Watermarks {
-    fn due(&mut self) -> Vec<(TopicPartition, i64)> {
-        advanced(self.ledger.positions(), &self.committed)
+    fn due(&mut self) -> Vec<(TopicPartition, Committed)> {
+        let due = self.0.due(Reach::Resolved).into_iter();
+        due.map(|Prefix { partition, end, .. }| (partition, end)).collect()
     }
 
-    fn committed(&mut self, offsets: &[(TopicPartition, i64)], result: &Result<(), Error>) {
+    fn is_urgent(&self) -> bool {
+        self.0.is_urgent(Reach::Resolved)
+    }
+
+    fn committed(&mut self, offsets: &[(TopicPartition, Committed)], result: &Result<(), Error>) {
         // What failed is not remembered as committed, so the next interval tries again.
         match result {
             Ok(()) => {}
@@ -52,46 +30,34 @@ impl Committer for Watermarks {
                 return;
             }
         }
-        for (partition, offset) in offsets {
-            if let Some(known) = self.committed.get_mut(partition) {
-                *known = Some(known.map_or(*offset, |known| known.max(*offset)));
-            }
+        for (partition, committed) in offsets {
+            self.0.committed(partition, *committed);
         }
     }
 
-    fn assigned(&mut self, partition: &TopicPartition, offset: Option<i64>) {
-        self.committed.insert(partition.clone(), offset);
-    }
-
-    fn revoked(&mut self, partition: &TopicPartition) {
-        self.committed.remove(partition);
-    }
-
-    fn known(&self, partition: &TopicPartition) -> Option<i64> {
-        self.committed.get(partition).copied().flatten()
+    fn is_elsewhere(&self, _: &[TopicPartition]) -> bool {
+        false
     }
 }
 
-/// Commits nothing: with exactly-once delivery, offsets are committed by the transactions that publish their outputs,
-/// and the ledger keeps them.
+/// Commits nothing: with exactly-once delivery, offsets and notes are committed by the transactions that publish the
+/// outputs. A commit of the consumer could reach the brokers late, and take the offset of a later transaction back.
 #[derive(Debug)]
 pub struct InTransactions(pub Ledger);
 
 impl Committer for InTransactions {
-    fn due(&mut self) -> Vec<(TopicPartition, i64)> {
+    fn due(&mut self) -> Vec<(TopicPartition, Committed)> {
         Vec::new()
     }
 
-    fn committed(&mut self, _: &[(TopicPartition, i64)], _: &Result<(), Error>) {}
-
-    fn assigned(&mut self, partition: &TopicPartition, offset: Option<i64>) {
-        self.0.found(partition, offset);
+    fn is_urgent(&self) -> bool {
+        false
     }
 
-    fn revoked(&mut self, _: &TopicPartition) {}
+    fn committed(&mut self, _: &[(TopicPartition, Committed)], _: &Result<(), Error>) {}
 
-    fn known(&self, partition: &TopicPartition) -> Option<i64> {
-        self.0.transacted_so_far(partition)
+    fn is_elsewhere(&self, partitions: &[TopicPartition]) -> bool {
+        self.0.due(Reach::Ready).iter().any(|prefix| partitions.contains(&prefix.partition))
     }
 }
 
@@ -113,9 +79,9 @@ mod tests {
     #[test]
     fn commits_only_what_advanced_and_only_once() {
         let ledger = Ledger::new();
-        let mut watermarks = Watermarks::new(ledger.clone());
+        let mut watermarks = Watermarks(ledger.clone());
         ledger.assign(partition(0));
-        watermarks.assigned(&partition(0), Some(5));
+        ledger.found(&partition(0), Some(5.into()), 100);
         assert_eq!(watermarks.due(), []);
         let (first, second) = (ledger.open(&partition(0), 5).unwrap(), ledger.open(&partition(0), 6).unwrap());
         assert_eq!(watermarks.due(), []);
@@ -123,7 +89,7 @@ mod tests {
         assert_eq!(watermarks.due(), []);
         first.resolve(Outcome::Published);
         let due = watermarks.due();
-        assert_eq!(due, [(partition(0), 7)]);
+        assert_eq!(due, [(partition(0), 7.into())]);
         watermarks.committed(&due, &failed());
         assert_eq!(watermarks.due(), due);
         watermarks.committed(&due, &Ok(()));
@@ -133,22 +99,21 @@ mod tests {
     #[test]
     fn commits_nothing_of_a_partition_that_is_not_ours() {
         let ledger = Ledger::new();
-        let mut watermarks = Watermarks::new(ledger.clone());
+        let mut watermarks = Watermarks(ledger.clone());
         ledger.assign(partition(0));
-        watermarks.assigned(&partition(0), None);
         ledger.open(&partition(0), 0).unwrap().resolve(Outcome::Skipped);
-        watermarks.revoked(&partition(0));
+        ledger.revoke(&partition(0));
         assert_eq!(watermarks.due(), []);
-        watermarks.committed(&[(partition(0), 1)], &Ok(()));
-        assert!(watermarks.committed.is_empty());
+        watermarks.committed(&[(partition(0), 1.into())], &Ok(()));
+        assert_eq!(ledger.committed_so_far(&partition(0)), None);
     }
 
     #[test]
     fn an_abandoned_message_is_neither_committed_nor_reported_as_lost() {
         let ledger = Ledger::new();
-        let mut watermarks = Watermarks::new(ledger.clone());
+        let mut watermarks = Watermarks(ledger.clone());
         ledger.assign(partition(0));
-        watermarks.assigned(&partition(0), Some(0));
+        ledger.found(&partition(0), Some(0.into()), 100);
         ledger.open(&partition(0), 0).unwrap().abandon();
         ledger.open(&partition(0), 1).unwrap().resolve(Outcome::Published);
         assert_eq!(watermarks.due(), []);
@@ -161,10 +126,9 @@ mod tests {
             steps in proptest::collection::vec((0u8..4, any::<proptest::sample::Index>(), 1i64..4), 1..200)
         ) {
             let ledger = Ledger::new();
-            let mut watermarks = Watermarks::new(ledger.clone());
+            let mut watermarks = Watermarks(ledger.clone());
             ledger.assign(partition(0));
-            watermarks.assigned(&partition(0), None);
-            let (mut open, mut next, mut last) = (Vec::<Ticket>::new(), 0, 0);
+                let (mut open, mut next, mut last) = (Vec::<Ticket>::new(), 0, 0);
             for (step, which, gap) in steps {
                 match step {
                     0 | 1 => {
@@ -178,7 +142,7 @@ mod tests {
                     }
                     _ => {
                         let due = watermarks.due();
-                        for (_, offset) in &due {
+                        for (_, Committed { offset, .. }) in &due {
                             let first_open = open.iter().map(Ticket::offset).min();
                             prop_assert!(first_open.is_none_or(|first| *offset <= first));
                             prop_assert!(*offset >= last);

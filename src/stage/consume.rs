@@ -7,6 +7,8 @@
 mod group;
 mod held;
 mod partitions;
+mod report;
+mod solo;
 mod status;
 
 use std::sync::Arc;
@@ -19,6 +21,7 @@ use tokio::sync::oneshot;
 use self::group::{Closing, Rebalance};
 use self::held::Held;
 use self::partitions::Partitions;
+use self::solo::Admission;
 pub use self::status::{CLOSE, Consume, ConsumeStatus, ConsumeView, PartitionStatus};
 use self::status::{Control, Phase};
 use crate::budget::Pool;
@@ -29,6 +32,7 @@ use crate::message::Message;
 use crate::metrics::Metrics;
 use crate::offsets::{Ledger, Outcome, TopicPartition};
 use crate::settings;
+use crate::stage::Finished;
 use crate::tracked::Tracked;
 
 /// What a message costs beside its bytes: its structs, its headers' list, its ticket, its place in a queue.
@@ -70,18 +74,18 @@ pub struct Setup {
 }
 
 /// Starts the thread. Messages go to `output`, of which nobody else may hold a sender: it closes after
-/// [`Consume::stop`], so that the flow drains.
+/// [`Consume::stop`], so that the flow drains. Those that have killed a worker go to `failures`.
 ///
 /// # Errors
 /// librdkafka refuses the topics. That brokers are away is no error; the status tells.
-pub fn start(setup: Setup, output: Sender<Tracked<Message>>) -> Result<Consume, Error> {
+pub fn start(setup: Setup, output: Sender<Tracked<Message>>, failures: Sender<Finished>) -> Result<Consume, Error> {
     setup.consumer.subscribe()?;
     let control = Arc::new(Control::default());
     let (failure, failed) = oneshot::channel();
     let (end, ended) = oneshot::channel();
     let (leave, left) = oneshot::channel();
     let (ledger, told) = (setup.ledger.clone(), control.clone());
-    let worker = Worker::new(setup, output, Signals { control: control.clone(), failure: Some(failure) });
+    let worker = Worker::new(setup, (output, failures), Signals { control: control.clone(), failure: Some(failure) });
     let thread = std::thread::Builder::new().name("consume".into());
     let spawned = thread.spawn(move || {
         let (result, consumer) = worker.run();
@@ -99,6 +103,8 @@ pub fn start(setup: Setup, output: Sender<Tracked<Message>>) -> Result<Consume, 
 /// The times at which things are due.
 struct Clock {
     commit: Instant,
+    /// Before which a message that waits for a commit hurries nobody.
+    urgent: Instant,
     sweep: Instant,
     status: Instant,
 }
@@ -120,12 +126,15 @@ struct Signals {
 struct Worker {
     setup: Setup,
     output: Option<Sender<Tracked<Message>>>,
+    failures: Option<Sender<Finished>>,
     signals: Signals,
     /// The error to end with.
     error: Option<Error>,
     partitions: Partitions,
     /// Messages that found no room; without tickets, so that they can be forgotten.
     held: Held,
+    /// The partition that is read alone, one message at a time.
+    solo: Option<TopicPartition>,
     pressure: Pressure,
     rebalance: Option<Rebalance>,
     /// Since when a commit waits for its result.
@@ -136,15 +145,17 @@ struct Worker {
 }
 
 impl Worker {
-    fn new(setup: Setup, output: Sender<Tracked<Message>>, signals: Signals) -> Self {
+    fn new(setup: Setup, (output, failures): (Sender<Tracked<Message>>, Sender<Finished>), signals: Signals) -> Self {
         let now = Instant::now();
         let (pause, resume) = (setup.flow.pause_at, setup.flow.resume_at);
         Self {
             output: Some(output),
+            failures: Some(failures),
             signals,
             error: None,
             partitions: Partitions::default(),
             held: Held::default(),
+            solo: None,
             pressure: Pressure {
                 messages: Hysteresis::new(pause, resume),
                 limit: Hysteresis::new(1.0, LIMIT_RESUME),
@@ -153,7 +164,7 @@ impl Worker {
             rebalance: None,
             committing: None,
             closing: None,
-            clock: Clock { commit: now + setup.kafka.commit_interval, sweep: now, status: now },
+            clock: Clock { commit: now + setup.kafka.commit_interval, urgent: now, sweep: now, status: now },
             setup,
         }
     }
@@ -275,12 +286,12 @@ impl Worker {
         }
     }
 
-    /// The partition can go no further until older messages are resolved. What came of it is forgotten, so that others
-    /// do not wait behind it, and is read again.
+    /// The partition can go no further until older messages are resolved, or something is committed. What came of it is
+    /// forgotten, so that others do not wait behind it, and is read again.
     fn turn_away(&mut self, partition: &TopicPartition, offset: i64) {
         self.partitions.turn_away(partition, offset);
         self.held.retain(|message| partition_of(message) != *partition);
-        self.apply_pauses(Instant::now());
+        self.review(Instant::now());
     }
 
     /// Gives the message back when there is no room for it.
@@ -304,6 +315,16 @@ impl Worker {
         if !self.setup.gate.admits(ledger.open_tickets()) || output.is_full() {
             return Some(message);
         }
+        match self.admission(&partition, message.offset) {
+            Admission::Now => {}
+            Admission::Later => return Some(message),
+            Admission::Elsewhere => {
+                self.turn_away(&partition, message.offset);
+                return None;
+            }
+            Admission::Blamed(starts) => return self.quarantine(message, starts),
+        }
+        let (ledger, Some(output)) = (&self.setup.ledger, &self.output) else { return None };
         let Some(permit) = self.setup.messages.try_acquire(message.size() + MESSAGE_OVERHEAD) else {
             return Some(message);
         };
@@ -316,23 +337,13 @@ impl Worker {
         self.look_at_span(&partition);
         if let Err(refused) = sent {
             refused.into_inner().abandon();
-            let reason = "the stage behind it has ended".into();
-            self.fail(Error::Other { doing: "handing messages on", reason });
+            self.fail_behind();
         }
         None
     }
 
-    fn count(&self, message: &Message, taken: bool) {
-        let mut status = self.signals.control.status();
-        if !taken {
-            status.skipped += 1;
-            return;
-        }
-        status.tombstones += u64::from(message.payload.is_none());
-        match status.messages.get_mut(&*message.topic) {
-            Some(count) => *count += 1,
-            None => drop(status.messages.insert(message.topic.to_string(), 1)),
-        }
+    fn fail_behind(&mut self) {
+        self.fail(Error::Other { doing: "handing messages on", reason: "the stage behind it has ended".into() });
     }
 
     // --- pausing
@@ -362,7 +373,7 @@ impl Worker {
         gate.tell(Reason::Limit, limited);
         gate.tell(Reason::Queue, held && !queue_low);
         // What finds no room though the queue has some is too long for what is left of the pool.
-        gate.tell(Reason::Messages, held && queue_low && !limited && !shut);
+        gate.tell(Reason::Messages, held && queue_low && !limited && !shut && self.solo.is_none());
         gate.tell(Reason::Span, self.partitions.any_span_full());
         limited || held || self.output.is_none() || shut
     }
@@ -394,7 +405,7 @@ impl Worker {
         for partition in self.partitions.names() {
             self.look_at_span(&partition);
         }
-        self.apply_pauses(now);
+        self.review(now);
         self.signals
             .control
             .set_at_end(self.held.is_empty() && self.rebalance.is_none() && self.partitions.all_at_end());
@@ -432,34 +443,12 @@ impl Worker {
 
     /// Closes the channel, so that the flow drains; what is held has no ticket and is simply read again.
     fn stop_delivery(&mut self) {
+        self.failures = None;
         if self.output.take().is_some() {
             self.held.clear();
             self.setup.gate.shut(Reason::Drain);
             self.apply_pauses(Instant::now());
         }
-    }
-
-    fn publish_status(&mut self) {
-        let ledger = &self.setup.ledger;
-        let of = |(partition, state): (&TopicPartition, &partitions::State)| {
-            let position = ledger.position(partition);
-            PartitionStatus {
-                topic: partition.topic.to_string(),
-                partition: partition.partition,
-                paused: state.paused == Some(true),
-                at_end: state.at_end,
-                lag: state.lag(position.map(|position| position.watermark)),
-                committed: self.setup.committer.known(partition),
-                watermark: position.map(|position| position.watermark),
-                span: position.map_or(0, |position| position.span),
-                open: position.map_or(0, |position| position.open),
-            }
-        };
-        let partitions = self.partitions.iter().map(of).collect();
-        let mut status = self.signals.control.status();
-        status.partitions = partitions;
-        status.held_bytes = self.held.bytes();
-        status.last_error = self.setup.consumer.last_error().map(|(_, reason)| reason);
     }
 }
 

@@ -1,16 +1,16 @@
 //! A broker, members of the group, and a publisher, with what tests ask of them.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_channel::Receiver;
 use blipstream::budget::{Limit, Pool};
 use blipstream::disposition::{Code, Failure, Stage};
 use blipstream::gate::Gate;
-use blipstream::kafka::{Consumer, EmbeddedBroker, Error, NewRecord, group_offsets, write_records};
+use blipstream::kafka::{Consumer, EmbeddedBroker, Error, Event, NewRecord, Start, group_offsets, write_records};
 use blipstream::message::{CaptionRecord, ImageInfo, Message, ModelRef, SCHEMA, Timing};
 use blipstream::metrics::Metrics;
-use blipstream::offsets::Ledger;
+use blipstream::offsets::{Committed, Ledger, TopicPartition};
 use blipstream::settings;
 use blipstream::stage::commit::Watermarks;
 use blipstream::stage::consume::{self, Consume};
@@ -63,6 +63,31 @@ impl Bench {
         group_offsets(&self.kafka, IN, PATIENCE).unwrap()
     }
 
+    /// Commits offsets as a member of the group, whose only one it is.
+    pub fn commit<const N: usize>(&self, offsets: [(&str, i32, Committed); N]) {
+        let consumer = Consumer::new(&self.kafka).unwrap();
+        consumer.subscribe().unwrap();
+        let deadline = Instant::now() + PATIENCE;
+        while Instant::now() < deadline {
+            if let Some(Event::Assigned(partitions)) = consumer.poll(Duration::from_millis(100)) {
+                let starts: Vec<_> = partitions.into_iter().map(|partition| (partition, Start::Beginning)).collect();
+                consumer.assign(&starts).unwrap();
+                let of = |(topic, partition, committed): (&str, i32, Committed)| {
+                    (TopicPartition { topic: topic.into(), partition }, committed)
+                };
+                consumer.commit_now(&offsets.map(of)).unwrap();
+                return consumer.close();
+            }
+        }
+        panic!("no assignment in time");
+    }
+
+    /// What the group has of a partition of a topic.
+    pub fn noted(&self, topic: &str, partition: i32) -> Option<Committed> {
+        let asking = Consumer::new(&self.kafka).unwrap();
+        asking.committed(&[TopicPartition { topic: topic.into(), partition }]).unwrap()[0].1
+    }
+
     pub fn member(&self) -> Member {
         Member::start(self, Limit { items: self.flow.max_messages, bytes: 64 << 20 }, 1024)
     }
@@ -84,6 +109,8 @@ pub struct Member {
     pub messages: Pool,
     pub gate: Gate,
     pub output: Receiver<Tracked<Message>>,
+    /// Messages that are to be dead letters, unread.
+    pub blamed: Receiver<Finished>,
 }
 
 impl Member {
@@ -97,11 +124,12 @@ impl Member {
             ledger: ledger.clone(),
             messages: messages.clone(),
             gate: gate.clone(),
-            committer: Box::new(Watermarks::new(ledger.clone())),
+            committer: Box::new(Watermarks(ledger.clone())),
             metrics: Arc::default(),
         };
-        let consume = consume::start(setup, sender).unwrap();
-        Self { consume, ledger, messages, gate, output }
+        let (failures, blamed) = async_channel::bounded(1);
+        let consume = consume::start(setup, sender, failures).unwrap();
+        Self { consume, ledger, messages, gate, output, blamed }
     }
 
     pub async fn next(&self) -> Tracked<Message> {

@@ -4,5 +4,6 @@ mod bench;
 mod consume;
 mod group;
 mod publish;
+mod solo;
 #[path = "../support/mod.rs"]
 mod support;

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use super::{Worker, partition_of};
 use crate::disposition::Stage;
 use crate::kafka::{Consumer, Error, Start};
-use crate::offsets::TopicPartition;
+use crate::offsets::{Committed, TopicPartition};
 
 /// Wait between two tries to learn the committed offsets of new partitions.
 const RETRY_ASSIGN: Duration = Duration::from_secs(1);
@@ -16,6 +16,9 @@ const LAST_COMMIT: Duration = Duration::from_secs(5);
 
 /// Wait between two tries of a commit that the end, or a rebalance, waits for.
 const RETRY_COMMIT: Duration = Duration::from_millis(50);
+
+/// Wait before a commit that has failed is tried again since a message waits for it.
+const RETRY_URGENT: Duration = Duration::from_millis(200);
 
 /// A rebalance that the group waits for.
 pub(super) enum Rebalance {
@@ -45,6 +48,9 @@ impl Worker {
         self.signals.control.status().rebalances += 1;
         self.signals.control.set_at_end(false);
         self.partitions.leaving(&partitions);
+        if !lost {
+            self.setup.ledger.leave(&partitions);
+        }
         // Should a partition come back, its first message must be the committed one, not a held one.
         self.held.retain(|message| !partitions.contains(&partition_of(message)));
         let deadline = now + self.setup.kafka.revoke_drain;
@@ -77,19 +83,20 @@ impl Worker {
             }
         };
         let mut starts = Vec::with_capacity(committed.len());
-        for (partition, offset) in committed {
+        for (partition, committed) in committed {
             // librdkafka would treat "no offset yet" as it treats "out of range", which must stop the worker.
-            let start = offset.map_or(Start::Beginning, Start::At);
+            let start = committed.map_or(Start::Beginning, |committed| Start::At(committed.offset));
             tracing::info!(%partition, ?start, "partition assigned");
             self.setup.ledger.assign(partition.clone());
-            self.setup.committer.assigned(&partition, offset);
+            self.setup.ledger.found(&partition, committed, self.setup.flow.max_span);
             self.partitions.assigned(partition.clone(), start, now);
             starts.push((partition, start));
         }
+        self.tell_suspects(&partitions);
         if let Err(error) = self.setup.consumer.assign(&starts) {
             self.fail(error);
         }
-        self.apply_pauses(now);
+        self.review(now);
     }
 
     /// Lets partitions go once they have drained and are committed, or the time is up. Otherwise returns when to try
@@ -100,7 +107,8 @@ impl Worker {
         if lost {
             tracing::warn!(partitions = leave.partitions.len(), "partitions were lost to others; nothing is committed");
         } else {
-            if !late && (open > 0 || self.committing.is_some() || now < leave.next_try) {
+            let elsewhere = self.setup.committer.is_elsewhere(&leave.partitions);
+            if !late && (open > 0 || elsewhere || self.committing.is_some() || now < leave.next_try) {
                 return Some(leave.next_try);
             }
             let committed = self.commit_now(|partition| leave.partitions.contains(partition));
@@ -121,7 +129,6 @@ impl Worker {
     pub(super) fn forget(&mut self, partitions: &[TopicPartition]) {
         for partition in partitions {
             self.setup.ledger.revoke(partition);
-            self.setup.committer.revoked(partition);
             self.partitions.removed(partition);
         }
     }
@@ -131,7 +138,10 @@ impl Worker {
         if self.committing.is_some_and(|since| now.saturating_duration_since(since) >= stale) {
             self.committing = None;
         }
-        if now < self.clock.commit || self.committing.is_some() || self.rebalance.is_some() {
+        if self.committing.is_some() || self.rebalance.is_some() {
+            return;
+        }
+        if now < self.clock.commit && (now < self.clock.urgent || !self.setup.committer.is_urgent()) {
             return;
         }
         self.clock.commit = now + self.setup.kafka.commit_interval;
@@ -158,12 +168,13 @@ impl Worker {
         result
     }
 
-    pub(super) fn record_commit(&mut self, offsets: &[(TopicPartition, i64)], result: &Result<(), Error>) {
+    pub(super) fn record_commit(&mut self, offsets: &[(TopicPartition, Committed)], result: &Result<(), Error>) {
         if offsets.is_empty() {
             return;
         }
         self.setup.committer.committed(offsets, result);
         if let Err(error) = result {
+            self.clock.urgent = Instant::now() + RETRY_URGENT;
             self.signals.control.status().failed_commits += 1;
             if let Some(closing) = &mut self.closing {
                 closing.failure = Some(error.clone());
@@ -182,6 +193,7 @@ impl Worker {
         if self.setup.consumer.assignment_lost() {
             return Some(Ok(()));
         }
+        self.setup.ledger.end();
         let due = self.setup.committer.due();
         if due.is_empty() {
             return Some(Ok(()));

@@ -68,6 +68,11 @@ impl Held {
         self.bytes = self.messages.iter().map(cost).sum();
     }
 
+    /// Whether there is one like this.
+    pub(super) fn any(&self, is: impl Fn(&Message) -> bool) -> bool {
+        self.messages.iter().any(is)
+    }
+
     /// Forgets all.
     pub(super) fn clear(&mut self) {
         *self = Self::default();

@@ -19,6 +19,8 @@ pub(super) struct State {
     /// Messages from [`State::next`] on were turned away, and are to be sought anew before anything is taken.
     turned_away: bool,
     leaving: bool,
+    /// Others go first, or something is to be committed before.
+    held_back: bool,
     /// When the first message that is not consumed is due; nothing behind it is due sooner.
     due: Option<Instant>,
     /// The message that was deferred last, and until when: it waits once, whatever its header says the next time.
@@ -54,7 +56,7 @@ impl State {
     }
 
     fn resting(&self, shut: bool) -> bool {
-        shut || self.span_full || self.leaving || self.due.is_some()
+        shut || self.span_full || self.leaving || self.held_back || self.due.is_some()
     }
 }
 
@@ -88,6 +90,7 @@ impl Partitions {
             span_full: false,
             turned_away: false,
             leaving: false,
+            held_back: false,
             due: None,
             waited: None,
             alive: now,
@@ -190,6 +193,23 @@ impl Partitions {
         if let Some(state) = self.0.get_mut(partition) {
             state.span_full = span_full(state.span_full, span, max);
         }
+    }
+
+    /// Holds back those of which nothing is to be taken now, and no others.
+    pub(super) fn hold_back(&mut self, waits: impl Fn(&TopicPartition) -> bool) {
+        for (partition, state) in &mut self.0 {
+            state.held_back = waits(partition);
+        }
+    }
+
+    /// Whether a partition has messages to take, as far as is known: none of one that leaves, or that waits for a time.
+    pub(super) fn may_deliver(&self, partition: &TopicPartition) -> bool {
+        self.0.get(partition).is_some_and(|state| !state.leaving && state.due.is_none())
+    }
+
+    /// Whether the end of a partition was reached.
+    pub(super) fn is_at_end(&self, partition: &TopicPartition) -> bool {
+        self.0.get(partition).is_some_and(|state| state.at_end)
     }
 
     /// Whether a partition can take nothing until older messages are resolved.

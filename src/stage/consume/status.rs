@@ -65,6 +65,9 @@ pub struct PartitionStatus {
     pub span: u64,
     /// Messages consumed and not resolved.
     pub open: usize,
+    /// Up to this offset, exclusive, messages are taken one at a time: workers keep dying here.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub one_at_a_time_until: Option<i64>,
 }
 
 /// How far the end has come.

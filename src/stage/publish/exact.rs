@@ -14,7 +14,7 @@ use super::transactor::{Batch, Ended, Transactor, Trouble};
 use super::{ExactlyOnce, Flight, REFUSED, Setup, Summary, record};
 use crate::disposition::Stage;
 use crate::kafka::{Class, Error};
-use crate::offsets::{Ledger, Outcome, Prefix, TopicPartition};
+use crate::offsets::{Ledger, Outcome, Prefix, Reach, TopicPartition};
 
 /// Outputs of one partition, by the offset of their message.
 type Held = BTreeMap<i64, Vec<Flight>>;
@@ -63,8 +63,11 @@ impl Publisher {
         loop {
             if running.is_none() {
                 let now = Instant::now();
+                if !open {
+                    self.ledger.end();
+                }
                 // What is to be repeated keeps to its time; only new work may hurry.
-                let hurry = self.again.is_none() && (!open || self.is_full());
+                let hurry = self.again.is_none() && (!open || self.is_full() || self.ledger.is_urgent(Reach::Ready));
                 let due = now >= self.next || hurry;
                 let batch = if due { self.form() } else { None };
                 if let Some(batch) = batch {
@@ -99,6 +102,7 @@ impl Publisher {
                     Ok(finished) => self.hold(Flight::new(finished)),
                     Err(_) => open = false,
                 },
+                () = self.ledger.urgent() => {}
                 () = tokio::time::sleep_until(self.next.into()), if running.is_none() => {}
             }
         }
@@ -135,7 +139,7 @@ impl Publisher {
             }
         }
         self.fresh = 0;
-        let prefixes = self.ledger.prefixes();
+        let prefixes = self.ledger.due(Reach::Ready);
         let flights = prefixes.iter().flat_map(|prefix| take(&mut self.held, prefix)).collect();
         let mut batch = Batch::new(prefixes, flights);
         discard(batch.without_foreign(&self.ledger));
@@ -215,23 +219,34 @@ impl Publisher {
 
     // --- the end
 
-    /// Waits for the transaction that is under way: its end decides what the next worker reads.
+    /// Waits for the transaction that is under way: its end decides what the next worker reads. Then takes back that this
+    /// worker did not end in order.
     async fn finish(&mut self, mut running: Option<Running>) {
-        if running.is_none() {
-            return;
-        }
-        if let Ok(ended) = tokio::time::timeout(super::PURGE_TIMEOUT, joined(&mut running)).await {
+        let deadline = tokio::time::Instant::now() + super::PURGE_TIMEOUT;
+        if running.is_some() {
+            let Ok(ended) = tokio::time::timeout_at(deadline, joined(&mut running)).await else {
+                tracing::warn!(
+                    "the brokers do not say how the last transaction ended; the next worker reads what it did not commit"
+                );
+                return abandon_later(running);
+            };
             // An error is told by what is given up next.
             let _ = self.settle(ended);
+        }
+        if self.again.is_some() {
+            // What may not be decided yet must not be overtaken.
             return;
         }
-        tracing::warn!(
-            "the brokers do not say how the last transaction ended; the next worker reads what it did not commit"
-        );
-        tokio::spawn(async move {
-            let (_, ended) = joined(&mut running).await;
-            ended.into_batch().flights.into_iter().for_each(|flight| drop(flight.finished.abandon()));
-        });
+        self.ledger.end();
+        let notes = Batch::new(self.ledger.amended(), Vec::new());
+        if notes.prefixes.is_empty() {
+            return;
+        }
+        let mut running = self.start(|transactor| transactor.run(notes));
+        let ended = tokio::time::timeout_at(deadline, joined(&mut running)).await;
+        if !matches!(ended, Ok((_, Ended::Committed(_)))) {
+            tracing::warn!("the next worker takes this one's end for a crash");
+        }
     }
 
     /// Gives up on everything that is not published, then on everything that still comes.
@@ -274,10 +289,18 @@ async fn joined(running: &mut Option<Running>) -> (Transactor, Ended) {
     }
 }
 
+/// Leaves a transaction to itself that does not end.
+fn abandon_later(mut running: Option<Running>) {
+    tokio::spawn(async move {
+        let (_, ended) = joined(&mut running).await;
+        ended.into_batch().flights.into_iter().for_each(|flight| drop(flight.finished.abandon()));
+    });
+}
+
 /// The outputs that a prefix covers.
 fn take(held: &mut BTreeMap<TopicPartition, Held>, prefix: &Prefix) -> Vec<Flight> {
     let Some(all) = held.get_mut(&prefix.partition) else { return Vec::new() };
-    let behind = all.split_off(&prefix.end);
+    let behind = all.split_off(&prefix.end.offset);
     std::mem::replace(all, behind).into_values().flatten().collect()
 }
 

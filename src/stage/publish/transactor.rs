@@ -10,7 +10,7 @@ use crate::kafka::{
     Class, Deliver, Error, Membership, Next, NotDelivered, NotSent, Producer, TransactionError, unique_transactional_id,
 };
 use crate::metrics::Metrics;
-use crate::offsets::{Ledger, Prefix, TopicPartition};
+use crate::offsets::{Committed, Ledger, Prefix, TopicPartition};
 use crate::settings::Kafka;
 
 /// The longest wait for one answer of the brokers; the whole step may take `kafka.transaction_timeout`.
@@ -22,7 +22,8 @@ const FULL_QUEUE: Duration = Duration::from_millis(100);
 /// What one transaction publishes.
 #[derive(Default)]
 pub(super) struct Batch {
-    /// Offsets, each one behind the last message whose outputs are here.
+    /// Offsets, each one behind the last message whose outputs are here; or where the group is already, with another
+    /// note.
     pub(super) prefixes: Vec<Prefix>,
     pub(super) flights: Vec<Flight>,
     /// A commit of this very batch was asked for, and how that ended is not known.
@@ -105,7 +106,7 @@ impl Batch {
         foreign
     }
 
-    fn offsets(&self) -> Vec<(TopicPartition, i64)> {
+    fn offsets(&self) -> Vec<(TopicPartition, Committed)> {
         self.prefixes.iter().map(|prefix| (prefix.partition.clone(), prefix.end)).collect()
     }
 }
@@ -189,7 +190,9 @@ impl Transactor {
         })?;
         let committed: BTreeMap<_, _> = committed.into_iter().collect();
         let done = batch.prefixes.iter().all(|prefix| {
-            committed.get(&prefix.partition).copied().flatten().is_some_and(|offset| offset >= prefix.end)
+            let found = committed.get(&prefix.partition).copied().flatten();
+            // Offsets that are the same say nothing where only the note was to change.
+            found.is_some_and(|found| found.offset > prefix.end.offset || found == prefix.end)
         });
         tracing::info!(committed = done, "how the undecided transaction ended");
         Ok(done)
