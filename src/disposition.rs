@@ -4,6 +4,7 @@
 //! and under which [`Code`] of the closed list it is dead-lettered.
 
 mod advice;
+mod blame;
 
 use std::time::Duration;
 

@@ -1,6 +1,6 @@
 //! The admission control behind pause and resume: may the worker consume more?
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::disposition::names;
@@ -20,6 +20,10 @@ names! {
         Span = "span",
         /// Messages are taken one at a time, to find the one that kills its worker.
         Solo = "solo",
+        /// Most fetches of most hosts fail, so the trouble is probably this worker's own surroundings.
+        Outage = "outage",
+        /// Dead letters come faster than is allowed.
+        DeadLetters = "dead_letters",
         /// The worker is draining.
         Drain = "drain",
     }
@@ -47,6 +51,8 @@ struct State {
     /// What others say.
     told: BTreeSet<Reason>,
     limit: Option<usize>,
+    /// Limits that the worker sets itself, each for its reason.
+    narrowed: BTreeMap<Reason, usize>,
 }
 
 impl Gate {
@@ -95,11 +101,22 @@ impl Gate {
         self.lock().limit
     }
 
+    /// Limits the messages in flight for a reason, or lifts that limit; the smallest of all limits counts, and 0 shuts
+    /// the gate. Consumption waits for this reason as long as the limit is there.
+    pub fn narrow(&self, reason: Reason, in_flight: Option<usize>) {
+        let mut state = self.lock();
+        match in_flight {
+            Some(limit) => state.narrowed.insert(reason, limit),
+            None => state.narrowed.remove(&reason),
+        };
+    }
+
     /// What the gate lets through now.
     pub fn passage(&self) -> Passage {
         let state = self.lock();
-        match state.limit {
-            _ if !state.reasons.is_empty() => Passage::Shut,
+        let narrowest = state.narrowed.values().min().copied();
+        match narrowest.into_iter().chain(state.limit).min() {
+            _ if !state.reasons.is_empty() || narrowest == Some(0) => Passage::Shut,
             Some(limit) => Passage::Limited(limit),
             None => Passage::Open,
         }
@@ -117,7 +134,8 @@ impl Gate {
     /// Why consumption waits, be the gate shut or not; empty when it does not.
     pub fn reasons(&self) -> Vec<Reason> {
         let state = self.lock();
-        state.reasons.union(&state.told).copied().collect()
+        let all = state.reasons.iter().chain(&state.told).chain(state.narrowed.keys());
+        all.copied().collect::<BTreeSet<_>>().into_iter().collect()
     }
 }
 

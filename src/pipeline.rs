@@ -129,7 +129,15 @@ impl Core {
 
         // fetch → decode
         let (rows, rows_out) = bounded(HANDOVER);
-        let fetcher = fetch::Fetcher::new(&settings.fetch, control.budget().images.clone(), pixel_bytes, metrics)?;
+        let fetcher = fetch::Fetcher::new(&settings.fetch, control.budget().images.clone(), pixel_bytes, metrics)?
+            .looking_for_outages(
+                &settings.fetch,
+                fetch::Surroundings {
+                    gate: control.gate().clone(),
+                    ledger: control.ledger().clone(),
+                    draining: control.draining().clone(),
+                },
+            );
         let (before_fetch, before_decode) = (waiting(&rows_out), waiting(&fetched));
         let fetching = tokio::spawn(fetch::run(Arc::new(fetcher), rows_out, fetched_in, finished_in.clone()));
 

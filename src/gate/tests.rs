@@ -28,6 +28,21 @@ fn a_limit_of_zero_lets_nothing_through() {
 }
 
 #[test]
+fn of_several_limits_the_smallest_counts_and_a_limit_that_the_worker_sets_to_zero_shuts_the_gate() {
+    let gate = Gate::new();
+    gate.limit(Some(5));
+    gate.narrow(Reason::DeadLetters, Some(8));
+    assert_eq!((gate.passage(), gate.reasons()), (Passage::Limited(5), vec![Reason::DeadLetters]));
+    gate.narrow(Reason::Outage, Some(3));
+    assert_eq!((gate.admits(2), gate.admits(3)), (true, false));
+    gate.narrow(Reason::Outage, Some(0));
+    assert_eq!(gate.passage(), Passage::Shut);
+    gate.narrow(Reason::Outage, None);
+    gate.narrow(Reason::DeadLetters, None);
+    assert_eq!((gate.passage(), gate.reasons()), (Passage::Limited(5), vec![]));
+}
+
+#[test]
 fn a_reason_that_is_only_told_shuts_nothing() {
     let gate = Gate::new();
     gate.tell(Reason::Queue, true);

@@ -104,6 +104,10 @@ pub async fn run(settings: &Settings, parts: Parts, control: &Control) -> anyhow
         give_up: give_up.clone(),
         failed: producer_failed.clone(),
         metrics: metrics.clone(),
+        dead_letters: publish::DeadLetters {
+            per_minute: settings.flow.max_dead_letters_per_minute,
+            gate: control.gate().clone(),
+        },
         exactly_once,
     });
     // However the publisher ends, also by a panic or before it began: without it the worker cannot go on.
@@ -169,7 +173,8 @@ pub async fn run(settings: &Settings, parts: Parts, control: &Control) -> anyhow
     if unfinished > 0 {
         tracing::warn!(
             unfinished,
-            "not finished by the drain deadline (flow.drain_timeout); the next worker reads them again"
+            "not finished: the drain deadline (flow.drain_timeout) passed, or an outage held them; the next worker reads \
+             them again"
         );
     }
     let closed = consumer.close().await;

@@ -43,6 +43,11 @@ pub struct Fetch {
     #[serde(with = "humantime_serde")]
     #[schemars(with = "String")]
     pub max_backoff: Duration,
+    /// How far back fetches are looked at for an outage: when most fetches of most hosts fail, at least five hosts, for
+    /// reasons that may be the worker's own surroundings, it pauses and holds what it has. 0 never does.
+    #[serde(with = "humantime_serde")]
+    #[schemars(with = "String")]
+    pub outage_window: Duration,
     /// Networks that may be reached although they are not public, e.g. `["10.1.0.0/16"]`.
     #[schemars(with = "Vec<String>")]
     pub allow_networks: Vec<IpNet>,
@@ -65,6 +70,7 @@ impl Default for Fetch {
             attempts: 4,
             backoff: Duration::from_millis(250),
             max_backoff: Duration::from_secs(5),
+            outage_window: Duration::from_secs(30),
             allow_networks: Vec::new(),
             file_roots: Vec::new(),
             user_agent: concat!("blipstream/", env!("CARGO_PKG_VERSION")).into(),

@@ -31,6 +31,9 @@ pub struct Flow {
     #[serde(with = "humantime_serde")]
     #[schemars(with = "String")]
     pub drain_timeout: Duration,
+    /// At most so many dead letters a minute for reasons that are not the input's; when they come faster, the worker
+    /// pauses, and writes the rest in its time. 0 sets no ceiling.
+    pub max_dead_letters_per_minute: u32,
     /// A message whose rows are more than this is refused.
     pub max_rows: usize,
 }
@@ -46,6 +49,7 @@ impl Default for Flow {
             pause_at: 0.8,
             resume_at: 0.4,
             drain_timeout: Duration::from_secs(30),
+            max_dead_letters_per_minute: 0,
             max_rows: 1_000,
         }
     }

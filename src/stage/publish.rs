@@ -6,6 +6,7 @@
 //!
 //! This file is at-least-once delivery; `exact` and `transactor` are exactly-once.
 
+mod ceiling;
 mod exact;
 mod failures;
 mod record;
@@ -16,11 +17,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use async_channel::Receiver;
+use async_channel::{Receiver, bounded};
 use jiff::Timestamp;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+use self::ceiling::Before;
+pub use self::ceiling::DeadLetters;
 use self::failures::Failures;
 use super::{Finished, Output};
 use crate::disposition::Stage;
@@ -51,6 +54,8 @@ pub struct Setup {
     pub failed: CancellationToken,
     /// Counts what the broker has, what it refuses, and how long that blocks the stage.
     pub metrics: Arc<Metrics>,
+    /// How fast dead letters may be written.
+    pub dead_letters: DeadLetters,
     /// What exactly-once delivery needs; at-least-once without.
     pub exactly_once: Option<ExactlyOnce>,
 }
@@ -130,6 +135,9 @@ impl Deliver for Acknowledge {
 /// The producer cannot be created, or has failed for good; in the latter case everything that was not acknowledged
 /// was given up.
 pub async fn run(mut setup: Setup) -> Result<Summary, Error> {
+    if setup.dead_letters.per_minute > 0 {
+        put_ceiling_before(&mut setup);
+    }
     if let Some(exactly_once) = setup.exactly_once.take() {
         return exact::Publisher::new(setup, exactly_once).run().await;
     }
@@ -152,6 +160,21 @@ pub async fn run(mut setup: Setup) -> Result<Summary, Error> {
         abandoned: 0,
     };
     publisher.run().await
+}
+
+/// What the publisher takes comes past the ceiling on dead letters from now on.
+fn put_ceiling_before(setup: &mut Setup) {
+    let (output, input) = bounded(1);
+    let before = Before {
+        dead_letters: setup.dead_letters.clone(),
+        kafka: setup.kafka.clone(),
+        worker: setup.worker.clone(),
+        input: std::mem::replace(&mut setup.input, input),
+        output,
+        give_up: setup.give_up.clone(),
+    };
+    // If it panics, the publisher finds its input closed and ends, and with it the worker.
+    tokio::spawn(before.run());
 }
 
 /// A pause after refusals.

@@ -6,6 +6,7 @@ mod bad_input;
 mod control;
 mod delivery;
 mod demo_model;
+mod outage;
 mod retry;
 #[path = "../support/mod.rs"]
 mod support;

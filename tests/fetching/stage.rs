@@ -7,14 +7,16 @@ use std::time::Duration;
 use async_channel::{Receiver, Sender};
 use blipstream::budget::{Limit, Pool};
 use blipstream::disposition::{Code, Stage};
+use blipstream::gate::{Gate, Passage};
 use blipstream::message::{ImageRef, Message, Origin, Request, RequestParams, Row, Timing};
 use blipstream::metrics::Metrics;
 use blipstream::offsets::{Ledger, Outcome, TopicPartition};
 use blipstream::settings;
-use blipstream::stage::fetch::{self, Fetcher};
+use blipstream::stage::fetch::{self, Fetcher, Surroundings};
 use blipstream::stage::{Fetched, Finished, Output};
 use blipstream::tracked::Tracked;
 use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 
 use super::PIXEL_BYTES;
 use super::support::client::eventually;
@@ -36,10 +38,15 @@ struct Rig {
 impl Rig {
     /// A stage whose outputs hold `queue` rows.
     fn start(queue: usize) -> Self {
+        Self::start_with(queue, 2, Duration::from_millis(1), None)
+    }
+
+    /// The same with so many tries, after up to so long a wait, and with a gate that is shut in an outage.
+    fn start_with(queue: usize, attempts: u32, backoff: Duration, gate: Option<Gate>) -> Self {
         let settings = settings::Fetch {
             allow_networks: vec!["127.0.0.0/8".parse().unwrap(), "::1/128".parse().unwrap()],
-            attempts: 2,
-            backoff: Duration::from_millis(1),
+            attempts,
+            backoff,
             per_host: 2,
             concurrency: 4,
             ..settings::Fetch::default()
@@ -49,7 +56,12 @@ impl Rig {
         let metrics = Arc::new(Metrics::new());
         let partition = TopicPartition { topic: "requests".into(), partition: 0 };
         ledger.assign(partition.clone());
-        let fetcher = Arc::new(Fetcher::new(&settings, images.clone(), PIXEL_BYTES, metrics.clone()).unwrap());
+        let mut fetcher = Fetcher::new(&settings, images.clone(), PIXEL_BYTES, metrics.clone()).unwrap();
+        if let Some(gate) = gate {
+            let around = Surroundings { gate, ledger: ledger.clone(), draining: CancellationToken::new() };
+            fetcher = fetcher.looking_for_outages(&settings, around);
+        }
+        let fetcher = Arc::new(fetcher);
         let (rows, input) = async_channel::bounded(10);
         let (to_decode, fetched) = async_channel::bounded(queue);
         let (to_publish, finished) = async_channel::bounded(queue);
@@ -184,4 +196,31 @@ async fn a_full_queue_behind_the_stage_holds_it_back_and_loses_nothing() {
     drop(rig.rows);
     rig.stage.await.unwrap();
     assert_eq!((rig.ledger.open_tickets(), rig.images.used()), (0, Limit::default()));
+}
+
+#[tokio::test]
+async fn what_an_outage_holds_is_not_fetched_once_its_partition_is_another_workers() {
+    let server = ImageServer::start_everywhere().await.with("/a", Answer::status(503));
+    let gate = Gate::new();
+    let rig = Rig::start_with(100, 10, Duration::from_millis(100), Some(gate.clone()));
+    let image = |host: i64| ImageRef::Http(server.url_at(&format!("127.0.0.{}", host + 1), "/a"));
+    for offset in 0..12 {
+        rig.rows.send(rig.row(offset, image(offset % 6), None)).await.unwrap();
+    }
+    eventually("an outage", || gate.passage() == Passage::Shut).await;
+    rig.ledger.revoke(&rig.partition);
+    rig.ledger.assign(rig.partition.clone());
+    server.set("/a", Answer::Body(png(8, 8, 1)));
+    for offset in 100..103 {
+        rig.rows.send(rig.row(offset, image(offset), None)).await.unwrap();
+    }
+    for _ in 0..3 {
+        let row = tokio::time::timeout(Duration::from_secs(20), rig.fetched.recv()).await.expect("a row").unwrap();
+        assert!(row.resolve(Outcome::Published).row.origin.offset >= 100);
+    }
+    eventually("the outage is over", || gate.passage() == Passage::Open).await;
+    drop(rig.rows);
+    rig.stage.await.unwrap();
+    assert!(rig.fetched.recv().await.is_err() && rig.finished.recv().await.is_err(), "more came out");
+    assert_eq!((rig.ledger.open_tickets(), rig.ledger.take_lost(), rig.messages.used()), (0, None, Limit::default()));
 }

@@ -204,6 +204,7 @@ impl Publishing {
             give_up: give_up.clone(),
             failed: CancellationToken::new(),
             metrics: metrics.clone(),
+            dead_letters: publish::DeadLetters::default(),
             exactly_once: None,
         }));
         Self { input, give_up, metrics, task }

@@ -100,7 +100,16 @@ struct Shared {
 impl ImageServer {
     /// A server without paths on a free port of 127.0.0.1.
     pub async fn start() -> Self {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port");
+        Self::start_on(Ipv4Addr::LOCALHOST).await
+    }
+
+    /// The same on all of 127.0.0.0/8, which makes as many hosts of it as a test wants: see [`Self::url_at`].
+    pub async fn start_everywhere() -> Self {
+        Self::start_on(Ipv4Addr::UNSPECIFIED).await
+    }
+
+    async fn start_on(address: Ipv4Addr) -> Self {
+        let listener = TcpListener::bind((address, 0)).await.expect("a free port");
         let address = listener.local_addr().expect("a bound port");
         let shared = Arc::new(Shared {
             routes: Mutex::default(),
@@ -114,7 +123,13 @@ impl ImageServer {
     /// Gives a path its answer.
     #[must_use]
     pub fn with(self, path: &str, answer: Answer) -> Self {
-        self.with_all(path, vec![answer])
+        self.set(path, answer);
+        self
+    }
+
+    /// The same while requests come.
+    pub fn set(&self, path: &str, answer: Answer) {
+        self.shared.routes.lock().unwrap().insert(path.to_owned(), vec![answer]);
     }
 
     /// Gives a path its answers, one a request; the last one stays.

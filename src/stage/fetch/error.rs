@@ -74,6 +74,9 @@ pub enum FetchError {
     /// There is nothing in it.
     #[error("it is empty, so it is no image")]
     Empty,
+    /// Not tried: an outage of our own surroundings is on, and the message is held. It becomes no dead letter.
+    #[error("it was not tried, since an outage is on")]
+    Halted,
     /// The request's deadline passed.
     #[error("its deadline passed before it was there{}", last_words(.0.as_deref()))]
     Deadline(Option<Box<FetchError>>),
@@ -99,7 +102,7 @@ impl Disposed for FetchError {
             Self::Status { status, .. } => status.is_server_error() || matches!(status.as_u16(), 408 | 429),
             Self::Dns(lookup) => !lookup.unknown_name,
             Self::Tls { certificate, .. } => !certificate,
-            Self::Connect(_) | Self::Timeout { .. } | Self::FileBroken(_) => true,
+            Self::Connect(_) | Self::Timeout { .. } | Self::FileBroken(_) | Self::Halted => true,
             _ => false,
         };
         let Self::Status { retry_after, .. } = self else {
@@ -114,7 +117,7 @@ impl Disposed for FetchError {
             Self::Blocked(_) | Self::BlockedScheme(_) => Code::BlockedAddress,
             Self::Dns(_) => Code::Dns,
             // A disk that fails is to a file what a broken connection is to a URL.
-            Self::Connect(_) | Self::FileBroken(_) => Code::Connect,
+            Self::Connect(_) | Self::FileBroken(_) | Self::Halted => Code::Connect,
             Self::Tls { .. } => Code::Tls,
             Self::Timeout { .. } => Code::Timeout,
             Self::Status { status, .. } => status_code(*status),

@@ -57,6 +57,8 @@ pub struct Means<'a> {
     pub intake: &'a Intake,
     /// Who counts.
     pub metrics: &'a Metrics,
+    /// Asked when it is the try's turn: whether to go on, or to give up for now ([`FetchError::Halted`]).
+    pub may_begin: &'a (dyn Fn() -> bool + Sync),
 }
 
 impl Http {
@@ -101,6 +103,10 @@ impl Http {
             // Kept while a body is asked for again: whoever waited for a slot with room in hand would wait for those
             // who have a slot and wait for room.
             let _slot = means.hosts.acquire(target.host_str().unwrap_or_default()).await;
+            // After the slot, for which it may have waited long.
+            if !(means.may_begin)() {
+                return Err(FetchError::Halted);
+            }
             let mut room = None;
             target = loop {
                 let response = self.answer(&target, &mut clock, means.metrics).await?;

@@ -1,16 +1,20 @@
 //! From a reference to bytes: http(s), inline data, files.
 //!
 //! [`Fetcher`] is the core and knows no Kafka; [`run`] is the stage on top of it. Who may be reached is decided in
-//! [`address`], how much at once in `host`, how many bytes in `intake`.
+//! [`address`], how much at once in `host`, how many bytes in `intake`, and what happens to rows in an outage of our own
+//! surroundings in `outage` and `hold`.
 
 pub mod address;
 mod error;
+mod hold;
 mod host;
 mod http;
 mod intake;
 mod local;
+mod outage;
 
 use std::path::PathBuf;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -20,16 +24,20 @@ use jiff::Timestamp;
 use tokio::task::{JoinError, JoinSet};
 
 pub use error::{FailedFetch, FetchError};
+pub use hold::Surroundings;
 
+use self::hold::{After, Hold, Watch};
 use self::host::Hosts;
 use self::http::{Http, Means};
 use self::intake::Intake;
 use self::local::{Encoding, Files};
+use self::outage::Outage;
 use super::{Fetched, Finished, failed, send};
 use crate::budget::{Permit, Pool};
 use crate::disposition::{Disposed, Disposition, Stage};
 use crate::message::{ImageRef, Row, Timing, redact_url};
 use crate::metrics::Metrics;
+use crate::offsets::Outcome;
 use crate::retry::Backoff;
 use crate::settings;
 use crate::tracked::Tracked;
@@ -74,6 +82,8 @@ pub struct Fetcher {
     backoff: Backoff,
     waiting: usize,
     metrics: Arc<Metrics>,
+    /// Rows that wait for the end of an outage; `None` where nobody looks for one.
+    hold: Option<Arc<Hold>>,
 }
 
 impl Fetcher {
@@ -100,19 +110,37 @@ impl Fetcher {
             backoff: Backoff { attempts: settings.attempts, base: settings.backoff, max: settings.max_backoff },
             waiting: settings.concurrency.max(1).saturating_mul(WAITING_PER_SLOT),
             metrics,
+            hold: None,
         })
+    }
+
+    /// The same fetcher, whose stage looks for outages over `window` and holds its rows in one; a window of 0 does not.
+    #[must_use]
+    pub fn looking_for_outages(mut self, settings: &settings::Fetch, around: Surroundings) -> Self {
+        let outage = Outage::new(settings.outage_window, settings.concurrency);
+        self.hold = (!settings.outage_window.is_zero()).then(|| Hold::new(outage, around));
+        self
     }
 
     /// The encoded image and its permit of the image pool: max(length, `pixel_bytes`). Transient errors are tried again;
     /// `deadline` bounds everything, the waits for slots and permits included.
     pub async fn fetch(&self, reference: &ImageRef, deadline: Option<Instant>) -> Result<(Bytes, Permit), FailedFetch> {
+        self.fetch_watched(reference, deadline, None).await
+    }
+
+    async fn fetch_watched(
+        &self,
+        reference: &ImageRef,
+        deadline: Option<Instant>,
+        watch: Option<&Watch<'_>>,
+    ) -> Result<(Bytes, Permit), FailedFetch> {
         let started = Instant::now();
         let mut tries = Tries::default();
         let result = match deadline {
-            None => self.try_until_done(reference, None, &mut tries).await,
+            None => self.try_until_done(reference, None, &mut tries, watch).await,
             Some(deadline) if deadline <= started => Err(FetchError::Deadline(None)),
             Some(deadline) => {
-                let work = self.try_until_done(reference, Some(deadline), &mut tries);
+                let work = self.try_until_done(reference, Some(deadline), &mut tries, watch);
                 let bounded = tokio::time::timeout_at(deadline.into(), work).await;
                 bounded.unwrap_or_else(|_| Err(FetchError::Deadline(tries.last.take().map(Box::new))))
             }
@@ -134,18 +162,44 @@ impl Fetcher {
         reference: &ImageRef,
         deadline: Option<Instant>,
         tries: &mut Tries,
+        watch: Option<&Watch<'_>>,
     ) -> Result<(Bytes, Permit), FetchError> {
+        // Tries since it was held last: those of an outage are not the host's fault.
+        let mut in_a_row = 0;
         loop {
+            let probe = match watch {
+                Some(watch) => watch.turn().await?,
+                None => None,
+            };
             tries.made += 1;
-            let error = match self.try_once(reference).await {
+            in_a_row += 1;
+            let may_begin = || probe.is_some() || watch.is_none_or(Watch::may_begin);
+            let result = self.try_once(reference, &may_begin).await;
+            if matches!(result, Err(FetchError::Halted)) {
+                tries.made -= 1;
+                in_a_row -= 1;
+                continue;
+            }
+            let after = watch.map_or(After::AsEver, |watch| watch.ended(probe, &result));
+            let error = match result {
                 Ok(done) => return Ok(done),
                 Err(error) => error,
             };
             tries.first_failed_at.get_or_insert_with(Timestamp::now);
+            match after {
+                After::AsEver => {}
+                After::LetGo => return Err(error),
+                After::Hold => {
+                    self.metrics.retried(Stage::Fetch, error.code());
+                    tries.last = Some(error);
+                    in_a_row = 0;
+                    continue;
+                }
+            }
             let Disposition::Transient { retry_after } = error.disposition() else { return Err(error) };
             let now = Instant::now();
-            let Some(wait) = self.backoff.wait(tries.made, retry_after, now, deadline, fastrand::f64()) else {
-                let spent = tries.made >= self.backoff.attempts;
+            let Some(wait) = self.backoff.wait(in_a_row, retry_after, now, deadline, fastrand::f64()) else {
+                let spent = in_a_row >= self.backoff.attempts;
                 return Err(if spent { error } else { FetchError::Deadline(Some(Box::new(error))) });
             };
             tracing::debug!(reference = describe(reference), %error, ?wait, "a fetch failed and is tried again");
@@ -155,10 +209,14 @@ impl Fetcher {
         }
     }
 
-    async fn try_once(&self, reference: &ImageRef) -> Result<(Bytes, Permit), FetchError> {
+    async fn try_once(
+        &self,
+        reference: &ImageRef,
+        may_begin: &(dyn Fn() -> bool + Sync),
+    ) -> Result<(Bytes, Permit), FetchError> {
         match reference {
             ImageRef::Http(url) => {
-                let means = Means { hosts: &self.hosts, intake: &self.intake, metrics: &self.metrics };
+                let means = Means { hosts: &self.hosts, intake: &self.intake, metrics: &self.metrics, may_begin };
                 self.http.get(url, &means).await
             }
             ImageRef::File(path) => {
@@ -205,11 +263,13 @@ pub async fn run(
 ) {
     let mut rows = JoinSet::new();
     let mut panicked = None;
+    let mut hold = pin!(drive(fetcher.hold.clone()));
     loop {
         tokio::select! {
             // Ended rows first: they make room for the next.
             biased;
             Some(ended) = rows.join_next() => note_panic(ended, &mut panicked),
+            () = &mut hold => {}
             row = input.recv(), if rows.len() < fetcher.waiting => match row {
                 Ok(row) => {
                     rows.spawn(fetch_row(fetcher.clone(), row, fetched.clone(), finished.clone()));
@@ -218,11 +278,25 @@ pub async fn run(
             },
         }
     }
-    while let Some(ended) = rows.join_next().await {
-        note_panic(ended, &mut panicked);
+    loop {
+        tokio::select! {
+            ended = rows.join_next() => match ended {
+                Some(ended) => note_panic(ended, &mut panicked),
+                None => break,
+            },
+            () = &mut hold => {}
+        }
     }
     if let Some(panic) = panicked {
         std::panic::resume_unwind(panic);
+    }
+}
+
+/// Hands turns to the rows that are held, for ever.
+async fn drive(hold: Option<Arc<Hold>>) {
+    match hold {
+        Some(hold) => hold.drive().await,
+        None => std::future::pending().await,
     }
 }
 
@@ -244,7 +318,7 @@ async fn fetch_row(
 ) {
     let started = Instant::now();
     let deadline = row.value.request.deadline.and_then(|deadline| instant_of(deadline, Timestamp::now(), started));
-    let result = fetcher.fetch(&row.value.request.image, deadline).await;
+    let result = fetch_tracked(&fetcher, &row, deadline).await;
     row.value.timing.fetch = Timing::ms(started.elapsed());
     let delivered = match result {
         Ok((body, permit)) => {
@@ -253,12 +327,34 @@ async fn fetch_row(
             fetcher.metrics.bytes_queued(Stage::Decode, row.value.body.len());
             send(&fetched, row, Stage::Fetch, &fetcher.metrics).await.is_ok()
         }
+        Err(FailedFetch { error: FetchError::Halted, .. }) => {
+            if row.current() {
+                row.abandon();
+            } else {
+                row.resolve(Outcome::Discarded);
+            }
+            true
+        }
         Err(error) => send(&finished, failed(row, error.failure()), Stage::Fetch, &fetcher.metrics).await.is_ok(),
     };
     // The row is dropped with its ticket, and the ledger reports it.
     if !delivered {
         tracing::error!("the stage behind the fetches ended before them; a row is lost and will be consumed again");
     }
+}
+
+async fn fetch_tracked(
+    fetcher: &Fetcher,
+    row: &Tracked<Row>,
+    deadline: Option<Instant>,
+) -> Result<(Bytes, Permit), FailedFetch> {
+    let reference = &row.value.request.image;
+    let current = || row.current();
+    let watch = match (&fetcher.hold, reference) {
+        (Some(hold), ImageRef::Http(url)) => Some(hold.watch(url.host_str().unwrap_or_default(), &current)),
+        _ => None,
+    };
+    fetcher.fetch_watched(reference, deadline, watch.as_ref()).await
 }
 
 /// A moment of the calendar on the clock of this process; `None` where it is too far off to matter.
