@@ -3,6 +3,7 @@
 mod cluster;
 mod delivery;
 mod exactly_once;
+mod interop;
 mod security;
 #[path = "../support/mod.rs"]
 mod support;
