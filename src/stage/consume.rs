@@ -46,6 +46,9 @@ const SWEEP: Duration = Duration::from_millis(20);
 /// How old a status may be.
 const STATUS_AGE: Duration = Duration::from_millis(100);
 
+/// How often the ends of resting partitions are asked for; those of others come with the statistics, as often.
+const ENDS_AGE: Duration = Duration::from_secs(1);
+
 /// The limit on messages in flight opens again at this share of it.
 const LIMIT_RESUME: f64 = 0.5;
 
@@ -101,6 +104,7 @@ struct Clock {
     commit: Instant,
     sweep: Instant,
     status: Instant,
+    ends: Instant,
 }
 
 /// Hysteresis of everything that can shut the gate by itself.
@@ -153,7 +157,7 @@ impl Worker {
             rebalance: None,
             committing: None,
             closing: None,
-            clock: Clock { commit: now + setup.kafka.commit_interval, sweep: now, status: now },
+            clock: Clock { commit: now + setup.kafka.commit_interval, sweep: now, status: now, ends: now },
             setup,
         }
     }
@@ -209,6 +213,7 @@ impl Worker {
                 status.brokers_up = stats.brokers_up;
                 status.prefetched_bytes = stats.prefetched_bytes;
             }
+            Event::Ends(ends) => self.partitions.learn_ends(&ends),
             Event::Passing(class) => tracing::debug!(?class, "passing kafka error"),
             Event::OffsetOutOfRange => {
                 let error = self.out_of_range();
@@ -404,6 +409,10 @@ impl Worker {
         if now >= self.clock.status {
             self.clock.status = now + STATUS_AGE;
             self.publish_status();
+        }
+        if now >= self.clock.ends {
+            self.clock.ends = now + ENDS_AGE;
+            self.setup.consumer.ask_ends(&self.partitions.resting());
         }
     }
 

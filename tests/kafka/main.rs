@@ -4,6 +4,7 @@ mod cluster;
 mod delivery;
 mod exactly_once;
 mod interop;
+mod rebalance;
 mod security;
 #[path = "../support/mod.rs"]
 mod support;
