@@ -7,6 +7,7 @@
 mod group;
 mod held;
 mod partitions;
+mod spare;
 mod status;
 
 use std::sync::Arc;
@@ -19,6 +20,7 @@ use tokio::sync::oneshot;
 use self::group::{Closing, Rebalance};
 use self::held::Held;
 use self::partitions::Partitions;
+use self::spare::Spare;
 pub use self::status::{CLOSE, Consume, ConsumeStatus, ConsumeView, PartitionStatus};
 use self::status::{Control, Phase};
 use crate::budget::Pool;
@@ -137,6 +139,7 @@ struct Worker {
     /// How far the last commit has come.
     closing: Option<Closing>,
     clock: Clock,
+    spare: Spare,
 }
 
 impl Worker {
@@ -158,6 +161,7 @@ impl Worker {
             committing: None,
             closing: None,
             clock: Clock { commit: now + setup.kafka.commit_interval, sweep: now, status: now, ends: now },
+            spare: Spare::default(),
             setup,
         }
     }
@@ -208,6 +212,7 @@ impl Worker {
             }
             Event::Stats(stats) => {
                 self.partitions.learn(&stats, now);
+                self.look_for_work(stats.joined, now);
                 let mut status = self.signals.control.status();
                 status.joined = stats.joined;
                 status.brokers_up = stats.brokers_up;

@@ -1,5 +1,6 @@
 //! What the workers promise, on Apache Kafka itself.
 
+mod bad_input;
 mod cluster;
 mod delivery;
 mod exactly_once;
