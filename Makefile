@@ -19,7 +19,7 @@ setup: ## Install the system packages that the build needs
 demo: setup ## Run the main job: embedded broker, image server, worker, demo model (ARGS=--keep-running leaves it up)
 	$(CARGO) run --locked -- demo $(ARGS)
 
-test-setup: setup ## Install what the tests on Apache Kafka need, too (Java 17 and Maven)
+test-setup: setup ## Install what the tests on Apache Kafka need, too (Java 17, Maven, kcat)
 	@ops/system-deps.sh --tests
 
 kafka: test-setup ## Start Apache Kafka, one node with the topics of the defaults, and print its bootstrap servers

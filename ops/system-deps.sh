@@ -3,7 +3,7 @@
 #
 #   ops/system-deps.sh             to build it
 #   ops/system-deps.sh --runtime   to run it
-#   ops/system-deps.sh --tests     what the tests on Apache Kafka need: Java 17, Maven, Python, openssl
+#   ops/system-deps.sh --tests     what the tests on Apache Kafka need: Java 17, Maven, Python with venv, openssl, kcat
 #   ops/system-deps.sh --check     only says what is missing to build; exit code 1 if anything is
 set -euo pipefail
 
@@ -27,11 +27,14 @@ case "${1:-}" in
     [ "${java:-0}" -ge 17 ] || packages+=(openjdk-17-jre-headless)
     command -v mvn >/dev/null || packages+=(maven)
     command -v python3 >/dev/null || packages+=(python3)
+    # Debian has a part of the standard library in a package of its own.
+    python3 -c 'import ensurepip, venv' 2>/dev/null || packages+=(python3-venv)
     command -v openssl >/dev/null || packages+=(openssl)
+    command -v kcat >/dev/null || packages+=(kcat)
     # Without them those tests are skipped, and say so; under CI they must run.
     [ -n "${CI:-}" ] || optional=true
     if [ ${#packages[@]} -eq 0 ]; then
-      echo "for the tests on Apache Kafka: all there (java $java, maven, python3, openssl)"
+      echo "for the tests on Apache Kafka: all there (java $java, maven, python3 with venv, openssl, kcat)"
       exit 0
     fi
     ;;
@@ -42,7 +45,7 @@ case "${1:-}" in
 esac
 
 if $optional && ! command -v apt-get >/dev/null; then
-  echo "The tests on Apache Kafka need ${packages[*]}; without them they are skipped." >&2
+  echo "Tests on Apache Kafka need ${packages[*]}; without them they are skipped." >&2
   exit 0
 fi
 if ! command -v dpkg-query >/dev/null || ! command -v apt-get >/dev/null; then
@@ -77,7 +80,7 @@ if [ "$(id -u)" -ne 0 ]; then
   # Without a terminal nobody can type a password: fail with words instead of waiting.
   if ! command -v sudo >/dev/null || { [ ! -t 0 ] && ! sudo -n true 2>/dev/null; }; then
     if $optional; then
-      echo "The tests on Apache Kafka are skipped. They need: sudo apt-get install ${missing[*]}" >&2
+      echo "Tests on Apache Kafka are skipped. They need: sudo apt-get install ${missing[*]}" >&2
       exit 0
     fi
     echo "These packages are missing and only root can install them: ${missing[*]}" >&2

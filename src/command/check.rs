@@ -14,6 +14,7 @@ use serde_json::json;
 
 use super::{Exit, broken_pipe, telemetry};
 use crate::config::{ConfigOptions, Loaded};
+use crate::kafka::check_transactions;
 use crate::settings::{Admin, Delivery, Log, Settings};
 
 /// Arguments of `check`.
@@ -24,8 +25,9 @@ use crate::settings::{Admin, Delivery, Log, Settings};
   blipstream check --load-model          also load the model and find its batch size
   blipstream check --json | jq '.items[] | select(.state == \"failed\")'
 
-Nothing is consumed, written or created: the brokers are only asked for their topics. A hub model's config.json is
-fetched unless it is in the cache (--offline asks nobody), its weights only with --load-model.
+Nothing is consumed, written or created: the brokers are only asked. Under kafka.delivery=exactly_once they are asked for
+a transactional id of a made-up name, as at the start of a worker. A hub model's config.json is fetched unless it is in
+the cache (--offline asks nobody), its weights only with --load-model.
 Exit codes: 0 a worker would start, 1 something is wrong, 2 the configuration is.")]
 pub struct CheckArgs {
     /// Do not ask the model hub
@@ -131,7 +133,8 @@ impl Report {
         for item in broker::items(&settings.kafka, args.timeout) {
             self.add(item)?;
         }
-        self.add(delivery(settings))?;
+        let reached = self.failed() == 0;
+        self.add(delivery(settings, reached.then_some(args.timeout)))?;
         let (found, sizes) = model::source(&settings.model, args.offline, args.timeout);
         let usable = matches!(found.state, State::Ok | State::Warning);
         self.add(found)?;
@@ -186,19 +189,27 @@ fn configuration(options: &ConfigOptions) -> Item {
     Item::ok("configuration", text + "; environment variables BLIPSTREAM_* count (`blipstream config` shows all)")
 }
 
-fn delivery(settings: &Settings) -> Item {
+/// What is promised; the brokers are asked for transactions, for `patience`, where they are there and we need them.
+fn delivery(settings: &Settings, patience: Option<Duration>) -> Item {
     let Settings { kafka, flow, .. } = settings;
-    let text = match kafka.delivery {
-        Delivery::AtLeastOnce => format!(
+    if kafka.delivery == Delivery::AtLeastOnce {
+        let text = format!(
             "at least once; after a crash at most {} requests of each partition are captioned again (flow.max_span)",
             flow.max_span
-        ),
-        Delivery::ExactlyOnce => format!(
-            "exactly once for readers with isolation.level=read_committed; captions appear every {:?} or {} at a time",
-            kafka.transaction_interval, kafka.transaction_records
-        ),
-    };
-    Item::ok("delivery", text)
+        );
+        return Item::ok("delivery", text);
+    }
+    let text = format!(
+        "exactly once for readers with isolation.level=read_committed; captions appear every {:?} or {} at a time",
+        kafka.transaction_interval, kafka.transaction_records
+    );
+    match patience.map(|patience| check_transactions(kafka, patience)) {
+        Some(Err(error)) => Item::failed("delivery", error.to_string()),
+        Some(Ok(true)) => Item::ok("delivery", text + "; the brokers permit it"),
+        Some(Ok(false)) | None => {
+            Item::ok("delivery", text + "; whether the brokers permit it, the worker sees at start")
+        }
+    }
 }
 
 fn admin(admin: &Admin) -> Item {

@@ -20,6 +20,7 @@ use rdkafka::error::RDKafkaErrorCode;
 
 use super::client::{self, Found, PlainSide, TopicCheck};
 use super::error::{Class, Error};
+use super::native::{Owned, slice};
 use crate::settings::Kafka;
 
 /// Brokers that have answered before have this time for every further question.
@@ -159,18 +160,6 @@ struct Ask {
     client: *mut rd_kafka_t,
 }
 
-/// Something of librdkafka's, and how it is freed.
-struct Owned<T>(*mut T, unsafe extern "C" fn(*mut T));
-
-impl<T> Drop for Owned<T> {
-    fn drop(&mut self) {
-        if !self.0.is_null() {
-            // SAFETY: it came from librdkafka, is freed by its own function, and nothing refers to it any more.
-            unsafe { (self.1)(self.0) }
-        }
-    }
-}
-
 impl Ask {
     /// The rights on a topic; `None` from a broker that does not know the question.
     fn topic(&self, topic: &str, timeout: Duration) -> Result<Option<Rights>, RDKafkaErrorCode> {
@@ -227,16 +216,6 @@ impl Ask {
             code => Err(code),
         }
     }
-}
-
-/// # Safety
-/// `start` is null, or points at `length` values that live as long as what is returned.
-unsafe fn slice<'a, T>(start: *const T, length: usize) -> &'a [T] {
-    if start.is_null() {
-        return &[];
-    }
-    // SAFETY: the caller's promise.
-    unsafe { std::slice::from_raw_parts(start, length) }
 }
 
 #[cfg(test)]

@@ -227,6 +227,21 @@ pub fn group_offsets(settings: &Kafka, topic: &str, timeout: Duration) -> Result
     Ok(list.elements().iter().map(messages::exact_offset).collect())
 }
 
+/// How many members the group `kafka.group_id` has now, as far as the brokers tell; 0 where they do not. Blocks, for
+/// `timeout` at most.
+pub fn group_members(settings: &Kafka, timeout: Duration) -> usize {
+    let group = &settings.group_id;
+    let found = plain_consumer(settings, &[]).map(|client| client.fetch_group_list(Some(group), timeout));
+    match found {
+        Ok(Ok(list)) => list.groups().iter().filter(|found| found.name() == group).map(|g| g.members().len()).sum(),
+        Ok(Err(error)) => {
+            tracing::debug!(%error, group, "the brokers do not say who is in the group");
+            0
+        }
+        Err(_) => 0,
+    }
+}
+
 /// A record to write.
 #[derive(Debug, Clone, Default)]
 pub struct NewRecord {

@@ -11,6 +11,7 @@ use rdkafka::types::RDKafkaRespErr;
 use rdkafka::{Message as _, Offset};
 
 use super::context::{ConsumerSide, partition_of};
+use super::ends::Question;
 use super::error::{Class, Error};
 use super::transaction::GroupMetadata;
 use super::{config, messages};
@@ -20,6 +21,10 @@ use crate::settings::Kafka;
 
 /// Questions to the brokers that the consumer's thread waits for.
 const QUERY_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// What a person can do who reads that the broker has fenced a static member.
+const TWIN: &str =
+    "Another worker has joined under the same kafka.group_instance_id: every worker needs a name of its own";
 
 /// What the consumer's thread asks about commits; it owns the consumer, the answers are another room's.
 ///
@@ -55,6 +60,8 @@ pub enum Event {
     Committed(Vec<(TopicPartition, Committed)>, Result<(), Error>),
     /// Statistics, once a second.
     Stats(Stats),
+    /// The last readable offset of partitions, exclusive, as [`Consumer::ask_ends`] asked.
+    Ends(Vec<(TopicPartition, i64)>),
     /// An error that librdkafka deals with itself; it was logged.
     Passing(Class),
     /// The offset to read from is not in the log of some partition.
@@ -109,6 +116,8 @@ impl From<Start> for Offset {
 
 /// A member of the consumer group `kafka.group_id` that reads `kafka.inputs` and `kafka.retry_topics`.
 pub struct Consumer {
+    /// For ends of partitions. Stands before the client, so that it goes first.
+    question: RefCell<Option<Question>>,
     base: Arc<BaseConsumer<ConsumerSide>>,
     inputs: Vec<String>,
     /// Names that messages share.
@@ -122,7 +131,7 @@ impl Consumer {
         let config = config::consumer(settings)?;
         let base: BaseConsumer<ConsumerSide> = config.create_with_context(ConsumerSide::default()).map_err(starting)?;
         let inputs = settings.consumed_topics().map(str::to_owned).collect();
-        Ok(Self { base: Arc::new(base), inputs, topics: RefCell::default() })
+        Ok(Self { base: Arc::new(base), inputs, topics: RefCell::default(), question: RefCell::default() })
     }
 
     /// Asks for a share of the inputs. From here on the consumer must be polled.
@@ -139,7 +148,7 @@ impl Consumer {
     /// The next event, or `None` after `timeout`.
     pub fn poll(&self, timeout: Duration) -> Option<Event> {
         // What was written down before came first.
-        self.base.context().next().or_else(|| {
+        self.base.context().next().or_else(|| self.ends()).or_else(|| {
             let polled = self.base.poll(timeout);
             polled.map(|result| self.event(result)).or_else(|| self.base.context().next())
         })
@@ -153,14 +162,17 @@ impl Consumer {
         };
         let class = Class::of_error(&error);
         if matches!(error, KafkaError::MessageConsumptionFatal(_)) || class == Class::Fatal {
-            let reason = self.fatal_reason().unwrap_or_else(|| error.to_string());
-            return Event::Fatal(Error::Fatal { reason });
+            return Event::Fatal(self.fatal(&error));
         }
         if class == Class::OffsetOutOfRange { Event::OffsetOutOfRange } else { Event::Passing(class) }
     }
 
-    fn fatal_reason(&self) -> Option<String> {
-        self.base.client().fatal_error().map(|(_, reason)| reason)
+    fn fatal(&self, error: &KafkaError) -> Error {
+        match self.base.client().fatal_error() {
+            Some((RDKafkaErrorCode::FencedInstanceId, reason)) => Error::Fatal { reason: format!("{reason}. {TWIN}") },
+            Some((_, reason)) => Error::Fatal { reason },
+            None => Error::Fatal { reason: error.to_string() },
+        }
     }
 
     fn topic(&self, name: &str) -> Arc<str> {
@@ -257,8 +269,26 @@ impl Consumer {
         self.base.fetch_watermarks(&partition.topic, partition.partition, QUERY_TIMEOUT).map_err(asking)
     }
 
+    /// Asks for the ends of partitions, unless that is being asked already; the answer comes as [`Event::Ends`]. Of
+    /// paused ones the statistics tell the ends only as they were before.
+    pub fn ask_ends(&self, partitions: &[TopicPartition]) {
+        let mut question = self.question.borrow_mut();
+        if question.is_none() && !partitions.is_empty() {
+            // SAFETY: the client is valid, and its last use is in `close`, after the question is gone.
+            *question = Some(unsafe { Question::ask(self.base.client().native_ptr(), partitions) });
+        }
+    }
+
+    fn ends(&self) -> Option<Event> {
+        let mut question = self.question.borrow_mut();
+        let ends = question.as_ref()?.answer()?;
+        *question = None;
+        Some(Event::Ends(ends))
+    }
+
     /// Leaves the group. Commit before; what is polled for is over.
     pub fn close(self) {
+        self.question.take();
         self.base.context().close();
         drop(self.base);
     }

@@ -184,6 +184,8 @@ pub enum Class {
     Rebalancing,
     /// We took the record back ourselves.
     Purged,
+    /// The transaction that the record was for has failed already, for another reason.
+    TransactionOver,
     /// The client can do nothing more.
     Fatal,
     /// Anything else: worth another try.
@@ -246,6 +248,7 @@ impl Class {
             | C::AssignmentLost
             | C::PollExceeded => Self::Rebalancing,
             C::PurgeQueue | C::PurgeInflight => Self::Purged,
+            C::State => Self::TransactionOver,
             C::Fatal | C::Fenced | C::ProducerFenced | C::FencedInstanceId => Self::Fatal,
             _ => Self::Other,
         }

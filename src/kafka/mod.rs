@@ -18,9 +18,11 @@ mod client;
 mod config;
 mod consumer;
 mod context;
+mod ends;
 mod error;
 mod follow;
 mod messages;
+mod native;
 mod producer;
 mod snapshot;
 mod transaction;
@@ -28,8 +30,8 @@ mod transaction;
 pub use access::{Access, Right, check_access};
 pub use broker::{EMBEDDED_PARTITION_BYTES, EmbeddedBroker, Fault};
 pub use client::{
-    Brokers, Found, FoundTopic, From, NewRecord, ReadLimits, TopicCheck, check_topics, find_topics, group_offsets,
-    read_records, write_records,
+    Brokers, Found, FoundTopic, From, NewRecord, ReadLimits, TopicCheck, check_topics, find_topics, group_members,
+    group_offsets, read_records, write_records,
 };
 pub use config::producer_queue_bytes;
 pub use consumer::{Committer, Consumer, Event, Membership, PartitionStats, Start, Stats};
@@ -37,4 +39,4 @@ pub use error::{Class, Error};
 pub use follow::Follower;
 pub use producer::{Deliver, NotDelivered, NotSent, Producer, Record};
 pub use snapshot::Snapshot;
-pub use transaction::{GroupMetadata, Next, TransactionError, unique_transactional_id};
+pub use transaction::{GroupMetadata, Next, TransactionError, check_transactions, unique_transactional_id};

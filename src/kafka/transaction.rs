@@ -3,14 +3,14 @@
 //! A transactional [`Producer`] is one whose settings carry a `transactional.id`; the steps of a transaction are its
 //! methods here. Each error says what to do next, as [`Next`].
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::Producer as _;
 
 use super::error::{Class, Error};
 use super::messages::offset_list;
-use super::producer::{Deliver, Producer};
+use super::producer::{Deliver, NotDelivered, Producer};
 use crate::offsets::{Committed, TopicPartition};
 use crate::settings::Kafka;
 
@@ -135,10 +135,20 @@ impl TransactionError {
                 "another producer has taken over kafka.transactional_id = {id:?}: every worker needs one of its own, or \
                  none, and then one is made up"
             ),
-            _ if self.class == Class::NotAuthorised => format!(
-                "kafka.delivery = \"exactly_once\" needs the permissions Write and Describe on the transactional id \
-                 {id:?}, and IdempotentWrite on clusters older than 3.0"
-            ),
+            _ if self.class == Class::NotAuthorised => {
+                // Without kafka.transactional_id every worker makes one up that begins like this.
+                let (pattern, name) = match &settings.transactional_id {
+                    Some(id) => ("literal", id.as_str()),
+                    None => ("prefixed", "blipstream-"),
+                };
+                let user = settings.sasl_username.as_deref().unwrap_or("NAME");
+                format!(
+                    "kafka.delivery = \"exactly_once\" needs Write and Describe on the transactional id {id:?} \
+                     (kafka.transactional_id). To grant it: kafka-acls --add --allow-principal User:{user} \
+                     --operation Write --operation Describe --transactional-id {name} --resource-pattern-type \
+                     {pattern}. Clusters older than 3.0 want IdempotentWrite on the cluster, too"
+                )
+            }
             _ if self.reason.contains("timeout") => format!(
                 "kafka.transaction_timeout ({:?}) is over the brokers' transaction.max.timeout.ms",
                 settings.transaction_timeout
@@ -148,6 +158,38 @@ impl TransactionError {
                 .to_owned(),
         };
         Error::Other { doing: self.step, reason: format!("{}. {advice}", self.reason) }
+    }
+}
+
+struct Unused;
+
+impl Deliver for Unused {
+    type Tag = ();
+
+    fn delivered(&self, _: Box<()>, _: Result<(), NotDelivered>) {}
+}
+
+/// Tries whether the brokers give transactions to a worker with these settings: they know an identity more afterwards, as
+/// after the start of a worker, and nothing is written under it. With `kafka.transactional_id` nothing is tried, since
+/// that would stop the worker that has it: `false`. Blocks, for `timeout` at most.
+///
+/// # Errors
+/// What a person has to change first, or no answer in time.
+pub fn check_transactions(settings: &Kafka, timeout: Duration) -> Result<bool, Error> {
+    if settings.transactional_id.is_some() {
+        return Ok(false);
+    }
+    let producer = Producer::transactional(settings, &unique_transactional_id(), Unused)?;
+    let deadline = Instant::now() + timeout;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        match producer.init_transactions(left) {
+            Ok(()) => return Ok(true),
+            Err(error) if error.next == Next::Stop => return Err(error.stopping(settings)),
+            // A coordinator is looked for, or moves.
+            Err(error) if error.next == Next::Again && !left.is_zero() => {}
+            Err(error) => return Err(Error::Other { doing: error.step, reason: error.reason }),
+        }
     }
 }
 

@@ -9,6 +9,7 @@ mod held;
 mod partitions;
 mod report;
 mod solo;
+mod spare;
 mod status;
 
 use std::sync::Arc;
@@ -22,6 +23,7 @@ use self::group::{Closing, Rebalance};
 use self::held::Held;
 use self::partitions::Partitions;
 use self::solo::Admission;
+use self::spare::Spare;
 pub use self::status::{CLOSE, Consume, ConsumeStatus, ConsumeView, PartitionStatus};
 use self::status::{Control, Phase};
 use crate::budget::Pool;
@@ -49,6 +51,9 @@ const SWEEP: Duration = Duration::from_millis(20);
 
 /// How old a status may be.
 const STATUS_AGE: Duration = Duration::from_millis(100);
+
+/// How often the ends of resting partitions are asked for; those of others come with the statistics, as often.
+const ENDS_AGE: Duration = Duration::from_secs(1);
 
 /// The limit on messages in flight opens again at this share of it.
 const LIMIT_RESUME: f64 = 0.5;
@@ -107,6 +112,7 @@ struct Clock {
     urgent: Instant,
     sweep: Instant,
     status: Instant,
+    ends: Instant,
 }
 
 /// Hysteresis of everything that can shut the gate by itself.
@@ -142,6 +148,7 @@ struct Worker {
     /// How far the last commit has come.
     closing: Option<Closing>,
     clock: Clock,
+    spare: Spare,
 }
 
 impl Worker {
@@ -164,7 +171,8 @@ impl Worker {
             rebalance: None,
             committing: None,
             closing: None,
-            clock: Clock { commit: now + setup.kafka.commit_interval, urgent: now, sweep: now, status: now },
+            clock: Clock { commit: now + setup.kafka.commit_interval, urgent: now, sweep: now, status: now, ends: now },
+            spare: Spare::default(),
             setup,
         }
     }
@@ -215,11 +223,13 @@ impl Worker {
             }
             Event::Stats(stats) => {
                 self.partitions.learn(&stats, now);
+                self.look_for_work(stats.joined, now);
                 let mut status = self.signals.control.status();
                 status.joined = stats.joined;
                 status.brokers_up = stats.brokers_up;
                 status.prefetched_bytes = stats.prefetched_bytes;
             }
+            Event::Ends(ends) => self.partitions.learn_ends(&ends),
             Event::Passing(class) => tracing::debug!(?class, "passing kafka error"),
             Event::OffsetOutOfRange => {
                 let error = self.out_of_range();
@@ -415,6 +425,10 @@ impl Worker {
         if now >= self.clock.status {
             self.clock.status = now + STATUS_AGE;
             self.publish_status();
+        }
+        if now >= self.clock.ends {
+            self.clock.ends = now + ENDS_AGE;
+            self.setup.consumer.ask_ends(&self.partitions.resting());
         }
     }
 

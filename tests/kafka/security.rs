@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use blipstream::caption::fake::FakeOptions;
-use blipstream::settings::{RetryTopic, SecurityProtocol, Settings};
+use blipstream::settings::{Delivery, RetryTopic, SecurityProtocol, Settings};
 use tokio::sync::OnceCell;
 
 use crate::support::flow::{Flow, request, settings};
@@ -122,7 +122,7 @@ async fn a_worker_captions_over_tls_and_over_every_sasl_mechanism() {
 }
 
 /// Runs a command with these settings; returns its exit code and what it said.
-fn run(command: &str, settings: &Settings) -> (Option<i32>, String) {
+pub fn run(command: &str, settings: &Settings) -> (Option<i32>, String) {
     let file = tempfile::NamedTempFile::with_suffix(".toml").unwrap();
     std::fs::write(file.path(), toml::to_string(settings).unwrap()).unwrap();
     let mut child = Command::new(env!("CARGO_BIN_EXE_blipstream"))
@@ -173,6 +173,11 @@ async fn what_is_wrong_with_the_link_is_told_by_its_setting_by_the_check_and_by_
                 settings.kafka.retry_topics = vec![RetryTopic { topic, delay: Duration::from_secs(1) }];
             }),
             vec!["kafka.retry_topics", "Read", "writeonly.retry"],
+        ),
+        (
+            "transactional id",
+            elsewhere(|settings| settings.kafka.delivery = Delivery::ExactlyOnce),
+            vec!["kafka.transactional_id", "kafka.delivery", "--operation Write", "--transactional-id blipstream-"],
         ),
         (
             "unknown topic",

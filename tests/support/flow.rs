@@ -194,7 +194,7 @@ pub struct Process {
 
 impl Process {
     /// What it has logged, a JSON object a line.
-    fn log(&self) -> Vec<Value> {
+    pub fn log(&self) -> Vec<Value> {
         let text = std::fs::read_to_string(self.log.path()).unwrap();
         text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
     }

@@ -3,10 +3,11 @@
 //! Without Java and Maven there is no cluster: under `CI` that fails the test, elsewhere the test is skipped, and one
 //! loud line says so. Where `BLIPSTREAM_TEST_BOOTSTRAP` names a broker, the tests that need no more than a broker use it.
 
+use std::collections::BTreeSet;
 use std::io::Write as _;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::sync::{LazyLock, Once};
+use std::sync::{LazyLock, Mutex, PoisonError};
 use std::time::Duration;
 
 use rdkafka::ClientConfig;
@@ -73,9 +74,9 @@ impl Cluster {
         arguments.extend(options.secure.iter().map(|_| "--secure".to_owned()));
         match cluster.script(&arguments) {
             Ok(_) => {}
-            Err((Some(MISSING), error)) => return skip(&error),
+            Err((Some(MISSING), error)) => return no_cluster(&error),
             Err((Some(NOT_FOUND), _)) => {
-                return skip("python3 is missing. On Debian and Ubuntu: apt-get install python3");
+                return no_cluster("python3 is missing. On Debian and Ubuntu: apt-get install python3");
             }
             Err((_, error)) => panic!("{error}"),
         }
@@ -198,15 +199,17 @@ pub async fn new_topics<const N: usize>(servers: &str, names: [&str; N], partiti
     topics
 }
 
-/// No cluster can be had. Says so once, around the capture of the test harness, since a skipped test proves nothing.
-fn skip<T>(why: &str) -> Option<T> {
-    static ONCE: Once = Once::new();
-    assert!(std::env::var_os("CI").is_none(), "CI must test on Apache Kafka: {why}");
-    ONCE.call_once(|| {
-        let _ = writeln!(
-            std::io::stderr(),
-            "\n*** SKIPPED: the tests on Apache Kafka. {why}\n*** Or name a broker of your own in {BOOTSTRAP}.\n"
-        );
-    });
+/// Something that `tests` need cannot be had: under `CI` that fails, elsewhere they are skipped. Says so once, around the
+/// capture of the test harness, since a skipped test proves nothing.
+pub fn skip<T>(tests: &'static str, why: &str) -> Option<T> {
+    static SAID: Mutex<BTreeSet<&str>> = Mutex::new(BTreeSet::new());
+    assert!(std::env::var_os("CI").is_none(), "CI must run {tests}: {why}");
+    if SAID.lock().unwrap_or_else(PoisonError::into_inner).insert(tests) {
+        let _ = writeln!(std::io::stderr(), "\n*** SKIPPED: {tests}. {why}\n");
+    }
     None
+}
+
+fn no_cluster<T>(why: &str) -> Option<T> {
+    skip("the tests on Apache Kafka", &format!("{why}\n*** Or name a broker of your own in {BOOTSTRAP}."))
 }

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use super::Item;
-use crate::kafka::{Access, Error, Found, FoundTopic, TopicCheck, check_access};
+use crate::kafka::{Access, Error, Found, FoundTopic, TopicCheck, check_access, group_members};
 use crate::settings::Kafka;
 
 /// Asks the brokers for every topic that a worker needs, and whether it may do what it does.
@@ -13,8 +13,13 @@ pub fn items(kafka: &Kafka, timeout: Duration) -> Vec<Item> {
     match check_access(kafka, timeout) {
         Ok(Access { found: Found { addresses, topics }, group }) => {
             let broker = Item::ok("broker", format!("reached at {}{}", addresses.join(", "), login(kafka)));
+            let inputs = checks.iter().zip(&topics).filter(|(check, _)| check.setting == "kafka.inputs");
+            let partitions = inputs.filter_map(|(_, found)| Some(found.as_ref().ok()?.partitions)).sum();
             let topics = checks.iter().zip(topics).map(|(check, found)| topic(kafka, check, found));
-            let group = group.err().map(|error| Item::failed("group", error.to_string()));
+            let group = match group {
+                Ok(()) => spare(kafka, group_members(kafka, timeout), partitions),
+                Err(error) => Some(Item::failed("group", error.to_string())),
+            };
             std::iter::once(broker).chain(topics).chain(group).collect()
         }
         Err(error) => {
@@ -23,6 +28,16 @@ pub fn items(kafka: &Kafka, timeout: Duration) -> Vec<Item> {
             vec![Item::failed("broker", error.to_string()), unknown]
         }
     }
+}
+
+/// Says when one more worker would have nothing to do.
+fn spare(kafka: &Kafka, members: usize, partitions: usize) -> Option<Item> {
+    let text = format!(
+        "the group {} (kafka.group_id) has {members} workers, and the input topics have {partitions} partitions: one more \
+         worker stays idle until another one leaves, or until kafka.inputs have more partitions",
+        kafka.group_id
+    );
+    (members > 0 && members >= partitions).then(|| Item::warning("group", text))
 }
 
 fn login(kafka: &Kafka) -> String {

@@ -174,7 +174,10 @@ impl Partitions {
     pub(super) fn learn(&mut self, stats: &Stats, now: Instant) {
         for known in &stats.partitions {
             let Some(state) = self.0.get_mut(&known.partition) else { continue };
-            state.log_end = known.log_end.or(state.log_end);
+            // Of a partition that rests the statistics tell the end that it had before.
+            if state.paused != Some(true) {
+                state.log_end = known.log_end.or(state.log_end);
+            }
             // Behind the last message there may be markers of transactions, which are never delivered; with nothing
             // prefetched, nothing is on its way either.
             let reached = known.end_seen.is_some_and(|end| match state.position {
@@ -186,6 +189,21 @@ impl Partitions {
                 state.alive = now;
             }
         }
+    }
+
+    /// Learns the ends of partitions that rest.
+    pub(super) fn learn_ends(&mut self, ends: &[(TopicPartition, i64)]) {
+        for (partition, end) in ends {
+            if let Some(state) = self.0.get_mut(partition) {
+                state.log_end = Some(*end);
+            }
+        }
+    }
+
+    /// Partitions whose delivery is paused.
+    pub(super) fn resting(&self) -> Vec<TopicPartition> {
+        let resting = self.0.iter().filter(|(_, state)| state.paused == Some(true));
+        resting.map(|(partition, _)| partition.clone()).collect()
     }
 
     /// Looks at how far the newest message of a partition is ahead of its watermark.

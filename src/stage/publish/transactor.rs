@@ -207,6 +207,10 @@ impl Transactor {
         }
         for index in alone {
             self.flush();
+            if !self.reports.is_empty() {
+                // The transaction has failed; what is sent now would only be turned down.
+                return Ok(());
+            }
             self.send(batch, index)?;
             self.flush();
         }
@@ -298,6 +302,10 @@ impl Transactor {
             }
         }
         self.mend(batch, &mut trouble);
+        if trouble.mended {
+            // What the brokers refused has used up sequence numbers of this producer: they would refuse what it sends next.
+            self.producer = None;
+        }
         Stop::Again(trouble)
     }
 
@@ -309,7 +317,7 @@ impl Transactor {
             .map(|(index, mut flight)| {
                 let Some(NotDelivered { class, reason }) = refused.get(&index) else { return flight };
                 match class {
-                    Class::Purged => flight,
+                    Class::Purged | Class::TransactionOver => flight,
                     Class::BadTimestamp if !flight.now => {
                         trouble.mended = true;
                         flight.now = true;
