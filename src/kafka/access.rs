@@ -78,17 +78,17 @@ pub fn check_access(settings: &Kafka, timeout: Duration) -> Result<Access, Error
     // The answers come from brokers that have answered just now.
     let left = || deadline.saturating_duration_since(Instant::now()).max(LEAST.min(timeout));
     let ask = Ask { client: client.client().native_ptr() };
-    for (check, found) in checks.iter().zip(&mut found.topics).filter(|(_, found)| found.is_ok()) {
-        match ask.topic(&check.topic, left()) {
-            Ok(Some(rights)) => {
-                if let Some(right) = check.needs().iter().find(|right| rights.lacks(**right)) {
-                    *found = Err(check.denied(*right, settings));
+    if says_rights(&client, &settings.group_id, LEAST.min(timeout)) {
+        for (check, found) in checks.iter().zip(&mut found.topics).filter(|(_, found)| found.is_ok()) {
+            match ask.topic(&check.topic, left()) {
+                Ok(rights) => {
+                    if let Some(right) = check.needs().iter().find(|right| rights.lacks(**right)) {
+                        *found = Err(check.denied(*right, settings));
+                    }
                 }
+                // Nobody has said no: should a right be missing, the first record tells.
+                Err(code) => tracing::debug!(%code, topic = check.topic, "the brokers do not say what is permitted"),
             }
-            // Whoever does not know the question for one topic does not for the others.
-            Ok(None) => break,
-            // Nobody has said no: should a right be missing, the first record tells.
-            Err(code) => tracing::debug!(%code, topic = check.topic, "the brokers do not say what is permitted"),
         }
     }
     let group = loop {
@@ -114,6 +114,13 @@ pub fn check_access(settings: &Kafka, timeout: Duration) -> Result<Access, Error
         }
     });
     Ok(Access { found, group })
+}
+
+/// Whether the brokers can be asked for rights. The embedded one would let us wait for each answer; it does not list
+/// groups either, and says so at once.
+fn says_rights(client: &BaseConsumer<PlainSide>, group: &str, timeout: Duration) -> bool {
+    let answer = client.fetch_group_list(Some(group), timeout);
+    answer.err().and_then(|error| error.rdkafka_error_code()) != Some(RDKafkaErrorCode::UnsupportedFeature)
 }
 
 /// Asks for the group's offsets, as a member does before it reads. The brokers' description of a group would say more,
@@ -161,9 +168,8 @@ struct Ask {
 }
 
 impl Ask {
-    /// The rights on a topic; `None` from a broker that does not know the question.
-    fn topic(&self, topic: &str, timeout: Duration) -> Result<Option<Rights>, RDKafkaErrorCode> {
-        let Ok(name) = CString::new(topic) else { return Ok(Some(Rights::Unsaid)) };
+    fn topic(&self, topic: &str, timeout: Duration) -> Result<Rights, RDKafkaErrorCode> {
+        let Ok(name) = CString::new(topic) else { return Ok(Rights::Unsaid) };
         let kind = rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBETOPICS;
         let answer = self.ask(kind, timeout, |options, queue| {
             let mut names = [name.as_ptr()];
@@ -173,17 +179,17 @@ impl Ask {
             // SAFETY: all are valid, and copied or counted by the call.
             unsafe { rd_kafka_DescribeTopics(self.client, topics.0, options, queue) }
         });
-        let Some(answer) = answer? else { return Ok(None) };
+        let Some(answer) = answer? else { return Ok(Rights::Unsaid) };
         // SAFETY: the answer owns everything that is read here and lives until the end; lengths are librdkafka's.
         unsafe {
             let result = rd_kafka_event_DescribeTopics_result(answer.0);
             let mut count = 0;
             let topics = rd_kafka_DescribeTopics_result_topics(result, &raw mut count);
             if count == 0 || topics.is_null() {
-                return Ok(Some(Rights::Unsaid));
+                return Ok(Rights::Unsaid);
             }
             let operations = rd_kafka_TopicDescription_authorized_operations(*topics, &raw mut count);
-            Ok(Some(Rights::of(slice(operations, count))))
+            Ok(Rights::of(slice(operations, count)))
         }
     }
 
