@@ -26,7 +26,7 @@ use crate::settings::Kafka;
 /// Brokers that have answered before have this time for every further question.
 const LEAST: Duration = Duration::from_secs(1);
 
-/// Wait between two tries of a question.
+/// Wait for what a client tells beside an answer.
 const AGAIN: Duration = Duration::from_millis(100);
 
 /// What access lists call an operation.
@@ -92,11 +92,9 @@ pub fn check_access(settings: &Kafka, timeout: Duration) -> Result<Access, Error
         }
     }
     let group = loop {
-        match group(&client, settings, left()) {
+        match group(&client, settings, left().min(LEAST)) {
             // The coordinator of a new group, or after a failure, takes its time; so would joining.
-            Err(code) if Class::of(code) == Class::Unreachable && Instant::now() < deadline => {
-                std::thread::sleep(AGAIN);
-            }
+            Err(code) if Class::of(code) == Class::Unreachable && Instant::now() < deadline => {}
             answer => break answer,
         }
     };
@@ -129,8 +127,14 @@ fn group(client: &BaseConsumer<PlainSide>, settings: &Kafka, timeout: Duration) 
     let Some(input) = settings.inputs.first() else { return Ok(()) };
     let mut list = TopicPartitionList::new();
     list.add_partition(&input.topic, 0);
-    let answer = client.committed_offsets(list, timeout);
-    answer.map(|_| ()).map_err(|error| error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Unknown))
+    let Err(error) = client.committed_offsets(list, timeout) else { return Ok(()) };
+    // Who may not even look for the coordinator waits for it in vain; the reason is told beside, and to who polls.
+    let told = client.poll(AGAIN).and_then(Result::err).map(|error| Class::of_error(&error));
+    let reported = client.context().errors.last().map(|(class, _)| class);
+    if [told, reported].contains(&Some(Class::NotAuthorised)) {
+        return Err(RDKafkaErrorCode::GroupAuthorizationFailed);
+    }
+    Err(error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Unknown))
 }
 
 /// What the brokers say of our rights.

@@ -99,7 +99,7 @@ fn lagged(evidence: &Evidence) -> bool {
 
 /// Every row.
 pub const ROWS: &[Row] = &[
-    Row { short: Modes::Both, ..row("kill", "SIGKILL of workers at random moments", Fault::Kill, 25, rebalanced) },
+    Row { short: Modes::Both, ..row("kill", "SIGKILL of workers at random moments", Fault::Kill, 30, rebalanced) },
     Row {
         short: Modes::ExactlyOnce,
         ..row(
@@ -113,14 +113,14 @@ pub const ROWS: &[Row] = &[
     Row {
         orderly: true,
         short: Modes::AtLeastOnce,
-        ..row("terminate", "SIGTERM of a worker under load", Fault::Terminate, 20, rebalanced)
+        ..row("terminate", "SIGTERM of a worker under load", Fault::Terminate, 30, rebalanced)
     },
     Row {
         orderly: true,
         short: Modes::ExactlyOnce,
-        ..row("churn", "workers added and removed every 5 s", Fault::Churn, 35, rebalanced)
+        ..row("churn", "workers added and removed every 5 s", Fault::Churn, 50, rebalanced)
     },
-    Row { orderly: true, ..row("rolling", "workers restarted one after the other", Fault::Rolling, 30, rebalanced) },
+    Row { orderly: true, ..row("rolling", "workers restarted one after the other", Fault::Rolling, 40, rebalanced) },
     Row {
         short: Modes::ExactlyOnce,
         ..row("broker", "SIGKILL of a broker, restarted after 5 s", Fault::Broker, 30, |e| e.stall.as_millis() > 300)
@@ -141,7 +141,7 @@ pub const ROWS: &[Row] = &[
         )
     },
     row("all-brokers", "all brokers down for 30 s", Fault::AllBrokers, 55, |e| e.stall.as_secs() > 25),
-    row("resets", "connections of all workers closed every second", Fault::Resets, 25, |e| e.touched > 20),
+    row("resets", "connections of all workers closed every second", Fault::Resets, 30, |e| e.touched > 20),
     row("cut", "network of a worker cut both ways", Fault::Cut { to_broker: true, to_worker: true }, 30, rebalanced),
     row(
         "cut-to-broker",

@@ -17,6 +17,8 @@ use crate::worker::ask;
 const EVERY: Duration = Duration::from_millis(200);
 /// The longest that brokers may take to answer one look.
 const ASKING: Duration = Duration::from_secs(1);
+/// What `/status` tells is a tenth of a second old at most, and a busy machine takes its time.
+const STALE: Duration = Duration::from_millis(400);
 /// Breaches that are kept.
 const KEPT: usize = 5;
 
@@ -189,7 +191,9 @@ async fn watch_workers(seen: Arc<Mutex<Seen>>, topic: String) {
     loop {
         let (watched, before) = {
             let seen = seen.lock().unwrap();
-            (seen.watched.clone(), seen.groups.last().cloned())
+            let now = Instant::now();
+            let before = seen.groups.iter().rev().find(|group| now - group.at >= STALE).cloned();
+            (seen.watched.clone(), before)
         };
         for Watched { process, admin } in watched {
             let memory = peak_memory(process).unwrap_or(0);
