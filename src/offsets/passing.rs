@@ -90,8 +90,8 @@ impl Ledger {
     /// Whether messages of a partition, beside others, wait for something to be committed.
     pub fn is_waiting(&self, partition: &TopicPartition) -> bool {
         let books = self.lock();
-        let beginning = |state: &Partition| state.standing.until.is_some() || state.standing.is_beginning();
-        books.says_alone() || books.partitions.get(partition).is_some_and(beginning)
+        let waiting = |state: &Partition| state.standing.until.is_some() || state.standing.is_waiting();
+        books.says_alone() || books.partitions.get(partition).is_some_and(waiting)
     }
 }
 

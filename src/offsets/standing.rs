@@ -4,12 +4,17 @@
 //! back when it ends in order. So the next worker can count the starts that ended otherwise. The rules:
 //!
 //! - a commit that moves the offset begins the count anew, with 1 while messages behind it are open, else with 0;
-//! - [`SUSPECT_AFTER`] such starts make the next `flow.max_span` offsets suspect: what killed the workers was among them,
-//!   since nothing beyond was ever in flight;
+//! - after one such start, no more than [`FEW`] offsets behind the committed one are handed on, for the next
+//!   `flow.max_span` offsets: what killed the worker was among these, since nothing beyond was ever in flight;
+//! - [`SUSPECT_AFTER`] such starts make the next [`FEW`] offsets suspect: the second start had no others in flight;
 //! - of a suspect span one message at a time is handed on, each after a note that it is alone is written;
 //! - so a note that says so when a partition is assigned names the message that a worker died of.
 
 use super::note::{Committed, Note, SUSPECT_AFTER};
+
+/// Offsets of a partition in flight after a start that did not end in order. A second death leaves so many to be taken one
+/// at a time, which must not take long; a device is still given whole batches.
+const FEW: u64 = 32;
 
 /// One assignment of a partition.
 #[derive(Debug, Clone, Default)]
@@ -24,6 +29,10 @@ pub(super) struct Standing {
     starts: u32,
     /// End of the suspect span.
     pub(super) until: Option<i64>,
+    /// End of the offsets of which only a few are in flight.
+    careful: Option<i64>,
+    /// The message that waits until those before it are committed.
+    crowded: Option<i64>,
     /// The message that was alone in flight when a worker died.
     pub(super) blamed: Option<i64>,
     /// The partition goes to another worker in order.
@@ -49,11 +58,12 @@ impl Standing {
         let Some(Committed { offset, note }) = committed else { return Self::default() };
         let given = note.until.filter(|until| *until > offset);
         let suspect = note.starts >= SUSPECT_AFTER || note.alone;
-        let span = suspect.then(|| offset.saturating_add_unsigned(max_span.max(1)));
+        let behind = |offsets: u64| offset.saturating_add_unsigned(offsets.max(1));
         Self {
             had: committed,
             starts: note.starts,
-            until: given.or(span),
+            until: given.or(suspect.then(|| behind(max_span.min(FEW)))),
+            careful: (note.starts > 0).then(|| behind(max_span)),
             blamed: note.alone.then_some(offset),
             ..Self::default()
         }
@@ -64,7 +74,15 @@ impl Standing {
         if !self.begun {
             self.want(offset, Note { starts: self.starts.saturating_add(1), ..Note::default() });
         }
-        self.begun
+        self.begun && self.is_near(offset)
+    }
+
+    /// Whether an offset is near enough to the committed one.
+    fn is_near(&mut self, offset: i64) -> bool {
+        self.careful = self.careful.filter(|until| offset < *until);
+        let behind = self.had.map_or(0, |had| offset.abs_diff(had.offset));
+        self.crowded = (self.careful.is_some() && behind >= FEW).then_some(offset);
+        self.crowded.is_none()
     }
 
     /// Whether it is written down that the message is alone. If not, that is to be done first.
@@ -82,9 +100,9 @@ impl Standing {
         }
     }
 
-    /// Whether a note is still to be written before the partition can begin.
-    pub(super) fn is_beginning(&self) -> bool {
-        self.wanted.is_some() && !self.begun
+    /// Whether something is still to be committed before the partition can begin, or go on.
+    pub(super) fn is_waiting(&self) -> bool {
+        self.crowded.is_some() || self.wanted.is_some() && !self.begun
     }
 
     /// Whether the group is told that a message is alone, be it resolved by now. What a dead worker has told does not
@@ -97,7 +115,8 @@ impl Standing {
     pub(super) fn is_urgent(&self, reached: Reached) -> bool {
         let waiting = self.wanted.is_some() && self.wanted != self.had;
         let told = self.had.is_some_and(|had| had.note.alone);
-        (waiting || told) && self.due(reached).is_some()
+        let crowded = self.crowded.is_some() && reached.idle;
+        (waiting || told || crowded) && self.due(reached).is_some()
     }
 
     /// What is to be committed now.
@@ -152,6 +171,9 @@ impl Standing {
         }
         self.had = Some(committed);
         self.begun |= self.wanted == self.had;
+        if let Some(offset) = self.crowded {
+            self.is_near(offset);
+        }
     }
 
     /// The message that a worker died of is dealt with.

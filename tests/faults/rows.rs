@@ -115,17 +115,13 @@ pub const ROWS: &[Row] = &[
         short: Modes::AtLeastOnce,
         ..row("terminate", "SIGTERM of a worker under load", Fault::Terminate, 30, rebalanced)
     },
-    Row {
-        orderly: true,
-        short: Modes::ExactlyOnce,
-        ..row("churn", "workers added and removed every 5 s", Fault::Churn, 50, rebalanced)
-    },
+    Row { orderly: true, ..row("churn", "workers added and removed every 5 s", Fault::Churn, 50, rebalanced) },
     Row { orderly: true, ..row("rolling", "workers restarted one after the other", Fault::Rolling, 40, rebalanced) },
     Row {
         short: Modes::ExactlyOnce,
-        ..row("broker", "SIGKILL of a broker, restarted after 5 s", Fault::Broker, 30, |e| e.stall.as_millis() > 300)
+        ..row("broker", "SIGKILL of a broker, restarted after 5 s", Fault::Broker, 45, |e| e.stall.as_millis() > 300)
     },
-    row("group-coordinator", "SIGKILL of the group's coordinator", Fault::GroupCoordinator, 30, |e| {
+    row("group-coordinator", "SIGKILL of the group's coordinator", Fault::GroupCoordinator, 45, |e| {
         rebalanced(e) || e.stall.as_millis() > 300
     }),
     Row {
@@ -140,7 +136,7 @@ pub const ROWS: &[Row] = &[
             |e| e.aborts + e.fences > 0 || e.stall.as_millis() > 300,
         )
     },
-    row("all-brokers", "all brokers down for 30 s", Fault::AllBrokers, 55, |e| e.stall.as_secs() > 25),
+    row("all-brokers", "all brokers down for 30 s", Fault::AllBrokers, 70, |e| e.stall.as_secs() > 25),
     row("resets", "connections of all workers closed every second", Fault::Resets, 30, |e| e.touched > 20),
     row("cut", "network of a worker cut both ways", Fault::Cut { to_broker: true, to_worker: true }, 30, rebalanced),
     row(

@@ -80,12 +80,14 @@ impl Watcher {
         // Offsets of open transactions are not waited for: those before them count.
         config.set("isolation.level", "read_uncommitted");
         config.set("reconnect.backoff.ms", "50").set("reconnect.backoff.max.ms", "500");
-        let client: BaseConsumer = config.create().unwrap();
         let group = std::thread::spawn(move || {
+            let mut client = None;
             while !stopped.load(Ordering::Relaxed) {
-                // Brokers that do not answer are part of what is watched.
-                if let Some(group) = look_at_group(&client, &topic, partitions) {
+                // Brokers that do not answer are part of what is watched; who is asked next is found out anew.
+                let asking = client.take().unwrap_or_else(|| config.create::<BaseConsumer>().unwrap());
+                if let Some(group) = look_at_group(&asking, &topic, partitions) {
                     shared.lock().unwrap().take_group(group);
+                    client = Some(asking);
                 }
                 std::thread::sleep(EVERY);
             }

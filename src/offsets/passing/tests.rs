@@ -57,6 +57,35 @@ fn the_first_message_of_an_assignment_waits_for_its_note_and_no_other_does() {
 }
 
 #[test]
+fn after_a_death_few_are_in_flight_and_only_they_are_suspect_after_the_next() {
+    let (ledger, tp) = (Ledger::new(), partition(0));
+    ledger.assign(tp.clone());
+    ledger.found(&tp, Some(Committed { offset: 100, note: starts(1) }), 1000);
+    assert_eq!(ledger.pass(&tp, 100), Pass::Later);
+    commit(&ledger);
+    let tickets: Vec<_> = (100..132)
+        .map(|offset| {
+            assert_eq!(ledger.pass(&tp, offset), Pass::Now, "{offset}");
+            ledger.open(&tp, offset).unwrap()
+        })
+        .collect();
+    assert_eq!(ledger.pass(&tp, 132), Pass::Later);
+    assert!(ledger.is_waiting(&tp) && !ledger.is_urgent(Reach::Resolved), "there is nothing to commit yet");
+    tickets.into_iter().for_each(|ticket| ticket.resolve(Outcome::Published));
+    assert!(ledger.is_urgent(Reach::Resolved), "it waits for nothing but the commit");
+    assert_eq!(commit(&ledger), [Committed::from(132)]);
+    assert!(!ledger.is_waiting(&tp));
+    assert_eq!(ledger.pass(&tp, 163), Pass::Now);
+    assert_eq!(ledger.pass(&tp, 164), Pass::Later);
+    assert_eq!(ledger.pass(&tp, 1100), Pass::Now, "what killed the worker lay before");
+    assert_eq!(ledger.pass(&tp, 1164), Pass::Now);
+
+    ledger.assign(tp.clone());
+    ledger.found(&tp, Some(Committed { offset: 100, note: starts(2) }), 1000);
+    assert_eq!(ledger.suspects(), [(tp, 100, 132)]);
+}
+
+#[test]
 fn an_end_in_order_takes_the_note_back_and_a_lost_message_does_not() {
     for lost in [false, true] {
         let (ledger, tp) = assigned(5, starts(1));
