@@ -243,7 +243,7 @@ impl Ledger {
         }
     }
 
-    /// What the group had when the partition was assigned. At most `max_span` offsets behind it were ever in flight.
+    /// What the group had when the partition was assigned. At most `max_span` offsets behind it are ever in flight.
     pub fn found(&self, partition: &TopicPartition, committed: Option<Committed>, max_span: u64) {
         if let Some(partition) = self.lock().partitions.get_mut(partition) {
             partition.standing = Standing::found(committed, max_span);

@@ -14,6 +14,8 @@ use crate::settings::{Admin, Fetch, Flow, Input, Kafka, Log, Model, RetryTopic, 
 
 const MECHANISMS: [&str; 3] = ["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"];
 const DTYPES: [&str; 4] = ["auto", "f32", "bf16", "f16"];
+/// Longest memory for failed fetches.
+const LONGEST_WINDOW: Duration = Duration::from_secs(3600);
 
 /// librdkafka's own ranges (CONFIGURATION.md, 2.12): over them the client would refuse to start, less clearly.
 const MESSAGE_SIZES: (ByteSize, ByteSize) = (ByteSize::b(1_000), ByteSize::b(1_000_000_000));
@@ -295,6 +297,8 @@ impl Check {
         let message = "fetch.backoff must not be longer than fetch.max_backoff";
         self.need(fetch.backoff <= fetch.max_backoff, &["fetch.backoff", "fetch.max_backoff"], message);
         self.header("fetch.user_agent", &fetch.user_agent);
+        let message = "fetch.outage_window must not be longer than an hour";
+        self.need(fetch.outage_window <= LONGEST_WINDOW, &["fetch.outage_window"], message);
     }
 
     fn model(&mut self, model: &Model) {

@@ -1,6 +1,6 @@
 //! Which message may be handed on: beside others, alone, or not before something is written down.
 
-use super::{Books, Ledger, Partition, TopicPartition};
+use super::{Books, Ledger, Partition, Reach, TopicPartition};
 
 /// Whether a message may be handed on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,9 +23,11 @@ impl Ledger {
         if state.standing.until.is_some() {
             return Pass::Later;
         }
-        let begun = state.standing.begin(offset);
+        let (had, end) = (state.standing.had, state.reached(Reach::Resolved).end);
+        let settled = state.open == 0 && end.is_none_or(|end| had.is_some_and(|had| had.offset >= end));
+        let passes = state.standing.begin(offset, settled);
         drop(books);
-        self.ask(begun && nobody_alone)
+        self.ask(passes && nobody_alone)
     }
 
     /// Whether a message of a suspect span may be handed on, alone.
@@ -62,13 +64,6 @@ impl Ledger {
         Pass::Later
     }
 
-    /// The message that a worker died of has a ticket, and will be a dead letter.
-    pub fn dealt_with(&self, partition: &TopicPartition) {
-        if let Some(partition) = self.lock().partitions.get_mut(partition) {
-            partition.standing.dealt_with();
-        }
-    }
-
     /// Partitions whose messages are handed on one at a time, each with the first offset and the one behind the last.
     pub fn suspects(&self) -> Vec<(TopicPartition, i64, i64)> {
         let books = self.lock();
@@ -85,6 +80,11 @@ impl Ledger {
         if let Some(partition) = self.lock().partitions.get_mut(partition) {
             partition.standing.trust();
         }
+    }
+
+    /// Whether a partition waits, after a start that did not end in order, until the few messages in flight are through.
+    pub fn is_crowded(&self) -> bool {
+        self.lock().partitions.values().any(|state| state.standing.is_crowded())
     }
 
     /// Whether messages of a partition, beside others, wait for something to be committed.

@@ -69,12 +69,19 @@ impl Standing {
         }
     }
 
-    /// Whether a message may be handed on beside others. If not, the start is to be written down first.
-    pub(super) fn begin(&mut self, offset: i64) -> bool {
+    /// Whether a message may be handed on beside others. If not, something is to be written down first: the start, or,
+    /// where everything before the message is `settled`, that the worker has come this far.
+    pub(super) fn begin(&mut self, offset: i64, settled: bool) -> bool {
         if !self.begun {
             self.want(offset, Note { starts: self.starts.saturating_add(1), ..Note::default() });
+            return false;
         }
-        self.begun && self.is_near(offset)
+        let near = self.is_near(offset);
+        if !near && settled {
+            // Offsets are sparse: there is nothing in between that would ever move the committed one.
+            self.want(offset, Note { starts: 1, ..Note::default() });
+        }
+        near
     }
 
     /// Whether an offset is near enough to the committed one.
@@ -102,7 +109,12 @@ impl Standing {
 
     /// Whether something is still to be committed before the partition can begin, or go on.
     pub(super) fn is_waiting(&self) -> bool {
-        self.crowded.is_some() || self.wanted.is_some() && !self.begun
+        self.is_crowded() || self.wanted.is_some() && !self.begun
+    }
+
+    /// Whether a message waits until those before it are committed.
+    pub(super) fn is_crowded(&self) -> bool {
+        self.crowded.is_some()
     }
 
     /// Whether the group is told that a message is alone, be it resolved by now. What a dead worker has told does not
@@ -143,7 +155,12 @@ impl Standing {
 
     /// What to say of messages that wait or pass as usual.
     fn note(&self, idle: bool) -> Note {
-        let starts = if self.begun { u32::from(!idle) } else { self.starts };
+        let starts = match (self.begun, self.blamed) {
+            (true, _) => u32::from(!idle),
+            // The offset has moved past it: its dead letter is there.
+            (false, Some(_)) => 0,
+            (false, None) => self.starts,
+        };
         Note { starts, alone: false, until: self.until.filter(|_| !self.ending) }
     }
 
@@ -171,8 +188,12 @@ impl Standing {
         }
         self.had = Some(committed);
         self.begun |= self.wanted == self.had;
-        if let Some(offset) = self.crowded {
-            self.is_near(offset);
+        // What was wanted before an offset that is committed is of no use any more.
+        self.wanted = self.wanted.filter(|wanted| wanted.offset >= committed.offset);
+        // It asks again, and is told whether that was enough.
+        self.crowded = None;
+        if self.blamed.is_some_and(|blamed| blamed < committed.offset) {
+            self.dealt_with();
         }
     }
 

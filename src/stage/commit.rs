@@ -128,7 +128,7 @@ mod tests {
             let ledger = Ledger::new();
             let mut watermarks = Watermarks(ledger.clone());
             ledger.assign(partition(0));
-                let (mut open, mut next, mut last) = (Vec::<Ticket>::new(), 0, 0);
+            let (mut open, mut next, mut last) = (Vec::<Ticket>::new(), 0, 0);
             for (step, which, gap) in steps {
                 match step {
                     0 | 1 => {

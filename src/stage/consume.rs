@@ -384,7 +384,7 @@ impl Worker {
         gate.tell(Reason::Queue, held && !queue_low);
         // What finds no room though the queue has some is too long for what is left of the pool.
         gate.tell(Reason::Messages, held && queue_low && !limited && !shut && self.solo.is_none());
-        gate.tell(Reason::Span, self.partitions.any_span_full());
+        gate.tell(Reason::Span, self.partitions.any_span_full() || ledger.is_crowded());
         limited || held || self.output.is_none() || shut
     }
 

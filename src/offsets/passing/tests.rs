@@ -86,6 +86,67 @@ fn after_a_death_few_are_in_flight_and_only_they_are_suspect_after_the_next() {
 }
 
 #[test]
+fn offsets_that_do_not_exist_hold_nobody_up_after_a_death() {
+    for open in [false, true] {
+        let (ledger, tp) = (Ledger::new(), partition(0));
+        ledger.assign(tp.clone());
+        ledger.found(&tp, Some(Committed { offset: 100, note: starts(1) }), 1000);
+        ledger.pass(&tp, 100);
+        commit(&ledger);
+        let ticket = ledger.open(&tp, 100).unwrap();
+        if !open {
+            ledger.open(&tp, 101).unwrap().resolve(Outcome::Published);
+        }
+        let ticket = if open {
+            Some(ticket)
+        } else {
+            ticket.resolve(Outcome::Published);
+            commit(&ledger);
+            None
+        };
+        assert_eq!(ledger.pass(&tp, 500), Pass::Later);
+        assert!(ledger.is_waiting(&tp));
+        if let Some(ticket) = ticket {
+            assert!(!ledger.is_urgent(Reach::Resolved), "the first one is under way");
+            ticket.resolve(Outcome::Published);
+            commit(&ledger);
+            assert!(!ledger.is_waiting(&tp), "it may ask again");
+            assert_eq!(ledger.pass(&tp, 500), Pass::Later);
+        }
+        assert!(ledger.is_urgent(Reach::Resolved));
+        assert_eq!(commit(&ledger), [Committed { offset: 500, note: starts(1) }]);
+        assert_eq!(ledger.pass(&tp, 500), Pass::Now);
+    }
+}
+
+#[test]
+fn a_commit_that_nobody_waits_for_is_not_urgent() {
+    let (ledger, tp) = assigned(5, Note::default());
+    ledger.pass(&tp, 5);
+    assert!(ledger.is_urgent(Reach::Resolved));
+    commit(&ledger);
+    for offset in 5..9 {
+        assert_eq!(ledger.pass(&tp, offset), Pass::Now);
+        ledger.open(&tp, offset).unwrap().resolve(Outcome::Published);
+        assert!(!ledger.is_urgent(Reach::Resolved), "{offset}");
+        commit(&ledger);
+    }
+}
+
+#[test]
+fn a_message_is_blamed_until_its_dead_letter_is_there() {
+    let (ledger, tp) = assigned(5, Note { starts: 3, alone: true, until: Some(11) });
+    assert_eq!(ledger.pass_alone(&tp, 5), Pass::Blamed(3));
+    let ticket = ledger.open(&tp, 5).unwrap();
+    assert_eq!(commit(&ledger), [], "a worker that dies now leaves the note as it was");
+    ticket.resolve(Outcome::Published);
+    assert_eq!(commit(&ledger), [Committed { offset: 6, note: Note { starts: 0, alone: false, until: Some(11) } }]);
+    assert_eq!(ledger.pass_alone(&tp, 6), Pass::Later);
+    let note = Note { starts: 1, alone: true, until: Some(11) };
+    assert_eq!(commit(&ledger), [Committed { offset: 6, note }]);
+}
+
+#[test]
 fn an_end_in_order_takes_the_note_back_and_a_lost_message_does_not() {
     for lost in [false, true] {
         let (ledger, tp) = assigned(5, starts(1));
@@ -211,7 +272,6 @@ impl World {
                         Pass::Blamed(_) => {
                             self.blamed.push((at, offset));
                             ledger.open(&tp, offset).unwrap().resolve(Outcome::Published);
-                            ledger.dealt_with(&tp);
                         }
                         Pass::Now | Pass::Later => continue,
                     }

@@ -56,7 +56,6 @@ impl Worker {
         let ticket = self.setup.ledger.open(&partition, message.offset);
         self.count(&message, ticket.is_some());
         let ticket = ticket?;
-        self.setup.ledger.dealt_with(&partition);
         let origin = message.origin();
         tracing::error!(
             %partition,

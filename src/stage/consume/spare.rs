@@ -5,14 +5,13 @@ use std::time::{Duration, Instant};
 use super::Worker;
 
 impl Worker {
-    /// Says so when the group has no partition of the inputs left for this worker.
+    /// Says so when the group has no partition left for this worker.
     pub(super) fn look_for_work(&mut self, joined: bool, now: Instant) {
-        let inputs = &self.setup.kafka.inputs;
-        let has_work = self.partitions.iter().any(|(of, _)| inputs.iter().any(|input| *input.topic == *of.topic));
+        let has_work = self.partitions.iter().next().is_some();
         let settling = 2 * self.setup.kafka.revoke_drain;
         if self.spare.is_news(joined && !has_work && self.output.is_some(), settling, now) {
             tracing::warn!(
-                "this worker has nothing to do, since the group kafka.group_id has more workers than kafka.inputs have \
+                "this worker has nothing to do, since the group kafka.group_id has more workers than there are \
                  partitions. It takes over when another one leaves; to use it now, add partitions to the topics"
             );
         }

@@ -171,7 +171,8 @@ impl Hold {
         let next = (0..state.held.len()).min_by_key(|index| rank(&state.held[*index]));
         let wait = state.outage.wait();
         let unknown = next.is_some_and(|index| rank(&state.held[index]) == (None, false));
-        if !unknown && state.outage.probes() > 0 {
+        // Without one that is held, newcomers are the only probes there can be.
+        if !unknown && (state.outage.probes() > 0 || next.is_none()) {
             self.around.gate.narrow(Reason::Outage, Some(self.around.ledger.open_tickets() + NEWCOMERS));
             state.newcomers = Some(now + wait.unwrap_or(LONGEST_WAIT) / 2);
         }
@@ -179,8 +180,9 @@ impl Hold {
             state.outage.no_probe(now);
             return (None, state.outage.due().into_iter().chain(state.newcomers).min());
         };
-        let reasons = self.around.gate.reasons();
-        let full = reasons.contains(&Reason::Messages) || reasons.contains(&Reason::Span);
+        // Whatever else keeps newcomers out would keep them out for ever, if all that is held is of hosts that are gone.
+        let by_choice = [Reason::Outage, Reason::Operator, Reason::Drain];
+        let full = self.around.gate.reasons().iter().any(|reason| !by_choice.contains(reason));
         let last = full && state.probed.contains_key(&held.host) && wait == Some(LONGEST_WAIT);
         state.probed.insert(held.host.clone(), now);
         state.outage.probe();

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::record;
 use crate::disposition::Code;
 use crate::gate::{Gate, Reason};
+use crate::offsets::Outcome;
 use crate::settings::Kafka;
 use crate::stage::{Finished, Output};
 
@@ -170,9 +171,15 @@ impl Before {
         let mut held: VecDeque<Finished> = VecDeque::new();
         loop {
             let now = Instant::now();
-            while !held.is_empty() && ceiling.take(now) {
-                if let Some(finished) = held.pop_front() {
-                    self.pass(finished).await;
+            while let Some(current) = held.front().map(Finished::current) {
+                if current && !ceiling.take(now) {
+                    break;
+                }
+                match held.pop_front() {
+                    Some(finished) if current => self.pass(finished).await,
+                    // Another worker has its message now, and judges for itself.
+                    Some(finished) => drop(finished.resolve(Outcome::Discarded)),
+                    None => {}
                 }
             }
             let before = ceiling.state;
