@@ -328,3 +328,6 @@ impl Drop for Probe {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
