@@ -98,18 +98,18 @@ pub fn check_access(settings: &Kafka, timeout: Duration) -> Result<Access, Error
             answer => break answer,
         }
     };
-    let group = group.map_err(|code| match Class::of(code) {
-        Class::NotAuthorised => Error::Denied {
-            user: settings.sasl_username.clone(),
-            right: Right::Read,
-            resource: "group",
-            name: settings.group_id.clone(),
-            setting: "kafka.group_id",
-        },
-        _ => {
-            let reason = format!("{}: {code}", settings.group_id);
-            Error::Other { doing: "asking the Kafka brokers for the group kafka.group_id", reason }
+    let group = group.map_err(|code| {
+        if Class::of(code) == Class::NotAuthorised {
+            return Error::Denied {
+                user: settings.sasl_username.clone(),
+                right: Right::Read,
+                resource: "group",
+                name: settings.group_id.clone(),
+                setting: "kafka.group_id",
+            };
         }
+        let reason = format!("{}: {code}", settings.group_id);
+        Error::Other { doing: "asking the Kafka brokers for the group kafka.group_id", reason }
     });
     Ok(Access { found, group })
 }

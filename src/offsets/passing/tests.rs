@@ -71,7 +71,9 @@ fn after_a_death_few_are_in_flight_and_only_they_are_suspect_after_the_next() {
         .collect();
     assert_eq!(ledger.pass(&tp, 132), Pass::Later);
     assert!(ledger.is_waiting(&tp) && !ledger.is_urgent(Reach::Resolved), "there is nothing to commit yet");
-    tickets.into_iter().for_each(|ticket| ticket.resolve(Outcome::Published));
+    for ticket in tickets {
+        ticket.resolve(Outcome::Published);
+    }
     assert!(ledger.is_urgent(Reach::Resolved), "it waits for nothing but the commit");
     assert_eq!(commit(&ledger), [Committed::from(132)]);
     assert!(!ledger.is_waiting(&tp));
