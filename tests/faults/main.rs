@@ -128,7 +128,9 @@ fn main() -> ExitCode {
         }
     };
     if options.list {
-        ROWS.iter().for_each(|row| println!("{:24} {}", row.name, row.what));
+        for row in ROWS {
+            println!("{:24} {}", row.name, row.what);
+        }
         return ExitCode::SUCCESS;
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(4).enable_all().build().unwrap();
@@ -175,7 +177,9 @@ async fn matrix(options: &Options) -> ExitCode {
             passed += 1;
             let _ = std::fs::remove_dir_all(&folder);
         } else {
-            outcome.problems.iter().for_each(|problem| println!("    {problem}"));
+            for problem in &outcome.problems {
+                println!("    {problem}");
+            }
             println!("    logs: {}", folder.display());
             failed.push(name);
         }
@@ -185,7 +189,9 @@ async fn matrix(options: &Options) -> ExitCode {
         "\ntest result: {result}. {passed} passed; {} failed; 0 ignored; 0 measured; 0 filtered out",
         failed.len()
     );
-    failed.iter().for_each(|name| println!("  failed: {name}"));
+    for name in &failed {
+        println!("  failed: {name}");
+    }
     if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 

@@ -57,8 +57,8 @@ impl Record {
         } else {
             self.lines.remove(&key);
         }
-        let lines: String = self.lines.values().map(|line| format!("{line}\n")).collect();
-        std::fs::write(&self.file, format!("{}{HEAD}{lines}", self.text)).unwrap();
+        let lines: Vec<_> = self.lines.values().map(String::as_str).chain([""]).collect();
+        std::fs::write(&self.file, format!("{}{HEAD}{}", self.text, lines.join("\n"))).unwrap();
     }
 }
 

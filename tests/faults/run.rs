@@ -64,7 +64,7 @@ pub struct Run<'a> {
     rate: f64,
     reader: Reader,
     watcher: Watcher,
-    _images: ImageServer,
+    images: ImageServer,
     /// First strike, and what the counters were then.
     struck: Option<(Instant, Evidence)>,
     in_flight: u64,
@@ -109,7 +109,7 @@ impl<'a> Run<'a> {
             rate: ids as f64 / row.load.as_secs_f64(),
             reader: Reader::begin(&settings.kafka),
             watcher: Watcher::begin(&settings.kafka, PARTITIONS),
-            _images: images,
+            images,
             struck: None,
             in_flight: 0,
             torn: 0,
@@ -124,7 +124,7 @@ impl<'a> Run<'a> {
             run.start(slot);
         }
         run.until("every partition has a worker", |run| run.owned() == PARTITIONS as usize).await;
-        run.load = Some(Load::begin(site.cluster.bootstrap(), &requests, &run._images, ids, row.load));
+        run.load = Some(Load::begin(site.cluster.bootstrap(), &requests, &run.images, ids, row.load));
         run.until("results come", |run| run.reader.answered() >= ids / 20).await;
         run
     }

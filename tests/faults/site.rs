@@ -6,6 +6,7 @@ use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, ResourceSpecifier};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::metadata::MetadataPartition;
 
 use crate::proxy::{Link, Weather};
 use crate::support::kafka::{Cluster, Options};
@@ -78,7 +79,7 @@ impl Site {
         let partitions = metadata.topics()[0].partitions();
         // As the brokers choose it: Java's hash of the name, its absolute value, modulo.
         let partition = java_hash(key).checked_abs().unwrap_or(0) as usize % partitions.len();
-        let leader = partitions.iter().find(|found| found.id() as usize == partition).map(|found| found.leader());
+        let leader = partitions.iter().find(|found| found.id() as usize == partition).map(MetadataPartition::leader);
         leader.filter(|leader| *leader > 0).expect("a coordinator") as usize
     }
 

@@ -161,7 +161,9 @@ impl Seen {
                 let now = group.committed.get(partition)?;
                 (now < before).then(|| format!("partition {partition}: committed went back from {before} to {now}"))
             });
-            back.into_iter().for_each(|what| self.breach(what));
+            if let Some(what) = back {
+                self.breach(what);
+            }
         }
         self.groups.push(group);
     }
