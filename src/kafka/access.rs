@@ -27,7 +27,7 @@ use crate::settings::Kafka;
 const LEAST: Duration = Duration::from_secs(1);
 
 /// Wait for what a client tells beside an answer.
-const AGAIN: Duration = Duration::from_millis(100);
+const BESIDE: Duration = Duration::from_millis(100);
 
 /// What access lists call an operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -129,7 +129,7 @@ fn group(client: &BaseConsumer<PlainSide>, settings: &Kafka, timeout: Duration) 
     list.add_partition(&input.topic, 0);
     let Err(error) = client.committed_offsets(list, timeout) else { return Ok(()) };
     // Who may not even look for the coordinator waits for it in vain; the reason is told beside, and to who polls.
-    let told = client.poll(AGAIN).and_then(Result::err).map(|error| Class::of_error(&error));
+    let told = client.poll(BESIDE).and_then(Result::err).map(|error| Class::of_error(&error));
     let reported = client.context().errors.last().map(|(class, _)| class);
     if [told, reported].contains(&Some(Class::NotAuthorised)) {
         return Err(RDKafkaErrorCode::GroupAuthorizationFailed);

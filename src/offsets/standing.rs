@@ -127,7 +127,7 @@ impl Standing {
     pub(super) fn is_urgent(&self, reached: Reached) -> bool {
         let waiting = self.wanted.is_some() && self.wanted != self.had;
         let told = self.had.is_some_and(|had| had.note.alone);
-        let crowded = self.crowded.is_some() && reached.idle;
+        let crowded = self.is_crowded() && reached.idle;
         (waiting || told || crowded) && self.due(reached).is_some()
     }
 

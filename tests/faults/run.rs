@@ -13,6 +13,7 @@ use crate::rows::{Evidence, Row, strike};
 use crate::site::{SLOTS, Site};
 use crate::support::flow::settings;
 use crate::support::images::ImageServer;
+use crate::support::kafka::new_topics;
 use crate::tally::{Reader, Tally};
 use crate::watch::{Watched, Watcher};
 use crate::worker::{Worker, ask};
@@ -89,9 +90,8 @@ pub async fn run(site: &Site, row: &Row, mode: Delivery, seed: u64, ids: usize, 
 impl<'a> Run<'a> {
     async fn begin(site: &'a Site, row: &Row, mode: Delivery, seed: u64, ids: usize, folder: &Path) -> Self {
         let mut random = fastrand::Rng::with_seed(seed);
-        let name = |topic: &str| format!("{topic}.{:016x}", fastrand::u64(..));
-        let topics = ["requests", "captions", "dlq", "retry.1", "retry.2"].map(name);
-        site.cluster.create_topics(&topics.each_ref().map(String::as_str), PARTITIONS).await;
+        let names = ["requests", "captions", "dlq", "retry.1", "retry.2"];
+        let topics = new_topics(site.cluster.bootstrap(), names, PARTITIONS).await;
         let group = topics[0].replace("requests", "fleet");
         let [requests, captions, letters, first, second] = topics;
         let mut settings =

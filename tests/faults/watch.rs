@@ -11,6 +11,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use serde_json::Value;
 
+use crate::support::flow::peak_memory;
 use crate::worker::ask;
 
 /// Between two looks.
@@ -227,13 +228,6 @@ fn look(metrics: &str, status: &str, topic: &str) -> Look {
         .map(|p| (p["partition"].as_i64().unwrap() as i32, (p["committed"].as_i64(), p["watermark"].as_i64())))
         .collect();
     look
-}
-
-/// The most memory that was ever resident, in bytes.
-fn peak_memory(process: u32) -> Option<u64> {
-    let status = std::fs::read_to_string(format!("/proc/{process}/status")).ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    Some(line.trim().strip_suffix(" kB")?.parse::<u64>().ok()? * 1024)
 }
 
 fn look_at_group(client: &BaseConsumer, topic: &str, partitions: i32) -> Option<Group> {

@@ -206,9 +206,7 @@ impl Process {
 
     /// The most memory that was ever resident, in bytes.
     pub fn peak_memory(&self) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
-        line.trim().strip_suffix(" kB").unwrap().parse::<u64>().unwrap() * 1024
+        peak_memory(self.child.id()).unwrap()
     }
 
     /// SIGKILL.
@@ -252,6 +250,13 @@ impl Drop for Process {
             eprintln!("{}", std::fs::read_to_string(self.log.path()).unwrap_or_default());
         }
     }
+}
+
+/// The most memory of a process that was ever resident, in bytes; `None` when it is gone.
+pub fn peak_memory(process: u32) -> Option<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    Some(line.trim().strip_suffix(" kB")?.parse::<u64>().ok()? * 1024)
 }
 
 /// What came out, by origin (`topic/partition/offset`, with `/index` for a row of several).
