@@ -1,7 +1,7 @@
 //! The load: requests at a steady rate, whatever becomes of them, of every kind there is.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -58,10 +58,11 @@ pub async fn images(ids: usize) -> ImageServer {
     images
 }
 
-/// Writes requests until all are written.
+/// Writes requests, at least so many as were asked for, and until it is told that it is enough.
 pub struct Load {
     acknowledged: Arc<AtomicUsize>,
-    thread: JoinHandle<()>,
+    enough: Arc<AtomicBool>,
+    thread: JoinHandle<usize>,
 }
 
 struct Count(Arc<AtomicUsize>);
@@ -79,9 +80,18 @@ impl ProducerContext for Count {
 }
 
 impl Load {
-    /// Begins to write `ids` requests within `over`, evenly. Each is written once, however brokers fail.
-    pub fn begin(servers: &str, topic: &str, images: &ImageServer, ids: usize, over: Duration) -> Self {
-        let acknowledged = Arc::new(AtomicUsize::new(0));
+    /// Begins to write requests at a steady rate, so many of them `over` this time, and goes on like that until it is
+    /// [enough](Self::enough), but writes `most` at most. Each is written once, however brokers fail.
+    pub fn begin(
+        servers: &str,
+        topic: &str,
+        images: &ImageServer,
+        ids: usize,
+        over: Duration,
+        most: usize,
+    ) -> Self {
+        let (acknowledged, enough) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
+        let told = enough.clone();
         let mut config = ClientConfig::new();
         config.set("bootstrap.servers", servers).set("enable.idempotence", "true").set("message.timeout.ms", "0");
         config.set("partitioner", "murmur2_random").set("linger.ms", "5");
@@ -98,7 +108,9 @@ impl Load {
         let topic = topic.to_owned();
         let thread = std::thread::spawn(move || {
             let begun = Instant::now();
-            for id in 0..ids {
+            let mut written = 0;
+            for id in (0..most).take_while(|id| *id < ids || !told.load(Ordering::Relaxed)) {
+                written = id + 1;
                 let due = begun + over.mul_f64(id as f64 / ids as f64);
                 while Instant::now() < due {
                     producer.poll(due - Instant::now());
@@ -115,8 +127,14 @@ impl Load {
                 }
             }
             producer.flush(FLUSH).expect("all requests are written in time");
+            written
         });
-        Self { acknowledged, thread }
+        Self { acknowledged, enough, thread }
+    }
+
+    /// Ends when as many are written as were asked for at first.
+    pub fn enough(&self) {
+        self.enough.store(true, Ordering::Relaxed);
     }
 
     /// Whether all is written.
@@ -124,9 +142,10 @@ impl Load {
         self.thread.is_finished()
     }
 
-    /// Waits for the end; returns how many requests the brokers have.
-    pub fn end(self) -> usize {
-        self.thread.join().expect("the load ends in order");
-        self.acknowledged.load(Ordering::Relaxed)
+    /// Waits for the end; returns how many requests were written, and how many of them the brokers have acknowledged.
+    pub fn end(self) -> (usize, usize) {
+        self.enough();
+        let written = self.thread.join().expect("the load ends in order");
+        (written, self.acknowledged.load(Ordering::Relaxed))
     }
 }

@@ -36,6 +36,9 @@ const RECOVERY: Duration = Duration::from_secs(60);
 const SETTLED: Duration = Duration::from_secs(2);
 /// What a process takes beside what its settings allow: code, threads, clients.
 const PROCESS: u64 = 64 << 20;
+/// The load goes on for so long after the healing, and is at most so many times what was asked for.
+const AFTER: Duration = Duration::from_secs(3);
+const MOST: usize = 4;
 /// Longest wait for anything that must happen.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -74,15 +77,16 @@ pub struct Run<'a> {
     problems: Vec<String>,
 }
 
-/// Runs a row, in `folder`, with `ids` requests.
+/// Runs a row, in `folder`, with at least `ids` requests.
 pub async fn run(site: &Site, row: &Row, mode: Delivery, seed: u64, ids: usize, folder: &Path) -> Outcome {
     let mut run = Run::begin(site, row, mode, seed, ids, folder).await;
     strike(&mut run, row.fault).await;
     let healed = Instant::now();
+    tokio::time::sleep(AFTER).await;
     if run.load.as_ref().is_some_and(Load::is_over) {
         run.problems.push("the load was over before the fault was".into());
     }
-    let outcome = run.account(row, ids, healed).await;
+    let outcome = run.account(row, healed).await;
     site.mend();
     outcome
 }
@@ -99,7 +103,8 @@ impl<'a> Run<'a> {
         configure(&mut settings, mode);
         settings.kafka.retry_topics =
             [(first, 1), (second, 2)].map(|(topic, s)| RetryTopic { topic, delay: Duration::from_secs(s) }).into();
-        let images = load::images(ids).await;
+        let most = ids * MOST;
+        let images = load::images(most).await;
         let mut run = Self {
             site,
             folder: folder.to_owned(),
@@ -124,7 +129,7 @@ impl<'a> Run<'a> {
             run.start(slot);
         }
         run.until("every partition has a worker", |run| run.owned() == PARTITIONS as usize).await;
-        run.load = Some(Load::begin(site.cluster.bootstrap(), &requests, &run.images, ids, row.load));
+        run.load = Some(Load::begin(site.cluster.bootstrap(), &requests, &run.images, ids, row.load, most));
         run.until("results come", |run| run.reader.answered() >= ids / 20).await;
         run
     }
@@ -255,17 +260,18 @@ impl<'a> Run<'a> {
         }
     }
 
-    async fn account(mut self, row: &Row, ids: usize, healed: Instant) -> Outcome {
-        let written = tokio::task::block_in_place(|| self.load.take().map_or(0, Load::end));
-        if written != ids {
-            self.problems.push(format!("{written} of {ids} requests were written"));
+    async fn account(mut self, row: &Row, healed: Instant) -> Outcome {
+        let (ids, acknowledged) = tokio::task::block_in_place(|| self.load.take().map_or((0, 0), Load::end));
+        if acknowledged != ids {
+            self.problems.push(format!("{acknowledged} of {ids} requests were written"));
         }
-        let last = Instant::now().max(healed) + RECOVERY;
-        while self.reader.answered() < ids && Instant::now() < last {
+        let last = Instant::now() + RECOVERY;
+        let lag = (self.rate * SETTLED.as_secs_f64()) as i64;
+        let caught_up = || self.watcher.caught_up(healed, lag);
+        while (self.reader.answered() < ids || caught_up().is_none()) && Instant::now() < last {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        let lag = (self.rate * SETTLED.as_secs_f64()) as i64;
-        let recovery = self.watcher.caught_up(healed, lag).map(|at| at - healed);
+        let recovery = caught_up().map(|at| at - healed);
         if recovery.is_none_or(|recovery| recovery > RECOVERY) {
             self.problems.push(format!("the lag was not gone {RECOVERY:?} after the healing"));
         }
