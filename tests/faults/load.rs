@@ -82,19 +82,12 @@ impl ProducerContext for Count {
 impl Load {
     /// Begins to write requests at a steady rate, so many of them `over` this time, and goes on like that until it is
     /// [enough](Self::enough), but writes `most` at most. Each is written once, however brokers fail.
-    pub fn begin(
-        servers: &str,
-        topic: &str,
-        images: &ImageServer,
-        ids: usize,
-        over: Duration,
-        most: usize,
-    ) -> Self {
+    pub fn begin(servers: &str, topic: &str, images: &ImageServer, ids: usize, over: Duration, most: usize) -> Self {
         let (acknowledged, enough) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
         let told = enough.clone();
         let mut config = ClientConfig::new();
         config.set("bootstrap.servers", servers).set("enable.idempotence", "true").set("message.timeout.ms", "0");
-        config.set("partitioner", "murmur2_random").set("linger.ms", "5");
+        config.set("partitioner", "murmur2_random").set("linger.ms", "50");
         config.set("reconnect.backoff.ms", "50").set("reconnect.backoff.max.ms", "500");
         let producer: BaseProducer<Count> = config.create_with_context(Count(acknowledged.clone())).unwrap();
         let pictures: Vec<String> = (0..PICTURES).map(inline).collect();

@@ -99,21 +99,21 @@ fn lagged(evidence: &Evidence) -> bool {
 
 /// Every row.
 pub const ROWS: &[Row] = &[
-    Row { short: Modes::Both, ..row("kill", "SIGKILL of workers at random moments", Fault::Kill, 30, rebalanced) },
+    Row { short: Modes::Both, ..row("kill", "SIGKILL of workers at random moments", Fault::Kill, 40, rebalanced) },
     Row {
         short: Modes::ExactlyOnce,
         ..row(
             "zombie",
             "SIGSTOP of a worker beyond session and transaction, then SIGCONT",
             Fault::Zombie,
-            25,
+            40,
             rebalanced,
         )
     },
     Row {
         orderly: true,
         short: Modes::AtLeastOnce,
-        ..row("terminate", "SIGTERM of a worker under load", Fault::Terminate, 30, rebalanced)
+        ..row("terminate", "SIGTERM of a worker under load", Fault::Terminate, 40, rebalanced)
     },
     Row { orderly: true, ..row("churn", "workers added and removed every 5 s", Fault::Churn, 50, rebalanced) },
     Row { orderly: true, ..row("rolling", "workers restarted one after the other", Fault::Rolling, 40, rebalanced) },
@@ -132,18 +132,18 @@ pub const ROWS: &[Row] = &[
             "transaction-coordinator",
             "SIGKILL of a transaction's coordinator",
             Fault::TransactionCoordinator,
-            30,
+            40,
             |e| e.aborts + e.fences > 0 || e.stall.as_millis() > 300,
         )
     },
     row("all-brokers", "all brokers down for 30 s", Fault::AllBrokers, 70, |e| e.stall.as_secs() > 25),
-    row("resets", "connections of all workers closed every second", Fault::Resets, 30, |e| e.touched > 20),
-    row("cut", "network of a worker cut both ways", Fault::Cut { to_broker: true, to_worker: true }, 30, rebalanced),
+    row("resets", "connections of all workers closed every second", Fault::Resets, 40, |e| e.touched > 20),
+    row("cut", "network of a worker cut both ways", Fault::Cut { to_broker: true, to_worker: true }, 40, rebalanced),
     row(
         "cut-to-broker",
         "nothing of a worker arrives at the brokers",
         Fault::Cut { to_broker: true, to_worker: false },
-        30,
+        40,
         rebalanced,
     ),
     Row {
@@ -152,11 +152,11 @@ pub const ROWS: &[Row] = &[
             "cut-to-worker",
             "nothing of the brokers arrives at a worker",
             Fault::Cut { to_broker: false, to_worker: true },
-            30,
+            40,
             rebalanced,
         )
     },
-    row("slow", "everything between workers and brokers 500 ms later", Fault::Slow, 30, |e| {
+    row("slow", "everything between workers and brokers 500 ms later", Fault::Slow, 40, |e| {
         e.touched > 100 && e.stall.as_millis() > 300
     }),
     Row {
@@ -166,14 +166,14 @@ pub const ROWS: &[Row] = &[
             "held-requests",
             "requests of transactions held beyond their time-out",
             Fault::TransactionRequests,
-            30,
+            40,
             |e| e.touched > 0 && stalled(e),
         )
     },
     Row {
         modes: Modes::ExactlyOnce,
         short: Modes::ExactlyOnce,
-        ..row("held-answers", "answers to commits held beyond their time-out", Fault::TransactionAnswers, 30, |e| {
+        ..row("held-answers", "answers to commits held beyond their time-out", Fault::TransactionAnswers, 40, |e| {
             e.touched > 0 && stalled(e)
         })
     },
@@ -181,7 +181,7 @@ pub const ROWS: &[Row] = &[
         short: Modes::AtLeastOnce,
         ..row("full-output", "the brokers refuse captions for 10 s", Fault::Output, 45, stalled)
     },
-    Row { orderly: true, ..row("pause", "a pause longer than max.poll.interval.ms", Fault::Pause, 30, lagged) },
+    Row { orderly: true, ..row("pause", "a pause longer than max.poll.interval.ms", Fault::Pause, 40, lagged) },
 ];
 
 /// Does what the fault is, and heals it.
