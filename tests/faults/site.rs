@@ -1,6 +1,6 @@
 //! What all runs share: three nodes of Apache Kafka, and a way of its own from each worker to each of them.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, ResourceSpecifier};
@@ -89,6 +89,20 @@ impl Site {
         let change = AlterConfig::new(ResourceSpecifier::Topic(topic)).set("min.insync.replicas", &copies);
         for changed in self.admin().alter_configs([&change], &AdminOptions::new()).await.unwrap() {
             changed.unwrap();
+        }
+    }
+
+    /// Waits until every partition of a topic has so many copies in sync.
+    pub async fn until_copied(&self, topic: &str, copies: usize) {
+        let client: BaseConsumer = self.config().create().unwrap();
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let metadata = client.fetch_metadata(Some(topic), PATIENCE).unwrap();
+            if metadata.topics()[0].partitions().iter().all(|partition| partition.isr().len() >= copies) {
+                return;
+            }
+            assert!(Instant::now() < deadline, "{topic} has not {copies} copies in time");
+            tokio::time::sleep(Duration::from_millis(100)).await;
         }
     }
 
