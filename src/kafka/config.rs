@@ -31,6 +31,10 @@ const PRODUCER_QUEUE_BYTES: u64 = 32 << 20;
 /// New topics and moved partitions are noticed within this time.
 const METADATA_REFRESH_MS: u32 = 30_000;
 
+/// How long a connection of the producer of transactions may rest, and the setting of it.
+const MAX_IDLE_MS: u32 = 10_000;
+const MAX_IDLE: &str = "connections.max.idle.ms";
+
 /// Librdkafka refuses smaller and larger numbers; the bounds are of its own documentation.
 const MAX_BYTES: u64 = 1_000_000_000;
 
@@ -134,6 +138,12 @@ pub(crate) fn producer(settings: &Kafka) -> Result<ClientConfig, Error> {
 pub(crate) fn transactional_producer(settings: &Kafka, transactional_id: &str) -> Result<ClientConfig, Error> {
     let mut config = producer(settings)?;
     let timeout = settings.transaction_timeout.as_millis().to_string();
+    // Offsets on their way to a group's coordinator that has gone for good would wait for ever: librdkafka looks for the new
+    // one only when some connection changes, and does not mind the call's time-out (its issues 5456 and 5511). While they
+    // wait the other connections rest, and one that is closed for that is a change.
+    if config.get(MAX_IDLE).is_none() {
+        config.set(MAX_IDLE, MAX_IDLE_MS.to_string());
+    }
     config
         .set("transactional.id", transactional_id)
         .set("transaction.timeout.ms", &timeout)

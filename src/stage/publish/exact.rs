@@ -5,7 +5,7 @@
 //! `isolation.level=read_committed` see each result once.
 
 use std::collections::BTreeMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::task::JoinHandle;
 
@@ -15,6 +15,9 @@ use super::{ExactlyOnce, Flight, REFUSED, Setup, Summary, record};
 use crate::disposition::Stage;
 use crate::kafka::{Class, Error};
 use crate::offsets::{Ledger, Outcome, Prefix, Reach, TopicPartition};
+
+/// A transaction takes long when it takes longer than so many times its time-out: its steps have one each.
+const OVERDUE: u32 = 4;
 
 /// Outputs of one partition, by the offset of their message.
 type Held = BTreeMap<i64, Vec<Flight>>;
@@ -32,6 +35,8 @@ pub(super) struct Publisher {
     transactor: Option<Transactor>,
     /// When the next transaction is due.
     next: Instant,
+    /// When the transaction that is under way takes longer than all of its time-outs.
+    overdue: Instant,
     refusals: u32,
     summary: Summary,
 }
@@ -49,6 +54,7 @@ impl Publisher {
             fresh: 0,
             again: None,
             next: Instant::now(),
+            overdue: Instant::now(),
             refusals: 0,
             summary: Summary::default(),
             setup,
@@ -104,16 +110,32 @@ impl Publisher {
                 },
                 () = self.ledger.urgent() => {}
                 () = tokio::time::sleep_until(self.next.into()), if running.is_none() => {}
+                () = tokio::time::sleep_until(self.overdue.into()), if running.is_some() => self.tell_overdue(),
             }
         }
     }
 
     fn start(&mut self, work: impl FnOnce(&mut Transactor) -> Ended + Send + 'static) -> Option<Running> {
         let mut transactor = self.transactor.take()?;
+        self.overdue = Instant::now() + self.longest();
         Some(tokio::task::spawn_blocking(move || {
             let ended = work(&mut transactor);
             (transactor, ended)
         }))
+    }
+
+    /// What the steps of a transaction may take together.
+    fn longest(&self) -> Duration {
+        self.setup.kafka.transaction_timeout * OVERDUE
+    }
+
+    fn tell_overdue(&mut self) {
+        self.overdue += self.longest();
+        tracing::error!(
+            transaction_timeout = ?self.setup.kafka.transaction_timeout,
+            "a transaction takes several times kafka.transaction_timeout, and nothing is published meanwhile: look whether \
+             the brokers are well. If they are, restart this worker: nothing is lost by that"
+        );
     }
 
     fn hold(&mut self, mut flight: Flight) {
