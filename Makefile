@@ -8,7 +8,7 @@ CARGO_DENY := 0.20.2
 # Where `make kafka` keeps its node.
 KAFKA := ops/kafka/cluster target/kafka/hands-on
 
-.PHONY: help setup test-setup demo kafka test faults lint deny
+.PHONY: help setup test-setup demo kafka test faults bench lint deny
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
@@ -36,6 +36,15 @@ test: test-setup ## Run every test (those on Apache Kafka are skipped where Java
 
 faults: test-setup ## Run the whole fault matrix on Apache Kafka (2 h) and write docs/faults.md (ARGS=--resume goes on)
 	$(CARGO) test --locked --test faults -- --all --record $(ARGS)
+
+BENCH := target/bench
+bench: setup ## Measure against transformers and candle-transformers on this CPU (1 h) and write docs/benchmarks.md
+	test -x $(BENCH)/venv/bin/python || python3 -m venv $(BENCH)/venv
+	$(BENCH)/venv/bin/pip install --quiet --requirement benches/requirements.txt
+	test -f $(BENCH)/random-base/vocab.txt || $(BENCH)/venv/bin/python benches/peer.py $(BENCH)/random-base --make
+	$(CARGO) build --locked --bin blipstream --example candle_blip
+	$(BENCH)/venv/bin/python benches/compare.py target/debug/blipstream target/debug/examples/candle_blip \
+		$(BENCH)/random-base --write docs/benchmarks.md $(ARGS)
 
 lint: setup ## Check format and lints
 	$(CARGO) fmt --check

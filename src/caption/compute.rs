@@ -1,21 +1,26 @@
-//! The compute seam: everything that costs time in the model, as four operations.
+//! The compute seam: everything that costs time in the model, as a few operations.
 //!
-//! Model code is written once in terms of [`Linear`], [`LayerNorm`], [`ImageAttention`](attend_image) and the
-//! attention of [`super::memory`]. Activations are matrices `[rows, width]`, a row being one token of one image or one
-//! caption. Behind the seam stand candle's kernels, which run on any device in any precision, and [`host`]'s for f32 on
-//! a CPU, where candle's element-wise operations are scalar or pass over the data once more for each step.
+//! Model code is written once in terms of [`Linear`], [`LayerNorm`], [`attend_image`] and the attention of
+//! [`super::memory`]. Activations are matrices `[rows, width]`, a row being one token of one image or one caption. Behind
+//! the seam stand candle's kernels, which run on any device in any precision, and our own for activations in f32 on a
+//! CPU, where candle's products are slow for a few rows and its element-wise operations scalar: [`product`] with weights
+//! that are [packed](packed) once, in f32 or bf16, [`attention`] a head at a time, and the row kernels of [`host`].
 
+mod attention;
 pub(super) mod host;
+mod lanes;
+mod linear;
+mod packed;
+mod product;
 
-use candle_core::{D, DType, Result, Tensor};
+use candle_core::{CpuStorage, D, DType, Device, Layout, Result, Storage, Tensor};
 
+pub(super) use self::attention::{Hidden, attend_hidden};
+use self::linear::{Folded, HostLinear};
 use super::load::LoadError;
-use super::weights::Scope;
+use super::weights::{Kept, Scope};
 
-/// Upper bound of attention scores held at a time on a CPU, in elements: enough to keep all cores busy, little enough
-/// to stay in the caches.
-const HOST_SCORES: usize = 1 << 20;
-/// The same on a GPU, where large products are what is fast.
+/// Upper bound of attention scores held at a time on a device, in elements: large products are what is fast there.
 const DEVICE_SCORES: usize = 1 << 29;
 
 /// Whether the kernels of [`host`] apply.
@@ -23,11 +28,33 @@ pub(super) fn on_host(tensor: &Tensor) -> bool {
     tensor.device().is_cpu() && tensor.dtype() == DType::F32
 }
 
+/// The numbers of a contiguous f32 tensor on a CPU.
+pub(super) fn elements<'a>(storage: &'a Storage, layout: &Layout) -> Result<&'a [f32]> {
+    match (storage, layout.contiguous_offsets()) {
+        (Storage::Cpu(CpuStorage::F32(values)), Some((from, to))) => Ok(&values[from..to]),
+        _ => candle_core::bail!("a kernel of the host takes contiguous f32"),
+    }
+}
+
+/// Makes rows of numbers of such rows.
+fn on_elements(x: &Tensor, work: impl FnOnce(&[f32]) -> Vec<f32>) -> Result<Tensor> {
+    let rows = x.dim(0)?;
+    let (storage, layout) = x.storage_and_layout();
+    let y = work(elements(&storage, layout)?);
+    let width = y.len() / rows.max(1);
+    Tensor::from_vec(y, (rows, width), &Device::Cpu)
+}
+
 /// `x · weightᵀ + bias`, with what follows it in a transformer.
-pub(super) struct Linear {
-    /// `[inputs, outputs]`.
-    weight: Tensor,
-    bias: Tensor,
+pub(super) enum Linear {
+    /// On candle's products.
+    Device {
+        /// `[inputs, outputs]`.
+        weight: Tensor,
+        bias: Tensor,
+    },
+    /// On our own.
+    Host(HostLinear),
 }
 
 impl Linear {
@@ -46,58 +73,109 @@ impl Linear {
             scopes.iter().map(|scope| scope.tensor(name, shape)).collect::<std::result::Result<Vec<_>, _>>()
         };
         let (weights, biases) = (read("weight", &[outputs, inputs])?, read("bias", &[outputs])?);
-        let fused = Tensor::cat(&weights, 0).and_then(|weight| Self::new(&weight, Tensor::cat(&biases, 0)?));
+        let kept = scopes[0].kept();
+        let fused = Tensor::cat(&weights, 0).and_then(|weight| Self::new(&weight, &Tensor::cat(&biases, 0)?, kept));
         fused.map_err(|error| scopes[0].error("weight", &error))
     }
 
     /// From `weight` `[outputs, inputs]` and `bias` `[outputs]`.
-    pub(super) fn new(weight: &Tensor, bias: Tensor) -> Result<Self> {
-        let transposed = weight.t()?;
-        // On a CPU a view would be repacked element by element at each call, which takes longer than the product
-        // itself when the batch is small.
-        let weight = if on_host(weight) { transposed.contiguous()? } else { transposed };
-        Ok(Self { weight, bias })
+    pub(super) fn new(weight: &Tensor, bias: &Tensor, kept: Kept) -> Result<Self> {
+        let Kept::Packed { half } = kept else { return Ok(Self::Device { weight: weight.t()?, bias: bias.clone() }) };
+        let (storage, layout) = weight.storage_and_layout();
+        Ok(Self::Host(HostLinear::new(elements(&storage, layout)?, bias.to_vec1()?, half)))
     }
 
     /// `[rows, inputs]` to `[rows, outputs]`.
     pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let y = x.matmul(&self.weight)?;
-        if on_host(&y) {
-            host::add_bias(&y, &self.bias)?;
-            return Ok(y);
+        match self {
+            Self::Host(linear) => on_elements(x, |x| linear.forward(x)),
+            Self::Device { weight, bias } => x.matmul(weight)?.broadcast_add(bias),
         }
-        y.broadcast_add(&self.bias)
     }
 
     /// With the exact (erf) GELU on top.
     pub(super) fn forward_gelu(&self, x: &Tensor) -> Result<Tensor> {
-        let y = x.matmul(&self.weight)?;
-        if on_host(&y) {
-            host::add_bias_gelu(&y, &self.bias)?;
-            return Ok(y);
+        match self {
+            Self::Host(linear) => on_elements(x, |x| linear.forward_gelu(x)),
+            Self::Device { weight, bias } => x.matmul(weight)?.broadcast_add(bias)?.gelu_erf(),
         }
-        y.broadcast_add(&self.bias)?.gelu_erf()
     }
 
     /// With `residual` `[rows, outputs]` added.
     pub(super) fn forward_add(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
-        let y = x.matmul(&self.weight)?;
-        if on_host(&y) {
-            host::add_bias_residual(&y, &self.bias, residual)?;
-            return Ok(y);
+        match self {
+            Self::Host(linear) => {
+                let (storage, layout) = residual.storage_and_layout();
+                let residual = elements(&storage, layout)?;
+                on_elements(x, |x| linear.forward_add(x, residual))
+            }
+            Self::Device { weight, bias } => x.matmul(weight)?.broadcast_add(bias)? + residual,
         }
-        y.broadcast_add(&self.bias)? + residual
     }
 
     /// The transposed result, `[outputs, rows]`, without transposing: `weight · xᵀ + bias`.
     pub(super) fn forward_transposed(&self, x: &Tensor) -> Result<Tensor> {
-        let y = self.weight.t()?.matmul(&x.t()?)?;
-        if on_host(&y) {
-            host::add_bias_to_columns(&y, &self.bias)?;
-            return Ok(y);
+        match self {
+            Self::Host(_) => self.forward(x)?.t()?.contiguous(),
+            Self::Device { weight, bias } => weight.t()?.matmul(&x.t()?)?.broadcast_add(&bias.unsqueeze(1)?),
         }
-        y.broadcast_add(&self.bias.unsqueeze(1)?)
     }
+
+    /// The weights of each of these outputs, `[outputs, inputs]`, as they are kept.
+    pub(super) fn outputs(&self, outputs: &[u32]) -> Result<Tensor> {
+        match self {
+            Self::Host(linear) => {
+                let rows: Vec<f32> = outputs.iter().flat_map(|output| linear.output(*output as usize)).collect();
+                let width = rows.len() / outputs.len().max(1);
+                Tensor::from_vec(rows, (outputs.len(), width), &Device::Cpu)
+            }
+            Self::Device { weight, .. } => weight.t()?.index_select(&Tensor::new(outputs, weight.device())?, 0),
+        }
+    }
+}
+
+/// The decoder's projections of an image's keys and values, where they are folded into queries and contexts; see
+/// [`Folded`].
+pub(super) struct ImageProjection(Folded);
+
+impl ImageProjection {
+    /// Reads `key` and `value`; `None` where they are not to be folded.
+    pub(super) fn load(
+        scope: &Scope<'_>,
+        inputs: usize,
+        outputs: usize,
+        heads: usize,
+    ) -> std::result::Result<Option<Self>, LoadError> {
+        let Kept::Packed { half } = scope.kept() else { return Ok(None) };
+        let weight = |part: &str| scope.part(part).tensor("weight", &[outputs, inputs]);
+        let (keys, values) = (weight("key")?, weight("value")?);
+        let bias = scope.part("value").tensor("bias", &[outputs])?;
+        let fold = || {
+            let (keys, values) = (keys.storage_and_layout(), values.storage_and_layout());
+            let (keys, values) = (elements(&keys.0, keys.1)?, elements(&values.0, values.1)?);
+            Ok(Self(Folded::new(keys, values, bias.to_vec1()?, heads, half)))
+        };
+        fold().map(Some).map_err(|error| scope.error("key.weight", &error))
+    }
+
+    /// Queries `[rows, heads · head]` to `[rows, heads · image width]`.
+    pub(super) fn queries(&self, queries: &Tensor) -> Result<Tensor> {
+        on_elements(queries, |queries| self.0.queries(queries))
+    }
+
+    /// Contexts `[rows, heads · image width]` to `[rows, heads · head]`.
+    pub(super) fn contexts(&self, contexts: &Tensor) -> Result<Tensor> {
+        on_elements(contexts, |contexts| self.0.contexts(contexts))
+    }
+}
+
+/// A product in f32 as large as those of an encoder, for finding the machine's ceiling: its operations, and the work.
+pub(super) fn large_product() -> (f64, impl FnMut()) {
+    let (rows, inputs, outputs) = (1152, 768, 3072);
+    let layer = HostLinear::new(&vec![0.5; inputs * outputs], vec![0.0; outputs], false);
+    let x = vec![0.25; rows * inputs];
+    let work = move || drop(std::hint::black_box(layer.forward(&x)));
+    (2.0 * (rows * inputs * outputs) as f64, work)
 }
 
 /// Layer normalisation over the last dimension.
@@ -118,7 +196,10 @@ impl LayerNorm {
     /// `[rows, width]` to the same shape.
     pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         if on_host(x) {
-            return host::layer_norm(x, &self.weight, &self.bias, self.eps);
+            let parameters = (self.weight.storage_and_layout(), self.bias.storage_and_layout());
+            let (weight, bias) =
+                (elements(&parameters.0.0, parameters.0.1)?, elements(&parameters.1.0, parameters.1.1)?);
+            return on_elements(x, |x| host::layer_norm(x, weight, bias, self.eps));
         }
         candle_nn::ops::layer_norm(x, &self.weight, &self.bias, self.eps)
     }
@@ -134,23 +215,9 @@ pub(super) fn attend_image(qkv: &Tensor, images: usize, heads: usize) -> Result<
     let head = width / heads;
     let scale = 1.0 / (head as f64).sqrt();
     if on_host(qkv) {
-        // One image and a few heads at a time: views suffice, and the scores stay in the caches.
-        let group = (HOST_SCORES / (tokens * tokens)).clamp(1, heads);
-        let mut contexts = Vec::with_capacity(images);
-        for image in 0..images {
-            let parts =
-                qkv.narrow(0, image * tokens, tokens)?.reshape((tokens, 3, heads, head))?.permute((1, 2, 0, 3))?;
-            let mut groups = Vec::with_capacity(heads.div_ceil(group));
-            for first in (0..heads).step_by(group) {
-                let part =
-                    |which: usize| parts.narrow(0, which, 1)?.squeeze(0)?.narrow(0, first, group.min(heads - first));
-                let scores = part(0)?.matmul(&part(1)?.transpose(1, 2)?)?;
-                host::softmax_scaled(&scores, scale as f32)?;
-                groups.push(scores.matmul(&part(2)?)?);
-            }
-            contexts.push(Tensor::cat(&groups, 0)?.transpose(0, 1)?.reshape((tokens, width))?);
-        }
-        return Tensor::cat(&contexts, 0);
+        let (storage, layout) = qkv.storage_and_layout();
+        let contexts = attention::attend_self(elements(&storage, layout)?, images, tokens, heads);
+        return Tensor::from_vec(contexts, (rows, width), &Device::Cpu);
     }
     let parts = qkv.reshape((images, tokens, 3, heads, head))?.permute((2, 0, 3, 1, 4))?;
     let group = (DEVICE_SCORES / (heads * tokens * tokens)).clamp(1, images);

@@ -152,7 +152,7 @@ impl Engine for BlipEngine {
             self.phases.cross_kv += started.elapsed();
             self.phases.images += images.len();
             encoded.extend(memories.into_iter().map(|memory| {
-                let bytes = memory.0.elem_count() * memory.0.dtype().size_in_bytes();
+                let bytes = memory.bytes();
                 Encoded::new(memory, bytes)
             }));
         }
@@ -234,10 +234,11 @@ impl Engine for BlipEngine {
 mod tests {
     use std::path::Path;
 
-    use candle_core::{DType, Device};
+    use candle_core::Device;
 
     use super::*;
-    use crate::caption::memory::{DeviceMemory, Sizes};
+    use crate::caption::load::load_kept;
+    use crate::caption::weights::Kept;
     use crate::caption::{DeviceSpec, LoadOptions, ModelSource, load_model};
 
     /// Rows of all ages, with and without prompts, one joining at every other step.
@@ -262,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn both_memories_remember_alike() {
+    fn the_kernels_of_the_host_and_those_of_devices_caption_alike() {
         let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/reference");
         for name in ["proportions", "widths", "depths"] {
             let directory = fixtures.join(name);
@@ -271,14 +272,14 @@ mod tests {
             let size = tensors["images"].dim(1).unwrap();
             let images: Vec<_> = bytes.into_iter().map(|bytes| Pixels::new(size, bytes).unwrap()).collect();
             let source = ModelSource::Dir(directory);
-            let model = load_model(&LoadOptions { device: DeviceSpec::Cpu, ..LoadOptions::new(source) }).unwrap();
+            let options = LoadOptions { device: DeviceSpec::Cpu, ..LoadOptions::new(source) };
+            let model = load_model(&options).unwrap();
             let mut host = BlipEngine::new(Arc::clone(&model));
             let encoded: usize = host.encode(&images).unwrap().iter().map(Encoded::bytes).sum();
             assert_eq!(host.state_bytes(images.len(), 0), encoded, "{name}");
             let on_host = captions(&mut host, &images);
-            let memory = DeviceMemory::new(Sizes::of(&model.config), Device::Cpu, DType::F32);
-            let mut engine = BlipEngine { memory: Box::new(memory), ..BlipEngine::new(model) };
-            let on_device = captions(&mut engine, &images);
+            let mut device = BlipEngine::new(load_kept(&options, Some(Kept::Tensors)).unwrap());
+            let on_device = captions(&mut device, &images);
             assert_eq!(on_host.len(), images.len());
             for ((_, a), (_, b)) in on_host.iter().zip(&on_device) {
                 assert_eq!((&a.token_ids, &a.text), (&b.token_ids, &b.text), "{name}");

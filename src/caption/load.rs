@@ -19,7 +19,7 @@ use super::model::{Identity, Model};
 use super::preprocess::Preprocessor;
 use super::random;
 use super::tokenizer::CaptionTokenizer;
-use super::weights::{Scope, Weights};
+use super::weights::{Kept, Scope, Weights};
 
 /// Where a model comes from.
 #[derive(Clone, Debug)]
@@ -148,6 +148,11 @@ pub fn load(options: &LoadOptions) -> Result<Box<dyn Engine>, LoadError> {
 
 /// Loads a model whose weights several engines may share; see [`BlipEngine::new`].
 pub fn load_model(options: &LoadOptions) -> Result<Arc<Model>, LoadError> {
+    load_kept(options, None)
+}
+
+/// The same, with weights kept in another way than the fastest.
+pub(super) fn load_kept(options: &LoadOptions, kept: Option<Kept>) -> Result<Arc<Model>, LoadError> {
     let (spec, device) = options.device.open()?;
     let (dtype_spec, dtype) = options.dtype.resolve(&device);
     let mut identity = Identity {
@@ -168,7 +173,8 @@ pub fn load_model(options: &LoadOptions) -> Result<Arc<Model>, LoadError> {
         }
     };
     let started = std::time::Instant::now();
-    let scope = Scope::root(&parts.weights, &device, dtype);
+    let kept = kept.unwrap_or_else(|| Kept::on(&device, dtype));
+    let scope = Scope::root(&parts.weights, &device, dtype, kept);
     let model = Model::build(parts.config, parts.preprocessor, parts.tokenizer, &scope, identity)?;
     let seconds = started.elapsed().as_secs_f32();
     let info = model.info();

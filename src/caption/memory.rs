@@ -1,8 +1,9 @@
 //! What the decoder remembers of each row: the keys and values of its image, computed once, and of its own tokens so
 //! far, which grow by a column a token.
 //!
-//! Keys and values are stored transposed, `[heads, head, length]`: a token is a column. So the image's are the plain
-//! result of one matrix product for all layers, and scores and contexts both run along contiguous memory.
+//! Keys and values are stored transposed, `[heads, head, length]`: a token is a column. So scores and contexts both run
+//! along contiguous memory. Of an image, a device has the keys and values of all layers, the plain result of one matrix
+//! product; the host has the hidden states, of which each layer makes its own; see [`Hidden`].
 
 mod device;
 mod host;
@@ -11,13 +12,30 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Result, Tensor};
 
+use super::compute::Hidden;
 use super::config::BlipConfig;
+use super::weights::Kept;
 
 pub(super) use device::DeviceMemory;
 pub(super) use host::HostMemory;
 
-/// Cross-attention keys and values of one image: `[layers, 2, heads, head, tokens]`.
-pub(super) struct ImageMemory(pub(super) Tensor);
+/// What is remembered of one image.
+pub(super) enum ImageMemory {
+    /// Its cross-attention keys and values, `[layers, 2, heads, head, tokens]`.
+    Projected(Tensor),
+    /// Its hidden states.
+    Hidden(Hidden),
+}
+
+impl ImageMemory {
+    /// Memory that it takes, in bytes.
+    pub(super) fn bytes(&self) -> usize {
+        match self {
+            Self::Projected(tensor) => tensor.elem_count() * tensor.dtype().size_in_bytes(),
+            Self::Hidden(hidden) => hidden.bytes(),
+        }
+    }
+}
 
 /// The tokens of one step: `width` for each row, of which row `r`'s first `counts[r]` are real and stand at the
 /// positions from `starts[r]` on; the rest fills up.
@@ -48,7 +66,8 @@ pub(super) trait Memory: Send {
     /// `qkv` is `[rows · width, 3 · hidden]`, the result `[rows · width, hidden]`; fillers are undefined in it.
     fn attend_text(&mut self, layer: usize, qkv: &Tensor) -> Result<Tensor>;
 
-    /// Lets the block's tokens attend to their row's image; `queries` and the result are `[rows · width, hidden]`.
+    /// Lets the block's tokens attend to their row's image; `queries` and the result are `[rows · width, hidden]`, or
+    /// `[rows · width, heads · image width]` where images are remembered by their hidden states.
     fn attend_image(&mut self, layer: usize, queries: &Tensor) -> Result<Tensor>;
 }
 
@@ -61,6 +80,8 @@ pub(super) struct Sizes {
     pub(super) head: usize,
     /// Tokens of an encoded image.
     pub(super) image_tokens: usize,
+    /// Width of their hidden states.
+    pub(super) image_width: usize,
 }
 
 impl Sizes {
@@ -71,6 +92,7 @@ impl Sizes {
             heads: text.num_attention_heads,
             head: text.hidden_size / text.num_attention_heads,
             image_tokens: config.vision.tokens(),
+            image_width: config.vision.hidden_size,
         }
     }
 
@@ -84,11 +106,10 @@ impl Sizes {
     }
 }
 
-/// The memory that suits a device and a precision.
-pub(super) fn for_device(sizes: Sizes, device: &Device, dtype: DType) -> Box<dyn Memory> {
-    if device.is_cpu() && dtype == DType::F32 {
-        Box::new(HostMemory::new(sizes))
-    } else {
-        Box::new(DeviceMemory::new(sizes, device.clone(), dtype))
+/// The memory that suits a device and a way to keep weights.
+pub(super) fn new(sizes: Sizes, device: &Device, dtype: DType, kept: Kept) -> Box<dyn Memory> {
+    match kept {
+        Kept::Packed { half } => Box::new(HostMemory::new(sizes, half)),
+        Kept::Tensors => Box::new(DeviceMemory::new(sizes, device.clone(), dtype)),
     }
 }

@@ -26,6 +26,7 @@ mod text;
 mod tokenizer;
 mod vision;
 mod weights;
+mod work;
 
 use std::any::Any;
 use std::fmt;
@@ -40,6 +41,7 @@ pub use error::{EngineError, ErrorKind};
 pub use hub::HubSource;
 pub use load::{LoadError, LoadOptions, ModelSource, load, load_model};
 pub use model::Model;
+pub use work::{Ceilings, Work};
 
 /// How many tokens a caption gets when nothing is asked for.
 ///

@@ -10,8 +10,8 @@ use super::preprocess::Preprocessor;
 use super::text::TextDecoder;
 use super::tokenizer::CaptionTokenizer;
 use super::vision::VisionEncoder;
-use super::weights::Scope;
-use super::{ModelInfo, Pixels};
+use super::weights::{Kept, Scope};
+use super::{ModelInfo, Pixels, Work};
 use std::sync::Arc;
 
 /// A BLIP captioning model on a device.
@@ -23,6 +23,7 @@ pub struct Model {
     preprocessor: Preprocessor,
     pub(super) device: Device,
     dtype: DType,
+    kept: Kept,
     info: ModelInfo,
 }
 
@@ -55,13 +56,27 @@ impl Model {
             parameters: config.parameters() + untied as u64,
             context_length: config.text.max_position_embeddings,
         };
-        let (device, dtype) = (scope.device().clone(), scope.dtype());
-        Ok(Self { vision, text, tokenizer, config, preprocessor, device, dtype, info })
+        let (device, dtype, kept) = (scope.device().clone(), scope.dtype(), scope.kept());
+        Ok(Self { vision, text, tokenizer, config, preprocessor, device, dtype, kept, info })
     }
 
     /// The model and where it runs.
     pub fn info(&self) -> &ModelInfo {
         &self.info
+    }
+
+    /// What its captions cost at least.
+    pub fn work(&self) -> Work {
+        self.config.work()
+    }
+
+    /// Bytes of one weight of its linear layers.
+    pub fn weight_bytes(&self) -> usize {
+        match self.kept {
+            Kept::Packed { half: true } => 2,
+            Kept::Packed { half: false } => 4,
+            Kept::Tensors => self.dtype.size_in_bytes(),
+        }
     }
 
     /// What makes its pixels of pictures.
@@ -96,7 +111,7 @@ impl Model {
     }
 
     pub(super) fn new_memory(&self) -> Box<dyn Memory> {
-        memory::for_device(Sizes::of(&self.config), &self.device, self.dtype)
+        memory::new(Sizes::of(&self.config), &self.device, self.dtype, self.kept)
     }
 
     pub(super) fn check_images(&self, images: &[Pixels]) -> std::result::Result<(), EngineError> {

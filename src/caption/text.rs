@@ -3,23 +3,37 @@
 
 use candle_core::{Result, Tensor};
 
-use super::compute::{LayerNorm, Linear};
+use super::compute::{Hidden, ImageProjection, LayerNorm, Linear, elements};
 use super::config::{BlipConfig, TextConfig};
 use super::load::LoadError;
 use super::memory::{Block, ImageMemory, Memory, Sizes};
-use super::weights::Scope;
+use super::weights::{Kept, Scope};
 
 /// The caption decoder.
 pub(super) struct TextDecoder {
     config: TextConfig,
     sizes: Sizes,
-    words: Tensor,
+    words: Words,
     positions: Tensor,
     norm: LayerNorm,
     layers: Vec<Layer>,
-    /// Keys and values of an image for all layers, `[layers · 2 · width, image width]`.
-    image_keys_values: Linear,
+    images: Images,
     head: Head,
+}
+
+/// The embedding of the words, `[vocabulary, width]`.
+enum Words {
+    Table(Tensor),
+    /// The head's weight, of which there is no other copy.
+    Head,
+}
+
+/// What is remembered of an image.
+enum Images {
+    /// Its keys and values for all layers, `[layers · 2 · width, image width]`.
+    Projected(Linear),
+    /// Its hidden states, in bf16 or in f32: each layer folds its projections into queries and contexts.
+    Hidden { half: bool },
 }
 
 struct Layer {
@@ -27,6 +41,8 @@ struct Layer {
     text_out: Linear,
     text_norm: LayerNorm,
     image_query: Linear,
+    /// Where images are remembered by their hidden states.
+    image: Option<ImageProjection>,
     image_out: Linear,
     image_norm: LayerNorm,
     up: Linear,
@@ -54,11 +70,14 @@ impl TextDecoder {
         let mut keys_values = Vec::with_capacity(2 * text.num_hidden_layers);
         for index in 0..text.num_hidden_layers {
             let scope = bert.part("encoder.layer").part(index);
-            layers.push(Layer::load(&scope, text)?);
+            layers.push(Layer::load(&scope, text, config.vision.hidden_size)?);
             let attention = scope.part("crossattention.self");
             keys_values.extend(["key", "value"].map(|part| attention.part(part)));
         }
-        let image_keys_values = Linear::load_fused(&keys_values, config.vision.hidden_size, width)?;
+        let images = match scope.kept() {
+            Kept::Tensors => Images::Projected(Linear::load_fused(&keys_values, config.vision.hidden_size, width)?),
+            Kept::Packed { half } => Images::Hidden { half },
+        };
         Ok(Self {
             config: text.clone(),
             sizes: Sizes::of(config),
@@ -66,7 +85,7 @@ impl TextDecoder {
             positions: embeddings.tensor("position_embeddings.weight", &[text.max_position_embeddings, width])?,
             norm: LayerNorm::load(&embeddings.part("LayerNorm"), width, eps)?,
             layers,
-            image_keys_values,
+            images,
             head,
         })
     }
@@ -78,20 +97,31 @@ impl TextDecoder {
 
     /// The memory of an image from its hidden states, `[tokens, image width]`.
     pub(super) fn remember(&self, image: &Tensor) -> Result<ImageMemory> {
-        let Sizes { layers, heads, head, image_tokens } = self.sizes;
-        let keys_values = self.image_keys_values.forward_transposed(image)?;
-        Ok(ImageMemory(keys_values.reshape((layers, 2, heads, head, image_tokens))?))
+        let Sizes { layers, heads, head, image_tokens, image_width } = self.sizes;
+        match &self.images {
+            Images::Projected(keys_values) => {
+                let keys_values = keys_values.forward_transposed(image)?;
+                Ok(ImageMemory::Projected(keys_values.reshape((layers, 2, heads, head, image_tokens))?))
+            }
+            Images::Hidden { half } => {
+                let (storage, layout) = image.storage_and_layout();
+                Ok(ImageMemory::Hidden(Hidden::new(elements(&storage, layout)?, image_width, *half)))
+            }
+        }
     }
 
     /// The hidden states `[rows · width, hidden]` of a block of tokens, which `memory` remembers from then on.
     pub(super) fn forward(&self, tokens: &[u32], block: &Block, memory: &mut dyn Memory) -> Result<Tensor> {
         memory.begin(block)?;
-        let device = self.words.device();
+        let device = self.positions.device();
         let last = self.config.max_position_embeddings - 1;
         let positions =
             block.starts.iter().flat_map(|start| (0..block.width).map(move |offset| (start + offset).min(last) as u32));
         let positions = self.positions.index_select(&Tensor::from_iter(positions, device)?, 0)?;
-        let words = self.words.index_select(&Tensor::new(tokens, device)?, 0)?;
+        let words = match &self.words {
+            Words::Table(words) => words.index_select(&Tensor::new(tokens, device)?, 0)?,
+            Words::Head => self.head.words.outputs(tokens)?,
+        };
         let mut x = self.norm.forward(&(words + positions)?)?;
         for (index, layer) in self.layers.iter().enumerate() {
             x = layer.forward(index, &x, memory)?;
@@ -110,7 +140,7 @@ impl Head {
     /// Also returns the embedding of the words, which is the head's weight where a model ties them.
     ///
     /// As in the reference, a file that has only one of the two serves both; so does one that has both and equal.
-    fn load(scope: &Scope<'_>, config: &TextConfig) -> std::result::Result<(Tensor, Self), LoadError> {
+    fn load(scope: &Scope<'_>, config: &TextConfig) -> std::result::Result<(Words, Self), LoadError> {
         const WORDS: &str = "bert.embeddings.word_embeddings.weight";
         const DECODER: &str = "cls.predictions.decoder.weight";
         let (width, vocabulary) = (config.hidden_size, config.vocab_size);
@@ -140,10 +170,10 @@ impl Head {
         let head = Self {
             dense: Linear::load(&transform.part("dense"), width, width)?,
             norm: LayerNorm::load(&transform.part("LayerNorm"), width, config.layer_norm_eps)?,
-            words: Linear::new(&decoder, predictions.tensor(bias, &[vocabulary])?).map_err(fail)?,
+            words: Linear::new(&decoder, &predictions.tensor(bias, &[vocabulary])?, scope.kept()).map_err(fail)?,
             tied,
         };
-        Ok((words, head))
+        Ok((if tied { Words::Head } else { Words::Table(words) }, head))
     }
 }
 
@@ -152,8 +182,9 @@ fn equal(a: &Tensor, b: &Tensor) -> Result<bool> {
 }
 
 impl Layer {
-    fn load(scope: &Scope<'_>, config: &TextConfig) -> std::result::Result<Self, LoadError> {
+    fn load(scope: &Scope<'_>, config: &TextConfig, image_width: usize) -> std::result::Result<Self, LoadError> {
         let (width, inner, eps) = (config.hidden_size, config.intermediate_size, config.layer_norm_eps);
+        let image = scope.part("crossattention.self");
         let square = |name: &str| Linear::load(&scope.part(name), width, width);
         let norm = |name: &str| LayerNorm::load(&scope.part(name), width, eps);
         let parts = ["query", "key", "value"].map(|part| scope.part(format!("attention.self.{part}")));
@@ -162,6 +193,7 @@ impl Layer {
             text_out: square("attention.output.dense")?,
             text_norm: norm("attention.output.LayerNorm")?,
             image_query: square("crossattention.self.query")?,
+            image: ImageProjection::load(&image, image_width, width, config.num_attention_heads)?,
             image_out: square("crossattention.output.dense")?,
             image_norm: norm("crossattention.output.LayerNorm")?,
             up: Linear::load(&scope.part("intermediate.dense"), width, inner)?,
@@ -173,7 +205,11 @@ impl Layer {
     fn forward(&self, index: usize, x: &Tensor, memory: &mut dyn Memory) -> Result<Tensor> {
         let context = memory.attend_text(index, &self.qkv.forward(x)?)?;
         let x = self.text_norm.forward(&self.text_out.forward_add(&context, x)?)?;
-        let context = memory.attend_image(index, &self.image_query.forward(&x)?)?;
+        let queries = self.image_query.forward(&x)?;
+        let context = match &self.image {
+            None => memory.attend_image(index, &queries)?,
+            Some(image) => image.contexts(&memory.attend_image(index, &image.queries(&queries)?)?)?,
+        };
         let x = self.image_norm.forward(&self.image_out.forward_add(&context, &x)?)?;
         let inner = self.up.forward_gelu(&x)?;
         self.norm.forward(&self.down.forward_add(&inner, &x)?)

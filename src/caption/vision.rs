@@ -103,7 +103,7 @@ fn load_patch(scope: &Scope<'_>, config: &VisionConfig) -> std::result::Result<L
     let (width, side) = (config.hidden_size, config.patch_size);
     let kernel = scope.tensor("weight", &[width, 3, side, side])?;
     let bias = scope.tensor("bias", &[width])?;
-    let linear = kernel.reshape((width, 3 * side * side)).and_then(|weight| Linear::new(&weight, bias));
+    let linear = kernel.reshape((width, 3 * side * side)).and_then(|weight| Linear::new(&weight, &bias, scope.kept()));
     linear.map_err(|error| scope.error("weight", &error))
 }
 

@@ -159,18 +159,44 @@ fn unreadable(file: impl Into<String>, error: candle_core::Error) -> LoadError {
     LoadError::Unreadable { file: file.into(), source: Box::new(error) }
 }
 
+/// How linear layers keep their weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kept {
+    /// As tensors.
+    Tensors,
+    /// Packed for our own products, in bf16 or in f32; everything else is in f32.
+    Packed { half: bool },
+}
+
+impl Kept {
+    /// The fastest way on a device, for a model in this precision.
+    pub(super) fn on(device: &Device, dtype: DType) -> Self {
+        match dtype {
+            DType::F32 | DType::BF16 if device.is_cpu() => Self::Packed { half: dtype == DType::BF16 },
+            _ => Self::Tensors,
+        }
+    }
+}
+
 /// Weights below a prefix, on their way to a device and a precision.
 #[derive(Clone)]
 pub(super) struct Scope<'a> {
     weights: &'a Weights,
     device: &'a Device,
+    /// Of tensors.
     dtype: DType,
+    kept: Kept,
     prefix: String,
 }
 
 impl<'a> Scope<'a> {
-    pub(super) fn root(weights: &'a Weights, device: &'a Device, dtype: DType) -> Self {
-        Self { weights, device, dtype, prefix: String::new() }
+    pub(super) fn root(weights: &'a Weights, device: &'a Device, dtype: DType, kept: Kept) -> Self {
+        let dtype = if kept == Kept::Tensors { dtype } else { DType::F32 };
+        Self { weights, device, dtype, kept, prefix: String::new() }
+    }
+
+    pub(super) fn kept(&self) -> Kept {
+        self.kept
     }
 
     /// The scope of a part: `scope.part("encoder").part("layers.0")`.

@@ -1,6 +1,7 @@
 //! The subcommands, one file each.
 
 mod assets;
+mod bench;
 mod caption;
 mod check;
 mod collect;
@@ -54,6 +55,8 @@ enum Command {
     Dlq(dlq::DlqArgs),
     /// Check configuration, broker, topics and model, and say what a worker would do
     Check(check::CheckArgs),
+    /// Measure how fast this machine captions, and what holds it up
+    Bench(bench::BenchArgs),
     /// Show the configuration in force and where each value comes from
     Config(config::ConfigArgs),
     /// Print a completion script for a shell
@@ -120,6 +123,7 @@ pub fn run(cli: Cli) -> anyhow::Result<Exit> {
         Command::Collect(args) => collect::run(args),
         Command::Dlq(args) => dlq::run(args),
         Command::Check(args) => check::run(args),
+        Command::Bench(args) => bench::run(args),
         Command::Config(args) => match config::run(&args, &mut io::stdout().lock()) {
             Err(config::ConfigCommandError::Config(errors)) => Err(errors.into()),
             result => Ok(result.map(|()| Exit::Done)?),

@@ -30,8 +30,8 @@ pub struct Model {
     pub min_new_tokens: usize,
     /// The most that a request may ask for.
     pub max_new_tokens_limit: usize,
-    /// Memory for the keys and values of the rows that a device is at work on; its batches are cut to what fits, one
-    /// row at least. By default 1 GiB for the CPU and 16 GiB for a GPU.
+    /// Memory for what the decoder remembers of the rows that a device is at work on; its batches are cut to what fits,
+    /// one row at least. By default 1 GiB for the CPU and 16 GiB for a GPU.
     #[schemars(with = "Option<String>")]
     pub max_state: Option<ByteSize>,
 }

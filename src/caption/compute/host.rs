@@ -1,13 +1,14 @@
-//! Kernels for f32 on a CPU: one pass over the data each, in loops that the compiler turns into vector instructions.
+//! Kernels on rows of f32 on a CPU: one pass over the data each, in loops that the compiler turns into vector
+//! instructions.
 //!
-//! Baseline x86-64 has 4 lanes only, so each kernel is compiled for wider registers too and chosen at run time. None of
-//! them uses fused multiply-add: results are the same on every machine.
+//! Baseline x86-64 has 4 lanes only, so each kernel is compiled for wider registers too and chosen at run time.
 
-use candle_core::{CpuStorage, CustomOp3, InplaceOp1, InplaceOp2, InplaceOp3, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
 /// Independent partial sums of a reduction, so that it can be done in vector registers.
 const LANES: usize = 16;
+/// Numbers that are handled together where a row is short: the compiler unrolls and vectorises a loop of known length.
+const SHORT: usize = 8;
 /// Elements that are worth handing to another thread.
 const GRAIN: usize = 16 << 10;
 
@@ -78,36 +79,36 @@ fn erf(x: f32) -> f32 {
     x * above / below
 }
 
-wide! {
-    fn bias_row(row: &mut [f32], bias: &[f32]) {
-        for (y, b) in row.iter_mut().zip(bias) {
-            *y += b;
-        }
-    }
+/// `y += other`, for short rows in the loops of others.
+#[inline(always)]
+#[expect(clippy::inline_always, reason = "a part of hot loops")]
+pub(super) fn add_row(y: &mut [f32], other: &[f32]) {
+    for_short(y, other, |y, other| y + other);
 }
 
-wide! {
-    fn bias_gelu_row(row: &mut [f32], bias: &[f32]) {
-        for (y, b) in row.iter_mut().zip(bias) {
-            let x = *y + b;
-            *y = 0.5 * x * (1.0 + erf(x * std::f32::consts::FRAC_1_SQRT_2));
-        }
-    }
+/// `y = GELU(y + bias)`, the exact one, for short rows in the loops of others.
+#[inline(always)]
+#[expect(clippy::inline_always, reason = "a part of hot loops")]
+pub(super) fn gelu_row(y: &mut [f32], bias: &[f32]) {
+    for_short(y, bias, |y, bias| {
+        let x = y + bias;
+        0.5 * x * (1.0 + erf(x * std::f32::consts::FRAC_1_SQRT_2))
+    });
 }
 
-wide! {
-    fn bias_residual_row(row: &mut [f32], bias: &[f32], residual: &[f32]) {
-        for ((y, b), r) in row.iter_mut().zip(bias).zip(residual) {
-            *y += b + r;
+#[inline(always)]
+#[expect(clippy::inline_always, reason = "a part of hot loops")]
+fn for_short(y: &mut [f32], other: &[f32], work: impl Fn(f32, f32) -> f32) {
+    let other = &other[..y.len()];
+    let (chunks, rest) = y.as_chunks_mut::<SHORT>();
+    let (others, other_rest) = other.as_chunks::<SHORT>();
+    for (chunk, others) in chunks.iter_mut().zip(others) {
+        for (y, other) in chunk.iter_mut().zip(others) {
+            *y = work(*y, *other);
         }
     }
-}
-
-wide! {
-    fn shift_row(row: &mut [f32], by: f32) {
-        for y in row {
-            *y += by;
-        }
+    for (y, other) in rest.iter_mut().zip(other_rest) {
+        *y = work(*y, *other);
     }
 }
 
@@ -135,7 +136,7 @@ fn larger(a: f32, b: f32) -> f32 {
 
 wide! {
     /// The softmax of `scale · row`, in place.
-    fn softmax_row(row: &mut [f32], scale: f32) {
+    pub(super) fn softmax_row(row: &mut [f32], scale: f32) {
         // NaN loses every comparison; it comes back in the exponentials.
         let top = reduce(row, f32::NEG_INFINITY, larger, larger) * scale;
         for x in row.iter_mut() {
@@ -231,172 +232,23 @@ wide! {
     }
 }
 
-/// The elements of a contiguous f32 tensor.
-fn elements<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
-    match (storage, layout.contiguous_offsets()) {
-        (CpuStorage::F32(values), Some((from, to))) => Ok(&values[from..to]),
-        _ => candle_core::bail!("a host kernel takes contiguous f32"),
-    }
-}
-
-fn elements_mut<'a>(storage: &'a mut CpuStorage, layout: &Layout) -> Result<&'a mut [f32]> {
-    match (storage, layout.contiguous_offsets()) {
-        (CpuStorage::F32(values), Some((from, to))) => Ok(&mut values[from..to]),
-        _ => candle_core::bail!("a host kernel takes contiguous f32"),
-    }
-}
-
-/// Calls `work` with the index of a row and the row, on all cores where it is worth it.
-fn for_rows(values: &mut [f32], width: usize, work: impl Fn(usize, &mut [f32]) + Sync) {
+/// Layer normalisation of each row of `x`, as wide as `weight` and `bias`. On all cores where it is worth it.
+pub(super) fn layer_norm(x: &[f32], weight: &[f32], bias: &[f32], eps: f32) -> Vec<f32> {
+    let width = weight.len();
+    let mut y = vec![0.0; x.len()];
     let rows = (GRAIN / width).max(1);
-    values.par_chunks_mut(rows * width).enumerate().for_each(|(chunk, values)| {
-        for (row, values) in values.chunks_exact_mut(width).enumerate() {
-            work(chunk * rows + row, values);
+    y.par_chunks_mut(rows * width).zip(x.par_chunks(rows * width)).for_each(|(y, x)| {
+        for (y, x) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
+            norm_row(y, x, weight, bias, eps);
         }
     });
-}
-
-struct AddBias;
-struct AddBiasGelu;
-struct AddBiasToColumns;
-struct AddBiasResidual;
-struct Softmax(f32);
-struct Norm(f32);
-
-impl InplaceOp2 for AddBias {
-    fn name(&self) -> &'static str {
-        "add-bias"
-    }
-
-    fn cpu_fwd(&self, y: &mut CpuStorage, y_layout: &Layout, bias: &CpuStorage, layout: &Layout) -> Result<()> {
-        let bias = elements(bias, layout)?;
-        for_rows(elements_mut(y, y_layout)?, bias.len(), |_, row| bias_row(row, bias));
-        Ok(())
-    }
-}
-
-impl InplaceOp2 for AddBiasGelu {
-    fn name(&self) -> &'static str {
-        "add-bias-gelu"
-    }
-
-    fn cpu_fwd(&self, y: &mut CpuStorage, y_layout: &Layout, bias: &CpuStorage, layout: &Layout) -> Result<()> {
-        let bias = elements(bias, layout)?;
-        for_rows(elements_mut(y, y_layout)?, bias.len(), |_, row| bias_gelu_row(row, bias));
-        Ok(())
-    }
-}
-
-impl InplaceOp2 for AddBiasToColumns {
-    fn name(&self) -> &'static str {
-        "add-bias-to-columns"
-    }
-
-    fn cpu_fwd(&self, y: &mut CpuStorage, y_layout: &Layout, bias: &CpuStorage, layout: &Layout) -> Result<()> {
-        let bias = elements(bias, layout)?;
-        let y = elements_mut(y, y_layout)?;
-        let width = y.len() / bias.len();
-        for_rows(y, width, |index, row| shift_row(row, bias[index]));
-        Ok(())
-    }
-}
-
-impl InplaceOp3 for AddBiasResidual {
-    fn name(&self) -> &'static str {
-        "add-bias-residual"
-    }
-
-    fn cpu_fwd(
-        &self,
-        y: &mut CpuStorage,
-        y_layout: &Layout,
-        bias: &CpuStorage,
-        bias_layout: &Layout,
-        residual: &CpuStorage,
-        residual_layout: &Layout,
-    ) -> Result<()> {
-        let bias = elements(bias, bias_layout)?;
-        let residual = elements(residual, residual_layout)?;
-        let width = bias.len();
-        for_rows(elements_mut(y, y_layout)?, width, |index, row| {
-            bias_residual_row(row, bias, &residual[index * width..(index + 1) * width]);
-        });
-        Ok(())
-    }
-}
-
-impl InplaceOp1 for Softmax {
-    fn name(&self) -> &'static str {
-        "softmax-scaled"
-    }
-
-    fn cpu_fwd(&self, x: &mut CpuStorage, layout: &Layout) -> Result<()> {
-        let width = layout.dims().last().copied().unwrap_or(1);
-        for_rows(elements_mut(x, layout)?, width, |_, row| softmax_row(row, self.0));
-        Ok(())
-    }
-}
-
-impl CustomOp3 for Norm {
-    fn name(&self) -> &'static str {
-        "layer-norm"
-    }
-
-    fn cpu_fwd(
-        &self,
-        x: &CpuStorage,
-        x_layout: &Layout,
-        weight: &CpuStorage,
-        weight_layout: &Layout,
-        bias: &CpuStorage,
-        bias_layout: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let x = elements(x, x_layout)?;
-        let weight = elements(weight, weight_layout)?;
-        let bias = elements(bias, bias_layout)?;
-        let width = weight.len();
-        let mut y = vec![0.0; x.len()];
-        for_rows(&mut y, width, |index, row| {
-            norm_row(row, &x[index * width..(index + 1) * width], weight, bias, self.0);
-        });
-        Ok((CpuStorage::F32(y), x_layout.shape().clone()))
-    }
-}
-
-/// Adds `bias` `[width]` to every row of `y`, in place.
-pub(super) fn add_bias(y: &Tensor, bias: &Tensor) -> Result<()> {
-    y.inplace_op2(bias, &AddBias)
-}
-
-/// Adds `bias` `[width]` to every row of `y` and applies the exact GELU, in place.
-pub(super) fn add_bias_gelu(y: &Tensor, bias: &Tensor) -> Result<()> {
-    y.inplace_op2(bias, &AddBiasGelu)
-}
-
-/// Adds `bias` `[height]` to every column of `y` `[height, width]`, in place.
-pub(super) fn add_bias_to_columns(y: &Tensor, bias: &Tensor) -> Result<()> {
-    y.inplace_op2(bias, &AddBiasToColumns)
-}
-
-/// Adds `bias` `[width]` to every row of `y`, and `residual` of `y`'s shape, in place.
-pub(super) fn add_bias_residual(y: &Tensor, bias: &Tensor, residual: &Tensor) -> Result<()> {
-    y.inplace_op3(bias, residual, &AddBiasResidual)
-}
-
-/// The softmax of `scale · x` over the last dimension, in place.
-pub(super) fn softmax_scaled(x: &Tensor, scale: f32) -> Result<()> {
-    x.inplace_op1(&Softmax(scale))
-}
-
-/// Layer normalisation of `x` over the last dimension.
-pub(super) fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f32) -> Result<Tensor> {
-    x.apply_op3_no_bwd(weight, bias, &Norm(eps))
+    y
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use candle_core::{D, Device};
+    use candle_core::{D, Device, Tensor};
 
     fn values(count: usize, spread: f32) -> Vec<f32> {
         let mut state = 1u32;
@@ -434,25 +286,25 @@ mod tests {
     fn every_kernel_equals_candles_operations() {
         // An odd width, so that the ends of rows that do not fill a register are covered; more rows than one thread takes.
         let shape = (1031, 77);
-        let (x, residual, bias) = (tensor(shape, 3.0), tensor(shape, 2.0), tensor((1, 77), 1.0).squeeze(0).unwrap());
+        let (x, bias) = (tensor(shape, 3.0), tensor((1, 77), 1.0).squeeze(0).unwrap());
+        let flat = |tensor: &Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
         let biased = x.broadcast_add(&bias).unwrap();
-        let apply = |kernel: &dyn Fn(&Tensor) -> Result<()>| {
-            let y = x.copy().unwrap();
-            kernel(&y).unwrap();
+        let close = |ours: Vec<f32>, theirs: &Tensor| {
+            let ours = Tensor::from_vec(ours, shape, &Device::Cpu).unwrap();
+            assert!(largest_difference(&ours, theirs) < 5e-6);
+        };
+        let rows = |kernel: &dyn Fn(&mut [f32])| {
+            let mut y = flat(&x);
+            y.chunks_exact_mut(77).for_each(kernel);
             y
         };
-        let close = |ours: &Tensor, theirs: &Tensor| assert!(largest_difference(ours, theirs) < 5e-6);
-        close(&apply(&|y| add_bias(y, &bias)), &biased);
-        close(&apply(&|y| add_bias_gelu(y, &bias)), &biased.gelu_erf().unwrap());
-        close(&apply(&|y| add_bias_residual(y, &bias, &residual)), &(&biased + &residual).unwrap());
+        close(rows(&|row| add_row(row, &flat(&bias))), &biased);
+        close(rows(&|row| gelu_row(row, &flat(&bias))), &biased.gelu_erf().unwrap());
         let theirs = candle_nn::ops::softmax(&(&x * 0.7).unwrap(), D::Minus1).unwrap();
-        close(&apply(&|y| softmax_scaled(y, 0.7)), &theirs);
+        close(rows(&|row| softmax_row(row, 0.7)), &theirs);
         let weight = tensor((1, 77), 1.0).squeeze(0).unwrap();
         let theirs = candle_nn::ops::layer_norm_slow(&x, &weight, &bias, 1e-5).unwrap();
-        close(&layer_norm(&x, &weight, &bias, 1e-5).unwrap(), &theirs);
-        let column = tensor((1031, 1), 1.0);
-        let theirs = x.broadcast_add(&column).unwrap();
-        close(&apply(&|y| add_bias_to_columns(y, &column.squeeze(1)?)), &theirs);
+        close(layer_norm(&flat(&x), &flat(&weight), &flat(&bias), 1e-5), &theirs);
     }
 
     #[test]

@@ -101,9 +101,12 @@ impl DeviceMemory {
 
 impl Memory for DeviceMemory {
     fn admit(&mut self, image: &Arc<ImageMemory>, capacity: usize) -> Result<()> {
+        let ImageMemory::Projected(image) = &**image else {
+            candle_core::bail!("a device remembers keys and values, not hidden states")
+        };
         self.reserve(self.rows + 1, capacity)?;
         for (index, layer) in self.layers.iter().enumerate() {
-            let part = |which: usize| image.0.narrow(0, index, 1)?.narrow(1, which, 1)?.squeeze(1);
+            let part = |which: usize| image.narrow(0, index, 1)?.narrow(1, which, 1)?.squeeze(1);
             layer.image.keys.slice_set(&part(0)?, 0, self.rows)?;
             layer.image.values.slice_set(&part(1)?, 0, self.rows)?;
         }
@@ -215,15 +218,15 @@ mod tests {
 
     #[test]
     fn buffers_take_the_memory_that_was_told() {
-        let sizes = Sizes { layers: 2, heads: 3, head: 4, image_tokens: 5 };
+        let sizes = Sizes { layers: 2, heads: 3, head: 4, image_tokens: 5, image_width: 12 };
         let mut memory = DeviceMemory::new(sizes, Device::Cpu, DType::F16);
-        let image = Arc::new(ImageMemory(Tensor::zeros((2, 2, 3, 4, 5), DType::F16, &Device::Cpu).unwrap()));
+        let image = Arc::new(ImageMemory::Projected(Tensor::zeros((2, 2, 3, 4, 5), DType::F16, &Device::Cpu).unwrap()));
         for rows in 1..=5 {
             memory.admit(&image, 40).unwrap();
             let buffers = memory.layers.iter().flat_map(|layer| [&layer.text, &layer.image]);
             let held: usize = buffers.map(|both| both.keys.elem_count() + both.values.elem_count()).sum();
-            let encoded = rows * image.0.elem_count();
-            assert_eq!(memory.bytes_for(rows, 40), (held + encoded) * DType::F16.size_in_bytes(), "{rows} rows");
+            let encoded = rows * image.bytes();
+            assert_eq!(memory.bytes_for(rows, 40), held * DType::F16.size_in_bytes() + encoded, "{rows} rows");
         }
     }
 }

@@ -3,15 +3,18 @@
 
 use std::sync::Arc;
 
-use candle_core::{CpuStorage, Device, Layout, Result, Storage, Tensor};
+use candle_core::{Device, Result, Tensor};
 use rayon::prelude::*;
 
 use super::{Block, ImageMemory, Memory, Sizes};
 use crate::caption::compute::host::Head;
+use crate::caption::compute::{Hidden, attend_hidden, elements};
 
 /// See the [module](self).
 pub(in crate::caption) struct HostMemory {
     sizes: Sizes,
+    /// Whether images are remembered in bf16.
+    half: bool,
     rows: Vec<Row>,
     width: usize,
 }
@@ -27,8 +30,8 @@ struct Row {
 }
 
 impl HostMemory {
-    pub(in crate::caption) fn new(sizes: Sizes) -> Self {
-        Self { sizes, rows: Vec::new(), width: 1 }
+    pub(in crate::caption) fn new(sizes: Sizes, half: bool) -> Self {
+        Self { sizes, half, rows: Vec::new(), width: 1 }
     }
 }
 
@@ -49,7 +52,8 @@ impl Memory for HostMemory {
     }
 
     fn bytes_for(&self, rows: usize, capacity: usize) -> usize {
-        rows * self.sizes.elements(self.sizes.image_tokens + capacity) * size_of::<f32>()
+        let image = Hidden::bytes_for(self.sizes.image_tokens, self.sizes.image_width, self.half);
+        rows * (image + self.sizes.elements(capacity) * size_of::<f32>())
     }
 
     fn begin(&mut self, block: &Block) -> Result<()> {
@@ -77,32 +81,16 @@ impl Memory for HostMemory {
         Tensor::from_vec(contexts, (self.rows.len() * self.width, hidden), &Device::Cpu)
     }
 
-    fn attend_image(&mut self, layer: usize, queries: &Tensor) -> Result<Tensor> {
-        let Sizes { heads, head, image_tokens, .. } = self.sizes;
-        let hidden = self.sizes.hidden();
+    fn attend_image(&mut self, _: usize, queries: &Tensor) -> Result<Tensor> {
         let (storage, layout) = queries.storage_and_layout();
-        let queries = elements(&storage, layout)?;
-        let images: Vec<_> = self.rows.iter().map(|row| row.image.0.storage_and_layout()).collect();
-        let images = images.iter().map(|(storage, layout)| elements(storage, layout)).collect::<Result<Vec<_>>>()?;
-        let mut contexts = vec![0.0; queries.len()];
-        contexts.par_chunks_mut(head).enumerate().for_each_init(
-            || vec![0.0; image_tokens],
-            |scores, (index, context)| {
-                let (token, which) = (index / heads, index % heads);
-                let (row, in_block) = (token / self.width, token % self.width);
-                if in_block >= self.rows[row].count {
-                    return;
-                }
-                let size = hidden * image_tokens;
-                let layer = &images[row][layer * 2 * size..(layer + 1) * 2 * size];
-                let (keys, values) = layer.split_at(size);
-                let one = which * head * image_tokens..(which + 1) * head * image_tokens;
-                let memory =
-                    Head { keys: &keys[one.clone()], values: &values[one], stride: image_tokens, length: image_tokens };
-                memory.attend(&queries[index * head..(index + 1) * head], context, scores);
-            },
-        );
-        Tensor::from_vec(contexts, (self.rows.len() * self.width, hidden), &Device::Cpu)
+        let images = self.rows.iter().map(|row| match &*row.image {
+            ImageMemory::Hidden(hidden) => Ok(hidden),
+            ImageMemory::Projected(_) => candle_core::bail!("the host remembers hidden states, not keys and values"),
+        });
+        let images = images.collect::<Result<Vec<_>>>()?;
+        let scale = 1.0 / (self.sizes.head as f32).sqrt();
+        let contexts = attend_hidden(&images, elements(&storage, layout)?, self.width * self.sizes.heads, scale);
+        Tensor::from_vec(contexts, queries.shape(), &Device::Cpu)
     }
 }
 
@@ -140,28 +128,21 @@ impl Row {
     }
 }
 
-fn elements<'a>(storage: &'a Storage, layout: &Layout) -> Result<&'a [f32]> {
-    match (storage, layout.contiguous_offsets()) {
-        (Storage::Cpu(CpuStorage::F32(values)), Some((from, to))) => Ok(&values[from..to]),
-        _ => candle_core::bail!("the host's memory takes contiguous f32"),
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use candle_core::DType;
-
     use super::*;
 
     #[test]
     fn rows_take_the_memory_that_was_told() {
-        let sizes = Sizes { layers: 2, heads: 3, head: 4, image_tokens: 5 };
-        let mut memory = HostMemory::new(sizes);
-        for rows in 1..=5 {
-            let image = Tensor::zeros((2, 2, 3, 4, 5), DType::F32, &Device::Cpu).unwrap();
-            memory.admit(&Arc::new(ImageMemory(image)), 40).unwrap();
-            let held: usize = memory.rows.iter().map(|row| row.text.len() + row.image.0.elem_count()).sum();
-            assert_eq!(memory.bytes_for(rows, 40), held * size_of::<f32>());
+        let sizes = Sizes { layers: 2, heads: 3, head: 4, image_tokens: 5, image_width: 12 };
+        for half in [false, true] {
+            let mut memory = HostMemory::new(sizes, half);
+            for rows in 1..=5 {
+                let image = Hidden::new(&[0.0; 5 * 12], 12, half);
+                memory.admit(&Arc::new(ImageMemory::Hidden(image)), 40).unwrap();
+                let held = memory.rows.iter().map(|row| row.text.len() * size_of::<f32>() + row.image.bytes());
+                assert_eq!(memory.bytes_for(rows, 40), held.sum::<usize>());
+            }
         }
     }
 }

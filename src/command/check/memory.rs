@@ -34,7 +34,7 @@ pub fn item(settings: &Settings, config: Option<&BlipConfig>) -> Item {
     let gpus = devices.iter().filter(|device| matches!(device, DeviceSpec::Cuda(_))).count();
     let on_host = Device::new(&settings.model, config, false);
     if gpus < devices.len() {
-        parts.push((on_host.state, "keys and values of rows under way (model.max_state)"));
+        parts.push((on_host.state, "what the decoder remembers of rows under way (model.max_state)"));
         parts.extend(on_host.weights.map(|weights| (weights, "weights")));
     }
     let sum = parts.iter().fold(0u64, |sum, (bytes, _)| sum.saturating_add(*bytes));
@@ -48,7 +48,7 @@ pub fn item(settings: &Settings, config: Option<&BlipConfig>) -> Item {
         let weights =
             weights.map_or("weights of unknown size".to_owned(), |w| format!("{} of weights", ByteSize::b(w)));
         // Writing to a string can't fail.
-        let _ = write!(text, "; on each GPU {weights} and {} of keys and values (model.max_state)", ByteSize::b(state));
+        let _ = write!(text, "; on each GPU {weights} and {} for rows under way (model.max_state)", ByteSize::b(state));
     }
     Item::ok("memory", text + "; the program and the model's activations take some 300 MiB more")
 }
@@ -95,7 +95,7 @@ mod tests {
         assert!(unknown.starts_with(&sum(0)) && unknown.contains("not known"), "{unknown}");
         let on_gpu = text(&["cuda:0", "cuda:1"], Some(&base));
         assert!(on_gpu.contains(&format!("on each GPU {} of weights", ByteSize::b(base.parameters() * 2))), "{on_gpu}");
-        assert!(on_gpu.contains("16.0 GiB of keys and values"), "{on_gpu}");
-        assert!(!on_gpu.contains("rows under way"), "{on_gpu}");
+        assert!(on_gpu.contains("16.0 GiB for rows under way"), "{on_gpu}");
+        assert!(!on_gpu.contains("remembers"), "{on_gpu}");
     }
 }

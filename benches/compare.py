@@ -1,0 +1,187 @@
+"""blipstream beside Hugging Face transformers and candle-transformers, in turns on this machine.
+
+    compare.py BLIPSTREAM CANDLE MODEL [--rounds 3] [--batch 1,2,4,8,16,32] [--write docs/benchmarks.md]
+
+BLIPSTREAM is the program, CANDLE the example `candle_blip`, MODEL a folder that `peer.py --make` wrote. Each contender
+runs as a process of its own, alone, each round in the same order; figures are medians over the rounds.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+OURS, PEERS = ("ours bf16", "ours f32"), ("HF bf16", "HF bf16 compiled", "HF f32", "candle-transformers f32")
+
+
+def contenders(args):
+    """Name and command of each; all print one JSON object with the same fields."""
+    ours = [args.blipstream, "bench", "captioner", "--json", "--device", "cpu", "--model", args.model]
+    ours += ["--batch", args.batch, "--tokens", str(args.tokens), "--time", f"{args.seconds}s"]
+    peer = [sys.executable, HERE / "peer.py", args.model]
+    shape = ["--batch", args.batch, "--tokens", str(args.tokens), "--seconds", str(args.seconds)]
+    yield "ours bf16", [*ours, "--dtype", "bf16"]
+    yield "HF bf16", [*peer, "bf16", *shape]
+    yield "ours f32", [*ours, "--dtype", "f32"]
+    yield "HF f32", [*peer, "f32", *shape]
+    yield "HF bf16 compiled", [*peer, "bf16", "--compile", *shape]
+    yield "candle-transformers f32", [args.candle, args.model, str(args.tokens), str(args.seconds)]
+
+
+def run(name, command):
+    print(f"{datetime.datetime.now():%H:%M:%S} {name}", file=sys.stderr, flush=True)
+    done = subprocess.run([str(part) for part in command], stdout=subprocess.PIPE, check=True, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def machine():
+    flags = cpu = ""
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        key, _, value = line.partition(":")
+        cpu = cpu or (value.strip() if key.startswith("model name") else "")
+        flags = flags or (value if key.startswith("flags") else "")
+    known = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8")
+    return f"{cpu}, {os.cpu_count()} cores, {' '.join(f for f in known if f in flags.split())}; {platform.system()}"
+
+
+class Figures:
+    """All runs, by contender and batch."""
+
+    def __init__(self, runs):
+        self.runs = runs
+
+    def of(self, name, batch, field="images_per_second"):
+        found = [b[field] for run in self.runs[name] for b in run["batches"] if b["batch"] == batch and field in b]
+        return statistics.median(found) if found else None
+
+    def spread(self, name, batch):
+        found = [b["images_per_second"] for run in self.runs[name] for b in run["batches"] if b["batch"] == batch]
+        return (min(found), max(found)) if found else None
+
+    def batches(self, name):
+        return sorted({b["batch"] for run in self.runs[name] for b in run["batches"]})
+
+    def best(self, name):
+        return max(self.of(name, batch) for batch in self.batches(name))
+
+    def once(self, name, field):
+        return statistics.median(run[field] for run in self.runs[name])
+
+
+def table(head, rows):
+    lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
+
+
+def number(value, digits=2):
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def page(figures, args):
+    batches = sorted({b for name in figures.runs for b in figures.batches(name)})
+    speeds = []
+    for name in figures.runs:
+        cells = []
+        for batch in batches:
+            spread = figures.spread(name, batch)
+            cells.append(f"{figures.of(name, batch):.2f} ({spread[0]:.2f}–{spread[1]:.2f})" if spread else "–")
+        speeds.append([name, *cells])
+    ratios = []
+    for ours, theirs, goal in (("ours bf16", "HF bf16", "3"), ("ours bf16", "HF bf16 compiled", "2"), ("ours f32", "HF f32", "1.5")):
+        ratio = figures.best(ours) / figures.best(theirs)
+        ratios.append([f"{ours} against {theirs}, each at its best batch size", f"{ratio:.2f}", goal])
+    alone = figures.of("ours bf16", 1) / figures.of("HF bf16", 1)
+    ratios.append(["one image alone: ours bf16 against HF bf16", f"{alone:.2f}", "3"])
+    phases = []
+    for name in figures.runs:
+        for batch in figures.batches(name):
+            ms = lambda field: number(1e3 * value if (value := figures.of(name, batch, field)) is not None else None, 1)
+            rate = figures.of(name, batch, "encode_flops")
+            read = figures.of(name, batch, "step_bytes")
+            phases.append([name, str(batch), ms("encode"), ms("cross_keys_values"), ms("decode"), ms("step"),
+                           number(rate / 1e9 if rate else None, 0), number(read / 1e9 if read else None, 1)])
+    product, memory = next(run["ceilings"] for run in figures.runs["ours f32"])
+    rest = [[name, number(figures.once(name, "first_caption"), 1), number(figures.once(name, "peak_memory") / 1e6, 0)]
+            for name in figures.runs]
+    versions = figures.runs["HF f32"][0]["versions"]
+    return f"""# Benchmarks on a CPU
+
+`make bench` wrote this page on {datetime.date.today()}: {machine()}. blipstream {figures.runs["ours f32"][0]["version"]},
+{versions}. BLIP base (ViT-B/16 at 384 px, 12 + 12 layers, vocabulary 30524) with random weights, {args.tokens} new
+tokens, greedy, from pixels to tokens. Each contender ran {args.rounds} times as a process of its own, in turns; a figure is
+the median, with the least and the most behind it.
+
+## Images a second, by batch size
+
+{table(["", *map(str, batches)], speeds)}
+
+![images a second by batch size](benchmarks.svg)
+
+{table(["ratio", "measured", "goal"], ratios)}
+
+## Where the time goes
+
+Milliseconds for an image, but for the step, which is one token for all rows of the batch. The ceilings of this machine,
+measured in the same runs: {product / 1e9:.0f} GFLOP/s of products in f32, {memory / 1e9:.1f} GB/s from memory.
+
+{table(["", "batch", "encode", "keys, values", "decode", "step", "encoder GFLOP/s", "weights GB/s"], phases)}
+
+## Start and memory
+
+{table(["", "s to the first caption", "peak MB"], rest)}
+"""
+
+
+def plot(figures, file):
+    import matplotlib
+
+    matplotlib.use("svg")
+    import matplotlib.pyplot as plt
+
+    plt.rcParams["svg.hashsalt"] = "blipstream"
+    figure, axes = plt.subplots(figsize=(7, 4))
+    for name in figures.runs:
+        batches = figures.batches(name)
+        style = "-" if name.startswith("ours") else "--"
+        axes.plot(batches, [figures.of(name, batch) for batch in batches], style, marker="o", label=name)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks([1, 2, 4, 8, 16, 32], ["1", "2", "4", "8", "16", "32"])
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("images captioned together")
+    axes.set_ylabel("images a second")
+    axes.legend()
+    axes.grid(alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(file, metadata={"Date": None})
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    for name in ("blipstream", "candle", "model"):
+        parser.add_argument(name)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--batch", default="1,2,4,8,16,32")
+    parser.add_argument("--tokens", type=int, default=20)
+    parser.add_argument("--seconds", type=int, default=8)
+    parser.add_argument("--write", type=Path, help="the page; the plot goes beside it")
+    args = parser.parse_args()
+    runs = {name: [] for name, _ in contenders(args)}
+    for _ in range(args.rounds):
+        for name, command in contenders(args):
+            runs[name].append(run(name, command))
+    figures = Figures(runs)
+    text = page(figures, args)
+    print(text)
+    if args.write:
+        args.write.write_text(text)
+        plot(figures, args.write.with_suffix(".svg"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,188 @@
+//! Linear layers in f32 on a CPU, with weights packed once in f32 or bf16.
+
+use half::bf16;
+use rayon::prelude::*;
+
+use super::host::{add_row, gelu_row};
+use super::lanes::Isa;
+use super::packed::{Matrix, Packed};
+use super::product::{AsIs, Finish, Target, product, product_here};
+
+/// `x · weightᵀ + bias` for slices.
+pub(in crate::caption) struct HostLinear {
+    weight: Weight,
+    bias: Vec<f32>,
+    inputs: usize,
+}
+
+/// A right factor in one of the precisions in which it may be kept.
+pub(in crate::caption) enum Weight {
+    /// In f32.
+    Full(Packed<f32>),
+    /// In bf16.
+    Half(Packed<bf16>),
+}
+
+impl Weight {
+    /// From a matrix whose rows are the factor's columns, as `weight` `[outputs, inputs]` is.
+    fn of_columns(columns: Matrix<'_>, half: bool) -> Self {
+        let isa = Isa::detect();
+        if half { Self::Half(Packed::of_columns(isa, columns)) } else { Self::Full(Packed::of_columns(isa, columns)) }
+    }
+
+    fn of_rows(rows: Matrix<'_>, half: bool) -> Self {
+        let isa = Isa::detect();
+        if half { Self::Half(Packed::of_rows(isa, rows)) } else { Self::Full(Packed::of_rows(isa, rows)) }
+    }
+
+    fn product(&self, x: Matrix<'_>, finish: &impl Finish) -> Vec<f32> {
+        match self {
+            Self::Full(packed) => product(x, packed, finish),
+            Self::Half(packed) => product(x, packed, finish),
+        }
+    }
+
+    /// # Safety
+    /// As [`product_here`].
+    unsafe fn product_here(&self, x: Matrix<'_>, target: Target, room: &mut Vec<f32>) {
+        // SAFETY: the caller's.
+        unsafe {
+            match self {
+                Self::Full(packed) => product_here(x, packed, target, room, &AsIs),
+                Self::Half(packed) => product_here(x, packed, target, room, &AsIs),
+            }
+        }
+    }
+}
+
+/// Adds the bias.
+struct Bias<'a>(&'a [f32]);
+/// Adds the bias and applies the exact GELU.
+struct BiasGelu<'a>(&'a [f32]);
+/// Adds the bias and a matrix of the result's shape.
+struct BiasAdd<'a>(&'a [f32], &'a [f32]);
+
+#[expect(clippy::inline_always, reason = "a part of hot loops")]
+impl Finish for Bias<'_> {
+    #[inline(always)]
+    fn finish(&self, y: &mut [f32], _: usize, column: usize) {
+        add_row(y, &self.0[column..]);
+    }
+}
+
+#[expect(clippy::inline_always, reason = "a part of hot loops")]
+impl Finish for BiasGelu<'_> {
+    #[inline(always)]
+    fn finish(&self, y: &mut [f32], _: usize, column: usize) {
+        gelu_row(y, &self.0[column..]);
+    }
+}
+
+#[expect(clippy::inline_always, reason = "a part of hot loops")]
+impl Finish for BiasAdd<'_> {
+    #[inline(always)]
+    fn finish(&self, y: &mut [f32], row: usize, column: usize) {
+        add_row(y, &self.0[column..]);
+        add_row(y, &self.1[row * self.0.len() + column..]);
+    }
+}
+
+impl HostLinear {
+    /// From `weight` `[outputs, inputs]` and `bias` `[outputs]`; the weight is kept in bf16 or in f32.
+    pub(in crate::caption) fn new(weight: &[f32], bias: Vec<f32>, half: bool) -> Self {
+        let inputs = weight.len() / bias.len();
+        let weight = Weight::of_columns(Matrix::new(weight, inputs, bias.len(), inputs), half);
+        Self { weight, bias, inputs }
+    }
+
+    fn input<'a>(&self, x: &'a [f32]) -> Matrix<'a> {
+        Matrix::new(x, self.inputs, x.len() / self.inputs, self.inputs)
+    }
+
+    /// `[rows, inputs]` to `[rows, outputs]`.
+    pub(in crate::caption) fn forward(&self, x: &[f32]) -> Vec<f32> {
+        self.weight.product(self.input(x), &Bias(&self.bias))
+    }
+
+    /// With the exact (erf) GELU on top.
+    pub(in crate::caption) fn forward_gelu(&self, x: &[f32]) -> Vec<f32> {
+        self.weight.product(self.input(x), &BiasGelu(&self.bias))
+    }
+
+    /// With `residual` `[rows, outputs]` added.
+    pub(in crate::caption) fn forward_add(&self, x: &[f32], residual: &[f32]) -> Vec<f32> {
+        assert_eq!(residual.len() / self.bias.len(), x.len() / self.inputs, "a residual is of the result's shape");
+        self.weight.product(self.input(x), &BiasAdd(&self.bias, residual))
+    }
+
+    /// The weights of one output, as they are kept.
+    pub(in crate::caption) fn output(&self, output: usize) -> Vec<f32> {
+        match &self.weight {
+            Weight::Full(packed) => packed.column(output).collect(),
+            Weight::Half(packed) => packed.column(output).collect(),
+        }
+    }
+}
+
+/// Cross-attention's projections of keys and values, folded into queries and contexts: instead of projecting the hidden
+/// states X of an image to keys X · Wₖᵀ and values X · Wᵥᵀ in every layer, a head's query q becomes q · Wₖ and attends to
+/// X itself; its context c, a mean of rows of X, becomes c · Wᵥᵀ + bᵥ. The bias of the keys adds the same to all scores
+/// of a query, and so nothing to its probabilities.
+///
+/// X serves as the keys and values of all layers, so that an image takes a `layers`th of the memory, and its projection
+/// no time; a token takes more, by `heads` queries as wide as X.
+pub(in crate::caption) struct Folded {
+    /// `[head, image width]` for each head.
+    keys: Vec<Weight>,
+    /// `[image width, head]` for each head.
+    values: Vec<Weight>,
+    bias: Vec<f32>,
+    head: usize,
+    width: usize,
+}
+
+impl Folded {
+    /// From the weights of keys and values `[hidden, image width]` and the bias of the values.
+    pub(in crate::caption) fn new(keys: &[f32], values: &[f32], bias: Vec<f32>, heads: usize, half: bool) -> Self {
+        let (head, width) = (bias.len() / heads, keys.len() / bias.len());
+        let one = |which: usize| which * head * width..(which + 1) * head * width;
+        let matrix = |values| Matrix::new(values, width, head, width);
+        Self {
+            keys: (0..heads).map(|which| Weight::of_rows(matrix(&keys[one(which)]), half)).collect(),
+            values: (0..heads).map(|which| Weight::of_columns(matrix(&values[one(which)]), half)).collect(),
+            bias,
+            head,
+            width,
+        }
+    }
+
+    /// Queries `[rows, heads · head]` to `[rows, heads · image width]`.
+    pub(in crate::caption) fn queries(&self, queries: &[f32]) -> Vec<f32> {
+        each_head(&self.keys, queries, self.head, self.width)
+    }
+
+    /// Contexts `[rows, heads · image width]` to `[rows, heads · head]`.
+    pub(in crate::caption) fn contexts(&self, contexts: &[f32]) -> Vec<f32> {
+        let mut contexts = each_head(&self.values, contexts, self.width, self.head);
+        for row in contexts.chunks_exact_mut(self.bias.len()) {
+            add_row(row, &self.bias);
+        }
+        contexts
+    }
+}
+
+/// The product of each head's part of the rows of `x`, `[rows, heads · from]`, with its weights: `[rows, heads · to]`.
+fn each_head(weights: &[Weight], x: &[f32], from: usize, to: usize) -> Vec<f32> {
+    let heads = weights.len();
+    let rows = x.len() / (heads * from);
+    let mut y = Vec::with_capacity(rows * heads * to);
+    let target = Target::new(y.as_mut_ptr(), heads * to);
+    weights.par_iter().enumerate().for_each_init(Vec::new, |room, (which, weight)| {
+        let x = Matrix::new(&x[which * from..], heads * from, rows, from);
+        // SAFETY: each head has columns of its own in `y`, which has room for all of them.
+        unsafe { weight.product_here(x, target.from(0, which * to), room) };
+    });
+    // SAFETY: the heads have written all of it.
+    unsafe { y.set_len(rows * heads * to) };
+    y
+}

@@ -1,0 +1,296 @@
+//! Matrix products in f32 on a CPU, with right factors that are packed once, in f32 or bf16, and with what follows a
+//! product done while its result is still in the caches.
+//!
+//! The scheme is Goto's and van de Geijn's (Anatomy of High-Performance Matrix Multiplication, 2008): the result is made
+//! in tiles whose sums stay in registers, from panels of the right factor, two registers wide, and from tiles of the left
+//! one, [`Lanes::ROWS`] high, both stored in the order in which they are read.
+
+use std::mem::MaybeUninit;
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use super::lanes::{Isa, Lanes, for_isa};
+use super::packed::{Matrix, Number, Packed};
+
+/// Steps of the inner dimension after which sums go to memory: a panel's part then stays in the first cache.
+const DEPTH: usize = 384;
+/// Numbers of the left factor that one task reads again for each panel, from the second cache.
+const LEFT: usize = 64 << 10;
+/// Columns of the widest panel.
+const WIDEST: usize = 32;
+
+/// Where a product goes: a row every `stride` numbers.
+#[derive(Clone, Copy)]
+pub(in crate::caption) struct Target {
+    to: *mut f32,
+    stride: usize,
+}
+
+// SAFETY: whoever holds one writes numbers that no other holder touches.
+unsafe impl Send for Target {}
+// SAFETY: as above.
+unsafe impl Sync for Target {}
+
+impl Target {
+    /// Begins at `to`.
+    pub(in crate::caption) fn new(to: *mut f32, stride: usize) -> Self {
+        Self { to, stride }
+    }
+
+    /// The same, from a row and a column on.
+    ///
+    /// # Safety
+    /// They must lie in the same allocation.
+    pub(in crate::caption) unsafe fn from(self, row: usize, column: usize) -> Self {
+        // SAFETY: the caller's.
+        Self { to: unsafe { self.to.add(row * self.stride + column) }, stride: self.stride }
+    }
+}
+
+/// What is done with the numbers of a finished product.
+pub(in crate::caption) trait Finish: Sync {
+    /// Finishes `y`, the numbers of `row` from `column` on.
+    fn finish(&self, y: &mut [f32], row: usize, column: usize);
+}
+
+/// Nothing is done with them.
+pub(in crate::caption) struct AsIs;
+
+impl Finish for AsIs {
+    #[inline(always)]
+    fn finish(&self, _: &mut [f32], _: usize, _: usize) {}
+}
+
+/// `left · right`, finished, row by row: `[rows, width]`. On all cores.
+pub(in crate::caption) fn product<N: Number>(left: Matrix<'_>, right: &Packed<N>, finish: &impl Finish) -> Vec<f32> {
+    assert_eq!(left.width, right.depth, "the factors of a product do not fit");
+    let size = left.rows * right.width;
+    if right.depth == 0 || size == 0 {
+        let mut nothing = vec![0.0; size];
+        for (row, y) in nothing.chunks_exact_mut(right.width.max(1)).enumerate() {
+            finish.finish(y, row, 0);
+        }
+        return nothing;
+    }
+    let mut y = Vec::with_capacity(size);
+    let (height, columns) = (right.isa.rows(), right.isa.columns());
+    let block = (LEFT / right.depth.min(DEPTH) / height).max(1);
+    let packed = pack_left_in_parts(right.isa, left, block * height);
+    let (tiles, panels) = (left.rows.div_ceil(height), right.width.div_ceil(columns));
+    let tile_groups = Groups { things: tiles, count: tiles.div_ceil(block) };
+    let enough = (4 * rayon::current_num_threads()).div_ceil(tile_groups.count);
+    let panel_groups = Groups { things: panels, count: enough.min(panels) };
+    let target = Target::new(y.as_mut_ptr(), right.width);
+    (0..tile_groups.count * panel_groups.count).into_par_iter().for_each(|task| {
+        let tiles = tile_groups.range(task % tile_groups.count);
+        let panels = panel_groups.range(task / tile_groups.count);
+        // SAFETY: tasks write different tiles of `y`, which has room for all of them.
+        unsafe { part(right.isa, &packed, left.rows, right, target, tiles, panels, finish) };
+    });
+    // SAFETY: every tile was written.
+    unsafe { y.set_len(size) };
+    y
+}
+
+/// `left · right` on the calling thread. `room` is scratch, kept by the caller.
+///
+/// # Safety
+/// Nobody else may touch the `[rows, width]` numbers of `target` meanwhile, and it must have room for them.
+pub(in crate::caption) unsafe fn product_here<N: Number>(
+    left: Matrix<'_>,
+    right: &Packed<N>,
+    target: Target,
+    room: &mut Vec<f32>,
+    finish: &impl Finish,
+) {
+    assert_eq!(left.width, right.depth, "the factors of a product do not fit");
+    assert!(right.depth > 0, "an empty product");
+    let size = left.rows * left.width;
+    room.clear();
+    room.reserve(size);
+    pack_left(right.isa, left, &mut room.spare_capacity_mut()[..size]);
+    // SAFETY: all of it was packed.
+    unsafe { room.set_len(size) };
+    let (tiles, panels) = (left.rows.div_ceil(right.isa.rows()), right.width.div_ceil(right.isa.columns()));
+    // SAFETY: the caller's.
+    unsafe { part(right.isa, room, left.rows, right, target, 0..tiles, 0..panels, finish) };
+}
+
+/// Packs a left factor in tiles, `[tiles, depth, rows of the tile]`; only the last may be lower than the others.
+fn pack_left(isa: Isa, left: Matrix<'_>, tiles: &mut [MaybeUninit<f32>]) {
+    let height = isa.rows();
+    for (tile, to) in tiles.chunks_mut(height * left.width).enumerate() {
+        let rows = to.len() / left.width;
+        for row in 0..rows {
+            for (to, x) in to[row..].iter_mut().step_by(rows).zip(left.row(tile * height + row)) {
+                to.write(*x);
+            }
+        }
+    }
+}
+
+/// The same on all cores, so many rows at a time.
+fn pack_left_in_parts(isa: Isa, left: Matrix<'_>, rows: usize) -> Vec<f32> {
+    let size = left.rows * left.width;
+    let mut packed = Vec::with_capacity(size);
+    packed.spare_capacity_mut()[..size].par_chunks_mut(rows * left.width).enumerate().for_each(|(index, to)| {
+        let first = index * rows;
+        pack_left(isa, left.part(first..first + to.len() / left.width), to);
+    });
+    // SAFETY: all parts were packed.
+    unsafe { packed.set_len(size) };
+    packed
+}
+
+/// So many things in groups of nearly equal size.
+#[derive(Clone, Copy)]
+struct Groups {
+    things: usize,
+    count: usize,
+}
+
+impl Groups {
+    fn range(self, group: usize) -> Range<usize> {
+        let start = |group: usize| self.things * group / self.count;
+        start(group)..start(group + 1)
+    }
+}
+
+for_isa! {
+    /// Makes the tiles of some rows and panels.
+    ///
+    /// # Safety
+    /// Nobody else may touch these tiles, `target` must have room for them, and the machine must have the instructions.
+    unsafe fn part[N: Number, F: Finish](
+        left: &[f32],
+        rows: usize,
+        right: &Packed<N>,
+        target: Target,
+        tiles: Range<usize>,
+        panels: Range<usize>,
+        finish: &F,
+    ) = part_with
+}
+
+/// See [`part`].
+#[inline(always)]
+#[expect(clippy::inline_always, reason = "compiled for each set of instructions")]
+unsafe fn part_with<V: Lanes, N: Number, F: Finish>(
+    left: &[f32],
+    rows: usize,
+    right: &Packed<N>,
+    target: Target,
+    tiles: Range<usize>,
+    panels: Range<usize>,
+    finish: &F,
+) {
+    let (depth, columns) = (right.depth, 2 * V::COUNT);
+    // A left factor this low is read from the first cache in any case, and a panel then best in one go.
+    let step = if tiles.len() <= 2 { depth } else { DEPTH };
+    for from in (0..depth).step_by(step) {
+        let to = (from + step).min(depth);
+        for panel in panels.clone() {
+            let column = panel * columns;
+            let real = columns.min(right.width - column);
+            let panel = &right.panels[panel * depth * columns..][from * columns..to * columns];
+            for tile in tiles.clone() {
+                let row = tile * V::ROWS;
+                let height = V::ROWS.min(rows - row);
+                let left = &left[row * depth..][from * height..to * height];
+                let tile = Tile {
+                    left: left.as_ptr(),
+                    panel: panel.as_ptr(),
+                    depth: to - from,
+                    // SAFETY: the caller has room for it.
+                    target: unsafe { target.from(row, column) },
+                    real,
+                    first: from == 0,
+                };
+                // SAFETY: both factors have so many steps, and the tile is the caller's.
+                unsafe { tile.make_rows::<V>(height) };
+                if to == depth {
+                    for index in 0..height {
+                        // SAFETY: this part of a row is the caller's, and was written.
+                        let y = unsafe { std::slice::from_raw_parts_mut(tile.target.from(index, 0).to, real) };
+                        finish.finish(y, row + index, column);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// One tile of a product.
+struct Tile<N> {
+    left: *const f32,
+    panel: *const N,
+    depth: usize,
+    target: Target,
+    /// Columns that are there; the rest of the panel fills up.
+    real: usize,
+    /// Whether nothing is there yet to be added to.
+    first: bool,
+}
+
+#[expect(clippy::inline_always, reason = "compiled for each set of instructions")]
+impl<N: Number> Tile<N> {
+    /// # Safety
+    /// The pointers must have what the sizes say, and the tile be nobody else's.
+    #[inline(always)]
+    unsafe fn make_rows<V: Lanes>(&self, rows: usize) {
+        macro_rules! one_of {
+            ($($rows:literal)*) => {
+                match rows {
+                    // SAFETY: the caller's.
+                    $($rows => unsafe { self.make::<V, $rows>() },)*
+                    _ => unreachable!("a tile has {} rows at most", V::ROWS),
+                }
+            };
+        }
+        if V::ROWS <= 6 { one_of!(1 2 3 4 5 6) } else { one_of!(1 2 3 4 5 6 7 8 9 10 11 12) }
+    }
+
+    /// # Safety
+    /// As [`Self::make_rows`].
+    #[inline(always)]
+    unsafe fn make<V: Lanes, const ROWS: usize>(&self) {
+        // SAFETY: the caller's.
+        unsafe {
+            let mut sums = [[V::zero(); 2]; ROWS];
+            let (mut left, mut panel) = (self.left, self.panel);
+            for _ in 0..self.depth {
+                let right = [N::load::<V>(panel), N::load::<V>(panel.add(V::COUNT))];
+                for (row, sums) in sums.iter_mut().enumerate() {
+                    let x = V::splat(*left.add(row));
+                    sums[0] = x.mul_add(right[0], sums[0]);
+                    sums[1] = x.mul_add(right[1], sums[1]);
+                }
+                left = left.add(ROWS);
+                panel = panel.add(2 * V::COUNT);
+            }
+            // By index: to iterate over an array by value would move the sums through memory.
+            #[expect(clippy::needless_range_loop, reason = "see above")]
+            for row in 0..ROWS {
+                let to = self.target.from(row, 0).to;
+                if self.real == 2 * V::COUNT {
+                    for half in 0..2 {
+                        let (to, sum) = (to.add(half * V::COUNT), sums[row][half]);
+                        if self.first { sum } else { sum.add(V::load(to)) }.store(to);
+                    }
+                } else {
+                    let mut whole = [0f32; WIDEST];
+                    sums[row][0].store(whole.as_mut_ptr());
+                    sums[row][1].store(whole.as_mut_ptr().add(V::COUNT));
+                    for (column, x) in whole.into_iter().enumerate().take(self.real) {
+                        let to = to.add(column);
+                        to.write(if self.first { x } else { *to + x });
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

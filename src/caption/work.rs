@@ -1,0 +1,97 @@
+//! What a caption costs at least, and what a machine can give: to judge a measurement by.
+
+use std::hint::black_box;
+use std::time::{Duration, Instant};
+
+use rayon::prelude::*;
+
+use super::compute;
+use super::config::BlipConfig;
+
+/// How long each ceiling is looked for.
+const LOOK: Duration = Duration::from_millis(1500);
+/// Numbers that are read to find the memory's speed: more than any cache holds.
+const NUMBERS: usize = 96 << 20;
+
+/// Arithmetic and memory traffic of a model, from its sizes alone.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Work {
+    /// Operations to encode an image, a multiplication and an addition being two.
+    pub encode: f64,
+    /// Operations for one token of one caption, attention left out.
+    pub token: f64,
+    /// Weights that each step of the decoder reads, in numbers.
+    pub step_weights: f64,
+}
+
+impl BlipConfig {
+    /// What this model's captions cost at least.
+    pub fn work(&self) -> Work {
+        let (text, vision) = (&self.text, &self.vision);
+        let [tokens, width, inner] = [vision.tokens(), vision.hidden_size, vision.intermediate_size].map(|x| x as f64);
+        let patch = 3.0 * (vision.patch_size * vision.patch_size) as f64;
+        let layer = tokens * (4.0 * width * width + 2.0 * width * inner) + 2.0 * tokens * tokens * width;
+        let encode = vision.num_hidden_layers as f64 * layer + (tokens - 1.0) * patch * width;
+        let [width, inner, words] = [text.hidden_size, text.intermediate_size, text.vocab_size].map(|x| x as f64);
+        let layer = 6.0 * width * width + 2.0 * width * inner;
+        let step_weights = text.num_hidden_layers as f64 * layer + width * width + width * words;
+        Work { encode: 2.0 * encode, token: 2.0 * step_weights, step_weights }
+    }
+}
+
+/// What this machine's CPU can give, measured.
+#[derive(Clone, Copy, Debug)]
+pub struct Ceilings {
+    /// Operations a second of a large matrix product in f32.
+    pub product: f64,
+    /// Bytes a second read from memory.
+    pub memory: f64,
+}
+
+impl Ceilings {
+    /// Measures them on all cores, for a few seconds.
+    pub fn measure() -> Self {
+        let numbers: Vec<f32> = (0..NUMBERS).into_par_iter().map(|x| x as f32).collect();
+        let memory = best(|| {
+            let sums = numbers.par_chunks(1 << 20).map(|part| {
+                let mut lanes = [0f32; 32];
+                for chunk in part.as_chunks::<32>().0 {
+                    lanes.iter_mut().zip(chunk).for_each(|(lane, x)| *lane += x);
+                }
+                lanes.iter().sum::<f32>()
+            });
+            black_box(sums.sum::<f32>());
+        });
+        Self {
+            product: best_of(compute::large_product()),
+            memory: NUMBERS as f64 * size_of::<f32>() as f64 / memory.as_secs_f64(),
+        }
+    }
+}
+
+fn best_of((operations, mut work): (f64, impl FnMut())) -> f64 {
+    operations / best(&mut work).as_secs_f64()
+}
+
+/// The shortest time that it takes.
+fn best(mut work: impl FnMut()) -> Duration {
+    let (begun, mut best) = (Instant::now(), Duration::MAX);
+    while begun.elapsed() < LOOK {
+        let begun = Instant::now();
+        work();
+        best = best.min(begun.elapsed());
+    }
+    best
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn base_costs_what_is_known_of_it() {
+        let work = BlipConfig::base().work();
+        assert!((work.encode / 1e9 - 111.0).abs() < 1.0, "{work:?}");
+        assert!((work.token / 1e9 - 0.25).abs() < 0.03, "{work:?}");
+    }
+}
