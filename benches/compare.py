@@ -3,7 +3,7 @@
     compare.py BLIPSTREAM CANDLE MODEL [--rounds 3] [--batch 1,2,4,8,16,32] [--write docs/benchmarks.md]
 
 BLIPSTREAM is the program, CANDLE the example `candle_blip`, MODEL a folder that `peer.py --make` wrote. Each contender
-runs as a process of its own, alone, each round in the same order; figures are medians over the rounds.
+runs as a process of its own, alone, every other round in reverse order; figures are medians over the rounds.
 """
 
 import argparse
@@ -17,7 +17,6 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-OURS, PEERS = ("ours bf16", "ours f32"), ("HF bf16", "HF bf16 compiled", "HF f32", "candle-transformers f32")
 
 
 def contenders(args):
@@ -47,7 +46,7 @@ def machine():
         cpu = cpu or (value.strip() if key.startswith("model name") else "")
         flags = flags or (value if key.startswith("flags") else "")
     known = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8")
-    return f"{cpu}, {os.cpu_count()} cores, {' '.join(f for f in known if f in flags.split())}; {platform.system()}"
+    return f"{cpu}, {len(os.sched_getaffinity(0))} hardware threads, {' '.join(f for f in known if f in flags.split())}; {platform.system()}"
 
 
 class Figures:
@@ -134,6 +133,8 @@ measured in the same runs: {product / 1e9:.0f} GFLOP/s of products in f32, {memo
 
 ## Start and memory
 
+From the start of loading to the first caption; Python's imports, some seconds more, are not counted.
+
 {table(["", "s to the first caption", "peak MB"], rest)}
 """
 
@@ -172,8 +173,9 @@ def main():
     parser.add_argument("--write", type=Path, help="the page; the plot goes beside it")
     args = parser.parse_args()
     runs = {name: [] for name, _ in contenders(args)}
-    for _ in range(args.rounds):
-        for name, command in contenders(args):
+    for turn in range(args.rounds):
+        # Every other round backwards, so that nobody is always first.
+        for name, command in list(contenders(args))[:: -1 if turn % 2 else 1]:
             runs[name].append(run(name, command))
     figures = Figures(runs)
     text = page(figures, args)

@@ -15,7 +15,7 @@ mod product;
 
 use candle_core::{CpuStorage, D, DType, Device, Layout, Result, Storage, Tensor};
 
-pub(super) use self::attention::{Hidden, attend_hidden};
+pub(super) use self::attention::Hidden;
 use self::linear::{Folded, HostLinear};
 use super::load::LoadError;
 use super::weights::{Kept, Scope};
@@ -80,9 +80,9 @@ impl Linear {
 
     /// From `weight` `[outputs, inputs]` and `bias` `[outputs]`.
     pub(super) fn new(weight: &Tensor, bias: &Tensor, kept: Kept) -> Result<Self> {
-        let Kept::Packed { half } = kept else { return Ok(Self::Device { weight: weight.t()?, bias: bias.clone() }) };
+        let Kept::Packed { narrow } = kept else { return Ok(Self::Device { weight: weight.t()?, bias: bias.clone() }) };
         let (storage, layout) = weight.storage_and_layout();
-        Ok(Self::Host(HostLinear::new(elements(&storage, layout)?, bias.to_vec1()?, half)))
+        Ok(Self::Host(HostLinear::new(elements(&storage, layout)?, bias.to_vec1()?, narrow)))
     }
 
     /// `[rows, inputs]` to `[rows, outputs]`.
@@ -116,7 +116,7 @@ impl Linear {
     /// The transposed result, `[outputs, rows]`, without transposing: `weight · xᵀ + bias`.
     pub(super) fn forward_transposed(&self, x: &Tensor) -> Result<Tensor> {
         match self {
-            Self::Host(_) => self.forward(x)?.t()?.contiguous(),
+            Self::Host(_) => candle_core::bail!("the host folds these layers, and transposes none"),
             Self::Device { weight, bias } => weight.t()?.matmul(&x.t()?)?.broadcast_add(&bias.unsqueeze(1)?),
         }
     }
@@ -146,26 +146,21 @@ impl ImageProjection {
         outputs: usize,
         heads: usize,
     ) -> std::result::Result<Option<Self>, LoadError> {
-        let Kept::Packed { half } = scope.kept() else { return Ok(None) };
+        let Kept::Packed { narrow } = scope.kept() else { return Ok(None) };
         let weight = |part: &str| scope.part(part).tensor("weight", &[outputs, inputs]);
         let (keys, values) = (weight("key")?, weight("value")?);
         let bias = scope.part("value").tensor("bias", &[outputs])?;
         let fold = || {
             let (keys, values) = (keys.storage_and_layout(), values.storage_and_layout());
             let (keys, values) = (elements(&keys.0, keys.1)?, elements(&values.0, values.1)?);
-            Ok(Self(Folded::new(keys, values, bias.to_vec1()?, heads, half)))
+            Ok(Self(Folded::new(keys, values, bias.to_vec1()?, heads, narrow)))
         };
         fold().map(Some).map_err(|error| scope.error("key.weight", &error))
     }
 
-    /// Queries `[rows, heads · head]` to `[rows, heads · image width]`.
-    pub(super) fn queries(&self, queries: &Tensor) -> Result<Tensor> {
-        on_elements(queries, |queries| self.0.queries(queries))
-    }
-
-    /// Contexts `[rows, heads · image width]` to `[rows, heads · head]`.
-    pub(super) fn contexts(&self, contexts: &Tensor) -> Result<Tensor> {
-        on_elements(contexts, |contexts| self.0.contexts(contexts))
+    /// Lets queries `[tokens, heads · head]` attend each to its image; the contexts are of the same shape.
+    pub(super) fn attend(&self, queries: &[f32], images: &[&Hidden]) -> Vec<f32> {
+        self.0.contexts(&attention::attend_hidden(images, &self.0.queries(queries), self.0.heads(), self.0.scale()))
     }
 }
 

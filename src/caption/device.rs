@@ -81,7 +81,7 @@ fn open_cuda(number: usize) -> Result<Device, LoadError> {
 /// `auto`, `f32`, `bf16` or `f16`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum DtypeSpec {
-    /// f32 on a CPU, where it is the fastest that candle has; bf16 on a GPU, f16 on one older than Ampere.
+    /// f32 on a CPU, where it is exact; bf16 on a GPU, f16 on one older than Ampere.
     #[default]
     Auto,
     /// 32-bit floats.

@@ -56,6 +56,49 @@ impl BlipEngine {
         Ok(tokens)
     }
 
+    /// Runs work for a CPU on a thread of the pool that its kernels share, so that none of them has to wake one first.
+    /// Several engines on one CPU share the pool, too: one of them may then wait for a whole call of another.
+    fn at_home<T: Send>(&mut self, work: impl FnOnce(&mut Self) -> T + Send) -> T {
+        if self.model.device.is_cpu() { rayon::scope(|_| work(self)) } else { work(self) }
+    }
+
+    fn encode_parts(&mut self, images: &[Pixels]) -> Result<Vec<Encoded>, EngineError> {
+        let at_a_time = if self.model.device.is_cpu() { HOST_IMAGES } else { DEVICE_IMAGES };
+        let mut encoded = Vec::with_capacity(images.len());
+        for images in images.chunks(at_a_time) {
+            let started = Instant::now();
+            let hidden = self.model.vision.forward(images)?;
+            self.model.wait()?;
+            self.phases.encode += started.elapsed();
+            let started = Instant::now();
+            let memories = self.model.remember(&hidden)?;
+            self.model.wait()?;
+            self.phases.cross_kv += started.elapsed();
+            self.phases.images += images.len();
+            encoded.extend(memories.into_iter().map(|memory| {
+                let bytes = memory.bytes();
+                Encoded::new(memory, bytes)
+            }));
+        }
+        Ok(encoded)
+    }
+
+    fn step_rows(&mut self) -> Result<Vec<(RowId, Caption)>, EngineError> {
+        let started = Instant::now();
+        let end = self.model.config.text.sep_token_id;
+        let logits = self.forward()?;
+        let held_back: Vec<bool> = self.rows.iter().map(Row::holds_back_the_end).collect();
+        let choices = greedy(&logits, &held_back, end)?;
+        for (row, choice) in self.rows.iter_mut().zip(choices) {
+            row.take(choice);
+        }
+        self.phases.tokens += self.rows.len();
+        self.phases.steps += 1;
+        let finished = self.finished(end);
+        self.phases.decode += started.elapsed();
+        finished
+    }
+
     /// The tokens that each row has to feed next: its prompt, or its latest token; short rows are filled up.
     fn next_block(&self) -> (Vec<u32>, Block) {
         let starts: Vec<usize> = self.rows.iter().map(|row| row.remembered).collect();
@@ -139,24 +182,7 @@ impl Engine for BlipEngine {
 
     fn encode(&mut self, images: &[Pixels]) -> Result<Vec<Encoded>, EngineError> {
         self.model.check_images(images)?;
-        let at_a_time = if self.model.device.is_cpu() { HOST_IMAGES } else { DEVICE_IMAGES };
-        let mut encoded = Vec::with_capacity(images.len());
-        for images in images.chunks(at_a_time) {
-            let started = Instant::now();
-            let hidden = self.model.vision.forward(images)?;
-            self.model.wait()?;
-            self.phases.encode += started.elapsed();
-            let started = Instant::now();
-            let memories = self.model.remember(&hidden)?;
-            self.model.wait()?;
-            self.phases.cross_kv += started.elapsed();
-            self.phases.images += images.len();
-            encoded.extend(memories.into_iter().map(|memory| {
-                let bytes = memory.bytes();
-                Encoded::new(memory, bytes)
-            }));
-        }
-        Ok(encoded)
+        self.at_home(|engine| engine.encode_parts(images))
     }
 
     fn admit(&mut self, image: &Encoded, params: &Params) -> Result<RowId, EngineError> {
@@ -197,19 +223,7 @@ impl Engine for BlipEngine {
         if self.rows.is_empty() {
             return Ok(Vec::new());
         }
-        let started = Instant::now();
-        let end = self.model.config.text.sep_token_id;
-        let logits = self.forward()?;
-        let held_back: Vec<bool> = self.rows.iter().map(Row::holds_back_the_end).collect();
-        let choices = greedy(&logits, &held_back, end)?;
-        for (row, choice) in self.rows.iter_mut().zip(choices) {
-            row.take(choice);
-        }
-        self.phases.tokens += self.rows.len();
-        self.phases.steps += 1;
-        let finished = self.finished(end);
-        self.phases.decode += started.elapsed();
-        finished
+        self.at_home(Self::step_rows)
     }
 
     fn active(&self) -> usize {

@@ -1,5 +1,5 @@
-//! What the decoder remembers of each row: the keys and values of its image, computed once, and of its own tokens so
-//! far, which grow by a column a token.
+//! What the decoder remembers of each row: its image, encoded once, and the keys and values of its own tokens so far,
+//! which grow by a column a token.
 //!
 //! Keys and values are stored transposed, `[heads, head, length]`: a token is a column. So scores and contexts both run
 //! along contiguous memory. Of an image, a device has the keys and values of all layers, the plain result of one matrix
@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Result, Tensor};
 
-use super::compute::Hidden;
+use super::compute::{Hidden, ImageProjection};
 use super::config::BlipConfig;
 use super::weights::Kept;
 
@@ -66,9 +66,9 @@ pub(super) trait Memory: Send {
     /// `qkv` is `[rows · width, 3 · hidden]`, the result `[rows · width, hidden]`; fillers are undefined in it.
     fn attend_text(&mut self, layer: usize, qkv: &Tensor) -> Result<Tensor>;
 
-    /// Lets the block's tokens attend to their row's image; `queries` and the result are `[rows · width, hidden]`, or
-    /// `[rows · width, heads · image width]` where images are remembered by their hidden states.
-    fn attend_image(&mut self, layer: usize, queries: &Tensor) -> Result<Tensor>;
+    /// Lets the block's tokens attend to their row's image; `queries` and the result are `[rows · width, hidden]`.
+    /// `projection` is the layer's, where images are remembered by their hidden states.
+    fn attend_image(&mut self, layer: usize, queries: &Tensor, projection: Option<&ImageProjection>) -> Result<Tensor>;
 }
 
 /// The sizes of a decoder's memory.
@@ -109,7 +109,7 @@ impl Sizes {
 /// The memory that suits a device and a way to keep weights.
 pub(super) fn new(sizes: Sizes, device: &Device, dtype: DType, kept: Kept) -> Box<dyn Memory> {
     match kept {
-        Kept::Packed { half } => Box::new(HostMemory::new(sizes, half)),
+        Kept::Packed { narrow } => Box::new(HostMemory::new(sizes, narrow)),
         Kept::Tensors => Box::new(DeviceMemory::new(sizes, device.clone(), dtype)),
     }
 }

@@ -182,7 +182,7 @@ pub struct RowId(pub u64);
 pub struct Phases {
     /// The vision encoder.
     pub encode: Duration,
-    /// Cross-attention keys and values of the encoded images.
+    /// What the decoder needs of the encoded images: their keys and values, or their hidden states in its own order.
     pub cross_kv: Duration,
     /// Decoder steps.
     pub decode: Duration,
@@ -215,7 +215,7 @@ pub trait Engine: Send {
     fn active(&self) -> usize;
 
     /// Device memory that `rows` rows take at most, each of `tokens` tokens of prompt and caption together, in bytes:
-    /// keys and values of their images and of their text. Weights, and the activations of a call, come on top.
+    /// what it remembers of their images and of their text. Weights, and the activations of a call, come on top.
     fn state_bytes(&self, rows: usize, tokens: usize) -> usize;
 
     /// Forgets all rows.

@@ -67,14 +67,14 @@ impl Model {
 
     /// What its captions cost at least.
     pub fn work(&self) -> Work {
-        self.config.work()
+        self.config.work(self.kept != Kept::Tensors)
     }
 
     /// Bytes of one weight of its linear layers.
     pub fn weight_bytes(&self) -> usize {
         match self.kept {
-            Kept::Packed { half: true } => 2,
-            Kept::Packed { half: false } => 4,
+            Kept::Packed { narrow: true } => 2,
+            Kept::Packed { narrow: false } => 4,
             Kept::Tensors => self.dtype.size_in_bytes(),
         }
     }

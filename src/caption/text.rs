@@ -33,7 +33,7 @@ enum Images {
     /// Its keys and values for all layers, `[layers · 2 · width, image width]`.
     Projected(Linear),
     /// Its hidden states, in bf16 or in f32: each layer folds its projections into queries and contexts.
-    Hidden { half: bool },
+    Hidden { narrow: bool },
 }
 
 struct Layer {
@@ -76,7 +76,7 @@ impl TextDecoder {
         }
         let images = match scope.kept() {
             Kept::Tensors => Images::Projected(Linear::load_fused(&keys_values, config.vision.hidden_size, width)?),
-            Kept::Packed { half } => Images::Hidden { half },
+            Kept::Packed { narrow } => Images::Hidden { narrow },
         };
         Ok(Self {
             config: text.clone(),
@@ -103,9 +103,9 @@ impl TextDecoder {
                 let keys_values = keys_values.forward_transposed(image)?;
                 Ok(ImageMemory::Projected(keys_values.reshape((layers, 2, heads, head, image_tokens))?))
             }
-            Images::Hidden { half } => {
+            Images::Hidden { narrow } => {
                 let (storage, layout) = image.storage_and_layout();
-                Ok(ImageMemory::Hidden(Hidden::new(elements(&storage, layout)?, image_width, *half)))
+                Ok(ImageMemory::Hidden(Hidden::new(elements(&storage, layout)?, image_width, *narrow)))
             }
         }
     }
@@ -206,10 +206,7 @@ impl Layer {
         let context = memory.attend_text(index, &self.qkv.forward(x)?)?;
         let x = self.text_norm.forward(&self.text_out.forward_add(&context, x)?)?;
         let queries = self.image_query.forward(&x)?;
-        let context = match &self.image {
-            None => memory.attend_image(index, &queries)?,
-            Some(image) => image.contexts(&memory.attend_image(index, &image.queries(&queries)?)?)?,
-        };
+        let context = memory.attend_image(index, &queries, self.image.as_ref())?;
         let x = self.image_norm.forward(&self.image_out.forward_add(&context, &x)?)?;
         let inner = self.up.forward_gelu(&x)?;
         self.norm.forward(&self.down.forward_add(&inner, &x)?)

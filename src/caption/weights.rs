@@ -165,14 +165,14 @@ pub(super) enum Kept {
     /// As tensors.
     Tensors,
     /// Packed for our own products, in bf16 or in f32; everything else is in f32.
-    Packed { half: bool },
+    Packed { narrow: bool },
 }
 
 impl Kept {
     /// The fastest way on a device, for a model in this precision.
     pub(super) fn on(device: &Device, dtype: DType) -> Self {
         match dtype {
-            DType::F32 | DType::BF16 if device.is_cpu() => Self::Packed { half: dtype == DType::BF16 },
+            DType::F32 | DType::BF16 if device.is_cpu() => Self::Packed { narrow: dtype == DType::BF16 },
             _ => Self::Tensors,
         }
     }

@@ -10,7 +10,7 @@ use super::config::BlipConfig;
 
 /// How long each ceiling is looked for.
 const LOOK: Duration = Duration::from_millis(1500);
-/// Numbers that are read to find the memory's speed: more than any cache holds.
+/// Numbers that are read to find the memory's speed: more than the caches of most machines hold.
 const NUMBERS: usize = 96 << 20;
 
 /// Arithmetic and memory traffic of a model, from its sizes alone.
@@ -25,15 +25,17 @@ pub struct Work {
 }
 
 impl BlipConfig {
-    /// What this model's captions cost at least.
-    pub fn work(&self) -> Work {
+    /// What this model's captions cost at least; `folded` where the projections of an image's keys and values are folded
+    /// into each step instead of being made once.
+    pub(super) fn work(&self, folded: bool) -> Work {
         let (text, vision) = (&self.text, &self.vision);
         let [tokens, width, inner] = [vision.tokens(), vision.hidden_size, vision.intermediate_size].map(|x| x as f64);
         let patch = 3.0 * (vision.patch_size * vision.patch_size) as f64;
         let layer = tokens * (4.0 * width * width + 2.0 * width * inner) + 2.0 * tokens * tokens * width;
         let encode = vision.num_hidden_layers as f64 * layer + (tokens - 1.0) * patch * width;
+        let image = if folded { 2.0 * width } else { 0.0 };
         let [width, inner, words] = [text.hidden_size, text.intermediate_size, text.vocab_size].map(|x| x as f64);
-        let layer = 6.0 * width * width + 2.0 * width * inner;
+        let layer = 6.0 * width * width + image * width + 2.0 * width * inner;
         let step_weights = text.num_hidden_layers as f64 * layer + width * width + width * words;
         Work { encode: 2.0 * encode, token: 2.0 * step_weights, step_weights }
     }
@@ -42,7 +44,7 @@ impl BlipConfig {
 /// What this machine's CPU can give, measured.
 #[derive(Clone, Copy, Debug)]
 pub struct Ceilings {
-    /// Operations a second of a large matrix product in f32.
+    /// Operations a second of a large matrix product in f32, by the captioner's own kernel.
     pub product: f64,
     /// Bytes a second read from memory.
     pub memory: f64,
@@ -90,8 +92,10 @@ mod tests {
 
     #[test]
     fn base_costs_what_is_known_of_it() {
-        let work = BlipConfig::base().work();
+        let work = BlipConfig::base().work(false);
         assert!((work.encode / 1e9 - 111.0).abs() < 1.0, "{work:?}");
         assert!((work.token / 1e9 - 0.25).abs() < 0.03, "{work:?}");
+        let folded = BlipConfig::base().work(true);
+        assert!(((folded.step_weights - work.step_weights) / 1e6 - 14.2).abs() < 0.1, "{folded:?}");
     }
 }

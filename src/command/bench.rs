@@ -21,8 +21,7 @@ pub struct BenchArgs {
 
 #[derive(Debug, Subcommand)]
 enum What {
-    /// The captioner alone, by batch size: images a second, the time of each phase, and the share of what the machine
-    /// could give
+    /// The captioner alone, by batch size: images a second, the time of each phase, and what the machine could give
     Captioner(captioner::CaptionerArgs),
     /// The whole pipeline on the embedded broker: fetch, decode, caption, publish; says which stage holds it up
     Pipeline(pipeline::PipelineArgs),

@@ -168,7 +168,7 @@ pub fn spawn(
         device = name,
         batch_size,
         max_batch_size,
-        "images that the device takes at once, and the most whose keys and values fit into model.max_state"
+        "images that the device takes at once, and the most that fit into model.max_state"
     );
     let stats = Arc::new(DeviceStats::new(name.clone(), batch_size, max_batch_size));
     let model = ModelRef { id: info.id.clone(), revision: info.revision.clone(), dtype: info.dtype.clone() };

@@ -73,7 +73,7 @@ pub(in crate::caption) enum Hidden {
     /// In f32.
     Full(Both<f32>),
     /// In bf16.
-    Half(Both<bf16>),
+    Bf16(Both<bf16>),
 }
 
 /// See [`Hidden`].
@@ -127,37 +127,37 @@ impl<N: Number> Both<N> {
 
 impl Hidden {
     /// From hidden states `[tokens, width]`, to be kept in bf16 or in f32.
-    pub(in crate::caption) fn new(hidden: &[f32], width: usize, half: bool) -> Self {
+    pub(in crate::caption) fn new(hidden: &[f32], width: usize, narrow: bool) -> Self {
         let hidden = Matrix::new(hidden, width, hidden.len() / width, width);
-        if half { Self::Half(Both::new(hidden)) } else { Self::Full(Both::new(hidden)) }
+        if narrow { Self::Bf16(Both::new(hidden)) } else { Self::Full(Both::new(hidden)) }
     }
 
     /// Memory that it takes, in bytes.
     pub(in crate::caption) fn bytes(&self) -> usize {
         match self {
             Self::Full(both) => both.bytes(),
-            Self::Half(both) => both.bytes(),
+            Self::Bf16(both) => both.bytes(),
         }
     }
 
     /// What one of so many tokens takes, in bytes.
-    pub(in crate::caption) fn bytes_for(tokens: usize, width: usize, half: bool) -> usize {
+    pub(in crate::caption) fn bytes_for(tokens: usize, width: usize, narrow: bool) -> usize {
         let columns = Isa::detect().columns();
         let numbers = tokens.next_multiple_of(columns) * width + width.next_multiple_of(columns) * tokens;
-        numbers * if half { size_of::<bf16>() } else { size_of::<f32>() }
+        numbers * if narrow { size_of::<bf16>() } else { size_of::<f32>() }
     }
 }
 
 /// Lets each row's queries attend to its image. A row has `each` folded queries of the images' width, and as many
 /// contexts come of them; both are `[rows · each, width]`. `scale` is that of the heads.
-pub(in crate::caption) fn attend_hidden(images: &[&Hidden], queries: &[f32], each: usize, scale: f32) -> Vec<f32> {
+pub(super) fn attend_hidden(images: &[&Hidden], queries: &[f32], each: usize, scale: f32) -> Vec<f32> {
     let size = queries.len() / images.len();
     let width = size / each;
     let of = |row: usize| Matrix::new(&queries[row * size..(row + 1) * size], width, each, width);
     if images.len() < rayon::current_num_threads() {
         let contexts = images.iter().enumerate().map(|(row, image)| match image {
             Hidden::Full(both) => both.attend(of(row), scale),
-            Hidden::Half(both) => both.attend(of(row), scale),
+            Hidden::Bf16(both) => both.attend(of(row), scale),
         });
         return contexts.flatten().collect();
     }
@@ -165,7 +165,7 @@ pub(in crate::caption) fn attend_hidden(images: &[&Hidden], queries: &[f32], eac
     let rows = contexts.par_chunks_exact_mut(size).zip(images).enumerate();
     rows.for_each_init(Default::default, |scratch, (row, (contexts, image))| match image {
         Hidden::Full(both) => both.attend_here(of(row), scale, contexts, scratch),
-        Hidden::Half(both) => both.attend_here(of(row), scale, contexts, scratch),
+        Hidden::Bf16(both) => both.attend_here(of(row), scale, contexts, scratch),
     });
     contexts
 }

@@ -20,25 +20,25 @@ pub(in crate::caption) enum Weight {
     /// In f32.
     Full(Packed<f32>),
     /// In bf16.
-    Half(Packed<bf16>),
+    Bf16(Packed<bf16>),
 }
 
 impl Weight {
     /// From a matrix whose rows are the factor's columns, as `weight` `[outputs, inputs]` is.
-    fn of_columns(columns: Matrix<'_>, half: bool) -> Self {
+    fn of_columns(columns: Matrix<'_>, narrow: bool) -> Self {
         let isa = Isa::detect();
-        if half { Self::Half(Packed::of_columns(isa, columns)) } else { Self::Full(Packed::of_columns(isa, columns)) }
+        if narrow { Self::Bf16(Packed::of_columns(isa, columns)) } else { Self::Full(Packed::of_columns(isa, columns)) }
     }
 
-    fn of_rows(rows: Matrix<'_>, half: bool) -> Self {
+    fn of_rows(rows: Matrix<'_>, narrow: bool) -> Self {
         let isa = Isa::detect();
-        if half { Self::Half(Packed::of_rows(isa, rows)) } else { Self::Full(Packed::of_rows(isa, rows)) }
+        if narrow { Self::Bf16(Packed::of_rows(isa, rows)) } else { Self::Full(Packed::of_rows(isa, rows)) }
     }
 
     fn product(&self, x: Matrix<'_>, finish: &impl Finish) -> Vec<f32> {
         match self {
             Self::Full(packed) => product(x, packed, finish),
-            Self::Half(packed) => product(x, packed, finish),
+            Self::Bf16(packed) => product(x, packed, finish),
         }
     }
 
@@ -49,7 +49,7 @@ impl Weight {
         unsafe {
             match self {
                 Self::Full(packed) => product_here(x, packed, target, room, &AsIs),
-                Self::Half(packed) => product_here(x, packed, target, room, &AsIs),
+                Self::Bf16(packed) => product_here(x, packed, target, room, &AsIs),
             }
         }
     }
@@ -89,9 +89,9 @@ impl Finish for BiasAdd<'_> {
 
 impl HostLinear {
     /// From `weight` `[outputs, inputs]` and `bias` `[outputs]`; the weight is kept in bf16 or in f32.
-    pub(in crate::caption) fn new(weight: &[f32], bias: Vec<f32>, half: bool) -> Self {
+    pub(in crate::caption) fn new(weight: &[f32], bias: Vec<f32>, narrow: bool) -> Self {
         let inputs = weight.len() / bias.len();
-        let weight = Weight::of_columns(Matrix::new(weight, inputs, bias.len(), inputs), half);
+        let weight = Weight::of_columns(Matrix::new(weight, inputs, bias.len(), inputs), narrow);
         Self { weight, bias, inputs }
     }
 
@@ -119,7 +119,7 @@ impl HostLinear {
     pub(in crate::caption) fn output(&self, output: usize) -> Vec<f32> {
         match &self.weight {
             Weight::Full(packed) => packed.column(output).collect(),
-            Weight::Half(packed) => packed.column(output).collect(),
+            Weight::Bf16(packed) => packed.column(output).collect(),
         }
     }
 }
@@ -143,17 +143,27 @@ pub(in crate::caption) struct Folded {
 
 impl Folded {
     /// From the weights of keys and values `[hidden, image width]` and the bias of the values.
-    pub(in crate::caption) fn new(keys: &[f32], values: &[f32], bias: Vec<f32>, heads: usize, half: bool) -> Self {
+    pub(in crate::caption) fn new(keys: &[f32], values: &[f32], bias: Vec<f32>, heads: usize, narrow: bool) -> Self {
         let (head, width) = (bias.len() / heads, keys.len() / bias.len());
         let one = |which: usize| which * head * width..(which + 1) * head * width;
         let matrix = |values| Matrix::new(values, width, head, width);
         Self {
-            keys: (0..heads).map(|which| Weight::of_rows(matrix(&keys[one(which)]), half)).collect(),
-            values: (0..heads).map(|which| Weight::of_columns(matrix(&values[one(which)]), half)).collect(),
+            keys: (0..heads).map(|which| Weight::of_rows(matrix(&keys[one(which)]), narrow)).collect(),
+            values: (0..heads).map(|which| Weight::of_columns(matrix(&values[one(which)]), narrow)).collect(),
             bias,
             head,
             width,
         }
+    }
+
+    /// How many heads there are.
+    pub(in crate::caption) fn heads(&self) -> usize {
+        self.keys.len()
+    }
+
+    /// What scores are multiplied by.
+    pub(in crate::caption) fn scale(&self) -> f32 {
+        1.0 / (self.head as f32).sqrt()
     }
 
     /// Queries `[rows, heads · head]` to `[rows, heads · image width]`.

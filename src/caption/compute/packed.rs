@@ -96,6 +96,8 @@ pub(in crate::caption) struct Packed<N> {
 impl<N: Number> Packed<N> {
     /// An empty factor, to be filled by [`Self::take_rows`] or [`Self::take_columns`].
     pub(in crate::caption) fn empty(isa: Isa) -> Self {
+        // What is packed for some instructions is multiplied with them.
+        assert!(isa.is_here(), "this machine has no {isa:?}");
         Self { isa, depth: 0, width: 0, panels: Vec::new() }
     }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Result, Tensor};
 
 use super::{Block, ImageMemory, Memory, Sizes};
-use crate::caption::compute::attend_memory;
+use crate::caption::compute::{ImageProjection, attend_memory};
 
 /// The buffers of a row's own tokens grow by this many columns at a time.
 const COLUMNS: usize = 32;
@@ -167,7 +167,7 @@ impl Memory for DeviceMemory {
         self.join_heads(&contexts, block)
     }
 
-    fn attend_image(&mut self, layer: usize, queries: &Tensor) -> Result<Tensor> {
+    fn attend_image(&mut self, layer: usize, queries: &Tensor, _: Option<&ImageProjection>) -> Result<Tensor> {
         let block = self.prepared()?;
         let memory = &self.layers[layer].image;
         let queries = self.split_heads(queries, block)?;

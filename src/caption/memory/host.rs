@@ -8,13 +8,16 @@ use rayon::prelude::*;
 
 use super::{Block, ImageMemory, Memory, Sizes};
 use crate::caption::compute::host::Head;
-use crate::caption::compute::{Hidden, attend_hidden, elements};
+use crate::caption::compute::{Hidden, ImageProjection, elements};
+
+/// Tokens whose folded queries, each `heads` times as wide as an image's hidden states, are held at a time.
+const FOLDED: usize = 64;
 
 /// See the [module](self).
 pub(in crate::caption) struct HostMemory {
     sizes: Sizes,
     /// Whether images are remembered in bf16.
-    half: bool,
+    narrow: bool,
     rows: Vec<Row>,
     width: usize,
 }
@@ -30,8 +33,8 @@ struct Row {
 }
 
 impl HostMemory {
-    pub(in crate::caption) fn new(sizes: Sizes, half: bool) -> Self {
-        Self { sizes, half, rows: Vec::new(), width: 1 }
+    pub(in crate::caption) fn new(sizes: Sizes, narrow: bool) -> Self {
+        Self { sizes, narrow, rows: Vec::new(), width: 1 }
     }
 }
 
@@ -52,7 +55,7 @@ impl Memory for HostMemory {
     }
 
     fn bytes_for(&self, rows: usize, capacity: usize) -> usize {
-        let image = Hidden::bytes_for(self.sizes.image_tokens, self.sizes.image_width, self.half);
+        let image = Hidden::bytes_for(self.sizes.image_tokens, self.sizes.image_width, self.narrow);
         rows * (image + self.sizes.elements(capacity) * size_of::<f32>())
     }
 
@@ -81,16 +84,31 @@ impl Memory for HostMemory {
         Tensor::from_vec(contexts, (self.rows.len() * self.width, hidden), &Device::Cpu)
     }
 
-    fn attend_image(&mut self, _: usize, queries: &Tensor) -> Result<Tensor> {
+    fn attend_image(&mut self, _: usize, queries: &Tensor, projection: Option<&ImageProjection>) -> Result<Tensor> {
+        let Some(projection) = projection else {
+            candle_core::bail!("hidden states need the layer's projection");
+        };
         let (storage, layout) = queries.storage_and_layout();
-        let images = self.rows.iter().map(|row| match &*row.image {
-            ImageMemory::Hidden(hidden) => Ok(hidden),
-            ImageMemory::Projected(_) => candle_core::bail!("the host remembers hidden states, not keys and values"),
-        });
-        let images = images.collect::<Result<Vec<_>>>()?;
-        let scale = 1.0 / (self.sizes.head as f32).sqrt();
-        let contexts = attend_hidden(&images, elements(&storage, layout)?, self.width * self.sizes.heads, scale);
-        Tensor::from_vec(contexts, queries.shape(), &Device::Cpu)
+        let queries = elements(&storage, layout)?;
+        let hidden = self.sizes.hidden();
+        let mut tokens = Vec::with_capacity(self.rows.len());
+        for (index, row) in self.rows.iter().enumerate() {
+            let ImageMemory::Hidden(image) = &*row.image else {
+                candle_core::bail!("the host remembers hidden states, not keys and values");
+            };
+            // Not the fillers.
+            tokens.extend((0..row.count).map(|offset| (index * self.width + offset, image)));
+        }
+        let mut contexts = vec![0.0; queries.len()];
+        for tokens in tokens.chunks(FOLDED) {
+            let own: Vec<f32> = tokens.iter().flat_map(|(at, _)| &queries[at * hidden..][..hidden]).copied().collect();
+            let images: Vec<&Hidden> = tokens.iter().map(|(_, image)| *image).collect();
+            let attended = projection.attend(&own, &images);
+            for ((at, _), context) in tokens.iter().zip(attended.chunks_exact(hidden)) {
+                contexts[at * hidden..][..hidden].copy_from_slice(context);
+            }
+        }
+        Tensor::from_vec(contexts, (self.rows.len() * self.width, hidden), &Device::Cpu)
     }
 }
 
@@ -135,10 +153,10 @@ mod tests {
     #[test]
     fn rows_take_the_memory_that_was_told() {
         let sizes = Sizes { layers: 2, heads: 3, head: 4, image_tokens: 5, image_width: 12 };
-        for half in [false, true] {
-            let mut memory = HostMemory::new(sizes, half);
+        for narrow in [false, true] {
+            let mut memory = HostMemory::new(sizes, narrow);
             for rows in 1..=5 {
-                let image = Hidden::new(&[0.0; 5 * 12], 12, half);
+                let image = Hidden::new(&[0.0; 5 * 12], 12, narrow);
                 memory.admit(&Arc::new(ImageMemory::Hidden(image)), 40).unwrap();
                 let held = memory.rows.iter().map(|row| row.text.len() * size_of::<f32>() + row.image.bytes());
                 assert_eq!(memory.bytes_for(rows, 40), held.sum::<usize>());

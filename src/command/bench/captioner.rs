@@ -12,7 +12,7 @@ use super::{peak_memory, pictures, print_json};
 use crate::caption::{
     BlipEngine, Ceilings, Engine, LoadOptions, Model, ModelInfo, Params, Phases, Pixels, caption, load_model,
 };
-use crate::command::{Exit, Usage, models};
+use crate::command::{Exit, Usage, models, telemetry};
 use crate::settings;
 
 /// A batch that would take longer than this many times the time to measure is left out.
@@ -78,9 +78,10 @@ struct Batch {
 
 /// Runs the command.
 pub(super) fn run(args: &CaptionerArgs) -> anyhow::Result<Exit> {
-    if args.batch.contains(&0) || args.batch.is_empty() || args.tokens == 0 {
-        return Err(Usage("--batch and --tokens are at least 1".into()).into());
+    if args.batch.contains(&0) || args.batch.is_empty() || args.tokens == 0 || args.time.is_zero() {
+        return Err(Usage("--batch and --tokens are at least 1, and --time is more than 0".into()).into());
     }
+    telemetry::init(&telemetry::quiet(&settings::Log::default()))?;
     let begun = Instant::now();
     let source = settings::Model { source: args.model.clone(), ..settings::Model::default() };
     let options = LoadOptions {
@@ -96,27 +97,30 @@ pub(super) fn run(args: &CaptionerArgs) -> anyhow::Result<Exit> {
         head(&model, first_caption)?;
     }
     let mut batches: Vec<Batch> = Vec::new();
-    let mut slowest = 1.0 / once.images_per_second;
+    // Seconds an image, at the batch size before.
+    let mut last = 1.0 / once.images_per_second;
     for &batch in &args.batch {
-        if slowest * batch as f64 > args.time.as_secs_f64() * f64::from(TOO_LONG) {
+        if !batches.is_empty() && last * batch as f64 > args.time.as_secs_f64() * f64::from(TOO_LONG) {
             tracing::warn!(batch, "left out: one batch would take too long; see --time");
             continue;
         }
         measure(&mut engine, &model, args, batch, Duration::ZERO)?;
         let measured = measure(&mut engine, &model, args, batch, args.time)?;
-        slowest = 1.0 / measured.images_per_second;
+        last = 1.0 / measured.images_per_second;
         if !args.json {
             line(&measured)?;
         }
         batches.push(measured);
     }
+    // Before the ceilings, which take memory of their own.
+    let peak_memory = peak_memory();
     let ceilings = (model.info().device == "cpu").then(Ceilings::measure);
     let report = Report {
         model: model.info().clone(),
         version: env!("CARGO_PKG_VERSION"),
         tokens: args.tokens,
         first_caption,
-        peak_memory: peak_memory(),
+        peak_memory,
         ceilings: ceilings.map(|ceilings| (ceilings.product, ceilings.memory)),
         batches,
     };
@@ -197,7 +201,7 @@ fn foot(report: &Report) -> io::Result<()> {
     if let Some((product, memory)) = report.ceilings {
         writeln!(
             out,
-            "this machine at its best: {:.0} GFLOP/s of products in f32, {:.1} GB/s from memory",
+            "this machine at its best: {:.0} GFLOP/s of products in f32 by this program, {:.1} GB/s from memory",
             product / 1e9,
             memory / 1e9
         )?;

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use axum::extract::{Path, State};
 use axum::http::header;
 use axum::response::IntoResponse;
@@ -17,7 +17,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use super::{peak_memory, pictures, print_json};
-use crate::caption::{Params, caption};
+use crate::caption::{Engine, Params, caption};
 use crate::command::models::LoadedModel;
 use crate::command::{Exit, Usage, models, runtime, telemetry};
 use crate::config::ConfigOptions;
@@ -33,10 +33,16 @@ const PARTITIONS: i32 = 8;
 const RECORD: usize = 1536;
 /// Pictures that differ.
 const PICTURES: u64 = 16;
-/// The bench gives up when nothing arrives for this long.
-const PATIENCE: Duration = Duration::from_secs(120);
+/// The bench gives up when nothing arrives for this long, and four batches more.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// The longest side of a picture.
+const SIDE: u32 = 4096;
 /// How often progress is looked for.
-const LOOK: Duration = Duration::from_millis(10);
+const LOOK: Duration = Duration::from_millis(5);
+/// Captions that never cease to come for so long are no bursts.
+const STREAM: Duration = Duration::from_millis(500);
+/// How long the rest may take when all is measured.
+const DRAIN: Duration = Duration::from_secs(1);
 /// A device or a group of threads that is at work for this share of the time is what holds the others up.
 const BUSY: f64 = 0.9;
 
@@ -65,8 +71,8 @@ pub(super) struct PipelineArgs {
 fn size(text: &str) -> Result<(u32, u32), String> {
     let sides = text.split_once('x').and_then(|(width, height)| Some((width.parse().ok()?, height.parse().ok()?)));
     sides
-        .filter(|(width, height)| (1..=8192).contains(width) && (1..=8192).contains(height))
-        .ok_or_else(|| format!("{text:?} is no size: write it as 640x427, with sides up to 8192"))
+        .filter(|(width, height)| (1..=SIDE).contains(width) && (1..=SIDE).contains(height))
+        .ok_or_else(|| format!("{text:?} is no size: write it as 640x427, with sides up to {SIDE}"))
 }
 
 /// What is measured.
@@ -94,7 +100,7 @@ struct Report {
 struct StageReport {
     stage: &'static str,
     mean_ms: f64,
-    /// Share of the time in which its threads, or its device, were at work; none where it waits for others.
+    /// Share of the time in which its threads, or its devices, were at work; none where it waits for others.
     busy: Option<f64>,
 }
 
@@ -107,9 +113,10 @@ pub(super) fn run(args: PipelineArgs) -> anyhow::Result<Exit> {
     telemetry::init(&telemetry::quiet(&settings.log))?;
     settings.model.source.clone_from(&args.model);
     (settings.model.max_new_tokens, settings.model.min_new_tokens) = (args.tokens, args.tokens);
+    settings.model.max_new_tokens_limit = settings.model.max_new_tokens_limit.max(args.tokens);
     let mut model = models::load(&settings.model, &settings.batch)?;
     let batch = model.engines.iter().map(|loaded| loaded.batch_size).sum();
-    let captioner = captioner(&mut model, &args)?;
+    let captioner = captioner(&mut model, &settings, &args)?;
     let runtime = runtime()?;
     let report = runtime.block_on(pipeline(&args, settings, model, captioner, batch));
     runtime.shutdown_background();
@@ -122,25 +129,72 @@ pub(super) fn run(args: PipelineArgs) -> anyhow::Result<Exit> {
     Ok(Exit::Done)
 }
 
-/// Images a second of the engines alone, on pixels that are there.
-fn captioner(model: &mut LoadedModel, args: &PipelineArgs) -> anyhow::Result<f64> {
-    let params = Params { max_new_tokens: args.tokens, min_new_tokens: args.tokens, ..Params::default() };
-    let mut rate = 0.0;
-    // One device after the other: where they share a machine's cores, they would share them in the pipeline, too.
-    let share = args.time / model.engines.len() as u32;
-    for loaded in &mut model.engines {
-        let size = loaded.engine.model().image_size;
-        let pixels = (0..loaded.batch_size as u64).map(|seed| pictures::pixels(size, seed));
-        let items: Vec<_> = pixels.map(|pixels| Ok((pixels?, params.clone()))).collect::<anyhow::Result<_>>()?;
-        caption(loaded.engine.as_mut(), &items)?;
-        let (begun, mut images) = (Instant::now(), 0);
-        while images == 0 || begun.elapsed() < share {
-            caption(loaded.engine.as_mut(), &items)?;
-            images += items.len();
-        }
-        rate += images as f64 / begun.elapsed().as_secs_f64();
+/// Images a second of the engines alone, all of them at a time, on pixels that are there.
+fn captioner(model: &mut LoadedModel, settings: &Settings, args: &PipelineArgs) -> anyhow::Result<f64> {
+    let params =
+        Params { prompt: settings.model.prompt.clone(), max_new_tokens: args.tokens, min_new_tokens: args.tokens };
+    let rates = std::thread::scope(|scope| {
+        let threads: Vec<_> = model
+            .engines
+            .iter_mut()
+            .map(|loaded| scope.spawn(|| rate(loaded.engine.as_mut(), loaded.batch_size, &params, args.time)))
+            .collect();
+        let rates = threads.into_iter().map(|thread| thread.join().map_err(|_| anyhow!("an engine panicked"))?);
+        rates.collect::<anyhow::Result<Vec<f64>>>()
+    })?;
+    Ok(rates.into_iter().sum())
+}
+
+fn rate(engine: &mut dyn Engine, batch: usize, params: &Params, time: Duration) -> anyhow::Result<f64> {
+    let size = engine.model().image_size;
+    let pixels = (0..batch as u64).map(|seed| pictures::pixels(size, seed));
+    let items: Vec<_> = pixels.map(|pixels| Ok((pixels?, params.clone()))).collect::<anyhow::Result<_>>()?;
+    let mut run = || -> anyhow::Result<()> {
+        caption(engine, &items)?.into_iter().try_for_each(|result| result.map(drop)).context("no caption")
+    };
+    run()?;
+    let (begun, mut images) = (Instant::now(), 0);
+    while images == 0 || begun.elapsed() < time {
+        run()?;
+        images += batch;
     }
-    Ok(rate)
+    Ok(images as f64 / begun.elapsed().as_secs_f64())
+}
+
+/// What had happened at some moment.
+#[derive(Clone, Copy)]
+struct Mark {
+    at: Instant,
+    captions: u64,
+    /// Seconds that all devices together were at work.
+    device: f64,
+    /// Seconds that all images together were decoded.
+    decode: f64,
+}
+
+/// Finds the beginnings of bursts: captions come a batch at a time, and a rate is exact only from one burst to another.
+struct Bursts {
+    seen: u64,
+    quiet: bool,
+    last: Option<Mark>,
+}
+
+impl Bursts {
+    /// A look at the count of captions; a mark where a burst has begun, or where there has been none for a while since
+    /// captions never cease to come.
+    fn look(&mut self, control: &Control) -> Option<Mark> {
+        let (at, captions) = (Instant::now(), control.totals().captions);
+        let (before, changed) = (self.seen, captions > self.seen);
+        let stream = self.last.is_some_and(|last| at - last.at > STREAM);
+        let begins = changed && (self.quiet || stream);
+        (self.seen, self.quiet) = (captions, !changed);
+        if !begins {
+            return None;
+        }
+        let decode = control.metrics().stage_so_far(Stage::Decode).1.as_secs_f64();
+        self.last = Some(Mark { at, captions: before, device: busy(control), decode });
+        self.last
+    }
 }
 
 async fn pipeline(
@@ -159,10 +213,11 @@ async fn pipeline(
     let stop = CancellationToken::new();
     let address = serve(jpegs, stop.clone()).await?;
     settings.fetch.allow_networks.push(ipnet::IpNet::from(address.ip()));
-
-    // Enough for the time, after a start in which every queue is filled; no more than the embedded broker holds.
+    // What is measured ends while there is more to do; the rest is not waited for.
+    settings.flow.drain_timeout = DRAIN;
+    let under_way = settings.flow.max_images;
     let most = PARTITIONS as usize / 2 * EMBEDDED_PARTITION_BYTES / RECORD;
-    let images = ((captioner * args.time.as_secs_f64()) as usize + 4 * batch).min(most);
+    let images = ((captioner * args.time.as_secs_f64() * 1.5) as usize + under_way + 4 * batch).min(most);
     submit(&settings, address, images).await?;
     let control = Control::new(&settings.flow, Arc::new(Metrics::new()));
     let parts = models::parts(&settings, model)?;
@@ -170,41 +225,60 @@ async fn pipeline(
         let (settings, control) = (settings.clone(), control.clone());
         tokio::spawn(async move { worker::run(&settings, parts, &control).await })
     };
-    // From the first captions on, when all stages have something to do.
-    let (mut first, mut last) = (None, Instant::now());
-    let mut done = 0;
-    while done < images as u64 && !worker.is_finished() {
+    // A batch takes as long as it takes.
+    let patience = PATIENCE + Duration::from_secs_f64(4.0 * batch as f64 / captioner);
+    let mut bursts = Bursts { seen: 0, quiet: true, last: None };
+    let mut first: Option<Mark> = None;
+    let mut progress = Instant::now();
+    let (first, last) = loop {
         tokio::time::sleep(LOOK).await;
-        let totals = control.totals();
-        if totals.dead_letters > 0 {
-            bail!("{} images became dead letters; look at the log", totals.dead_letters);
+        if worker.is_finished() {
+            worker.await.context("the worker panicked")??;
+            bail!("the worker ended by itself");
         }
-        if totals.captions > done {
-            (done, last) = (totals.captions, Instant::now());
-            first.get_or_insert((last, done, busy(&control)));
-        } else if last.elapsed() > PATIENCE {
-            bail!("no caption for {} s, after {done} of {images}", PATIENCE.as_secs());
+        let letters = control.totals().dead_letters;
+        if letters > 0 {
+            bail!("{letters} images became dead letters; --set log.filter=info tells why");
         }
-    }
-    let (begun, before, busy_before) = first.context("the worker ended before the first caption")?;
-    let wall = last.duration_since(begun).as_secs_f64();
-    let rate = (done - before) as f64 / wall;
+        let Some(mark) = bursts.look(&control) else {
+            if progress.elapsed() > patience {
+                bail!("no caption for {} s, after {} of {images}", patience.as_secs(), bursts.seen);
+            }
+            continue;
+        };
+        progress = mark.at;
+        // The first batch is captioned while everything behind it fills up.
+        match first {
+            None if mark.captions >= batch as u64 => first = Some(mark),
+            None => {}
+            Some(first) => {
+                let left = images as u64 - mark.captions;
+                if mark.at - first.at >= args.time || left <= under_way as u64 {
+                    break (first, mark);
+                }
+            }
+        }
+    };
+    let wall = (last.at - first.at).as_secs_f64().max(f64::EPSILON);
+    let measured = last.captions - first.captions;
+    let rate = measured as f64 / wall;
     let devices = control.status().devices.len().max(1) as f64;
-    let device = (busy(&control) - busy_before) / (wall * devices);
-    let stages = stages(&control, &settings, wall, device);
+    let busy = [
+        (Stage::Infer, (last.device - first.device) / (wall * devices)),
+        (Stage::Decode, (last.decode - first.decode) / (wall * decoders(&settings))),
+    ];
+    let stages = stages(&control, &busy);
     control.drain("measured");
-    let end = worker.await.context("the worker panicked")??;
+    // What was under way is given up, so its end is not a clean one.
+    worker.await.context("the worker panicked")??;
     stop.cancel();
     drop(broker);
-    if !end.clean() || done < images as u64 {
-        bail!("the worker did not caption everything: {done} of {images}");
-    }
     Ok(Report {
         model: info.id,
         device: info.device,
         dtype: info.dtype,
         version: env!("CARGO_PKG_VERSION"),
-        images: done,
+        images: measured,
         jpeg,
         batch,
         captioner_images_per_second: captioner,
@@ -221,19 +295,17 @@ fn busy(control: &Control) -> f64 {
     control.status().devices.iter().map(|device| device.busy_s).sum()
 }
 
-fn stages(control: &Control, settings: &Settings, wall: f64, device: f64) -> Vec<StageReport> {
+fn decoders(settings: &Settings) -> f64 {
     let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let decoders = if settings.decode.threads == 0 { cores() } else { settings.decode.threads } as f64;
+    (if settings.decode.threads == 0 { cores() } else { settings.decode.threads }) as f64
+}
+
+fn stages(control: &Control, busy: &[(Stage, f64)]) -> Vec<StageReport> {
     let report = |stage: &Stage| {
         let (count, total) = control.metrics().stage_so_far(*stage);
-        let total = total.as_secs_f64();
-        let busy = match stage {
-            Stage::Infer => Some(device),
-            Stage::Decode => Some(total / (wall * decoders)),
-            Stage::Fetch => Some(total / (wall * settings.fetch.concurrency as f64)),
-            _ => None,
-        };
-        (count > 0).then(|| StageReport { stage: stage.as_str(), mean_ms: total * 1e3 / count as f64, busy })
+        let busy = busy.iter().find(|(of, _)| of == stage).map(|(_, share)| *share);
+        let mean_ms = total.as_secs_f64() * 1e3 / count as f64;
+        (count > 0).then(|| StageReport { stage: stage.as_str(), mean_ms, busy })
     };
     Stage::ALL.iter().filter_map(report).collect()
 }
@@ -257,7 +329,7 @@ fn start_broker(settings: &Settings) -> anyhow::Result<EmbeddedBroker> {
     Ok(EmbeddedBroker::start(1, &topics)?)
 }
 
-/// Serves the pictures on a free loopback port: `/N.jpg`.
+/// Serves the pictures on a free loopback port: `/N`.
 async fn serve(jpegs: Vec<Vec<u8>>, stop: CancellationToken) -> anyhow::Result<SocketAddr> {
     let jpegs: Arc<Vec<bytes::Bytes>> = Arc::new(jpegs.into_iter().map(Into::into).collect());
     let app = axum::Router::new().route("/{number}", get(picture)).with_state(jpegs);

@@ -8,7 +8,7 @@ use crate::settings;
 /// No device gains from larger batches, however much memory it has.
 const MOST: usize = 4096;
 
-/// The largest batch whose keys and values fit into `model.max_state`, one row at least. Captions are taken to be as
+/// The largest batch that the decoder can remember within `model.max_state`, one row at least. Captions are taken to be as
 /// long as a request may ask for.
 pub fn most_rows(engine: &dyn Engine, model: &settings::Model) -> usize {
     let info = engine.model();

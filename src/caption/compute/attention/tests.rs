@@ -52,11 +52,11 @@ fn folded_projections_attend_as_keys_and_values_do() {
     // More rows than threads, so that both ways to share the work are taken, and only one row.
     for rows in [1, 2 * rayon::current_num_threads()] {
         let queries = numbers(rows * hidden_width, 7);
-        for (half, error) in [(false, 1e-5), (true, 3e-2)] {
-            let remembered = images.each_ref().map(|image| Hidden::new(image, width, half));
+        for (narrow, error) in [(false, 1e-5), (true, 3e-2)] {
+            let remembered = images.each_ref().map(|image| Hidden::new(image, width, narrow));
             let of_rows: Vec<&Hidden> = (0..rows).map(|row| &remembered[row % 2]).collect();
-            let folded = Folded::new(&keys, &values, bias.clone(), heads, half);
-            let scale = 1.0 / (head as f32).sqrt();
+            let folded = Folded::new(&keys, &values, bias.clone(), heads, narrow);
+            let scale = folded.scale();
             let ours = folded.contexts(&attend_hidden(&of_rows, &folded.queries(&queries), heads, scale));
             let project = |weights: &[f32], which: usize, image: &[f32]| -> Vec<Vec<f32>> {
                 let weights: Vec<&[f32]> = weights.chunks_exact(width).skip(which * head).take(head).collect();
