@@ -77,9 +77,9 @@ def main():
     begun = time.perf_counter()
     model = BlipForConditionalGeneration.from_pretrained(args.model, dtype=DTYPES[args.dtype]).eval()
     if args.compile:
-        import torch._inductor.config
+        from torch._inductor import config
 
-        torch._inductor.config.freezing = True
+        config.freezing = True
         model.vision_model.forward = torch.compile(model.vision_model.forward, dynamic=False)
     encoder = Timer(model.vision_model)
     once = measure(model, encoder, 1, args.tokens, 0)
