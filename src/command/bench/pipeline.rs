@@ -25,7 +25,7 @@ use crate::disposition::Stage;
 use crate::kafka::{EMBEDDED_PARTITION_BYTES, EmbeddedBroker, NewRecord, write_records};
 use crate::metrics::Metrics;
 use crate::pipeline::{Control, worker};
-use crate::settings::Settings;
+use crate::settings::{Log, Settings};
 
 /// Partitions of every topic.
 const PARTITIONS: i32 = 8;
@@ -41,6 +41,8 @@ const SIDE: u32 = 4096;
 const LOOK: Duration = Duration::from_millis(5);
 /// Captions that never cease to come for so long are no bursts.
 const STREAM: Duration = Duration::from_millis(500);
+/// Who warns of what a drain leaves behind.
+const UNFINISHED: &str = "blipstream::pipeline::worker";
 /// How long the rest may take when all is measured.
 const DRAIN: Duration = Duration::from_secs(1);
 /// A device or a group of threads that is at work for this share of the time is what holds the others up.
@@ -110,7 +112,12 @@ pub(super) fn run(args: PipelineArgs) -> anyhow::Result<Exit> {
         return Err(Usage("--tokens and --time are more than 0".into()).into());
     }
     let mut settings = args.config.load()?.settings;
-    telemetry::init(&telemetry::quiet(&settings.log))?;
+    let mut log = telemetry::quiet(&settings.log);
+    if settings.log.filter == Log::default().filter {
+        // That something is left unfinished is no news here.
+        log.filter = format!("{},{}=error", log.filter, UNFINISHED);
+    }
+    telemetry::init(&log)?;
     settings.model.source.clone_from(&args.model);
     (settings.model.max_new_tokens, settings.model.min_new_tokens) = (args.tokens, args.tokens);
     settings.model.max_new_tokens_limit = settings.model.max_new_tokens_limit.max(args.tokens);
