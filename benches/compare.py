@@ -111,10 +111,11 @@ def page(figures, args):
     versions = figures.runs["HF f32"][0]["versions"]
     return f"""# Benchmarks on a CPU
 
-`make bench` wrote this page on {datetime.date.today()}: {machine()}. blipstream {figures.runs["ours f32"][0]["version"]},
-{versions}. BLIP base (ViT-B/16 at 384 px, 12 + 12 layers, vocabulary 30524) with random weights, {args.tokens} new
-tokens, greedy, from pixels to tokens. Each contender ran {args.rounds} times as a process of its own, in turns; a figure is
-the median, with the least and the most behind it.
+`make bench` wrote this page on {datetime.date.today()}: {machine()}.
+blipstream {figures.runs["ours f32"][0]["version"]}, {versions}. BLIP base (ViT-B/16 at 384 px, 12 + 12 layers,
+vocabulary 30524) with random weights, {args.tokens} new tokens, greedy, from pixels to tokens. Rounds in which every
+contender ran once, as a process of its own: {args.rounds}. A figure is the median of the rounds, with the least and the most
+behind it; a dash is a batch that would have taken too long.
 
 ## Images a second, by batch size
 
