@@ -85,7 +85,7 @@ fn most_rounds() -> usize {
 
 async fn show(args: DemoArgs, mut settings: Settings) -> anyhow::Result<Exit> {
     let mut out = io::stdout();
-    let broker = start_broker(&settings)?;
+    let broker = start_broker(&settings, PARTITIONS)?;
     settings.kafka.bootstrap_servers = broker.bootstrap_servers()?;
     let stop = CancellationToken::new();
     let images = serve_images(stop.clone()).await?;
@@ -146,18 +146,22 @@ async fn show(args: DemoArgs, mut settings: Settings) -> anyhow::Result<Exit> {
     Ok(if seen.answers() == expected && end.clean() { Exit::Done } else { Exit::Failed })
 }
 
-fn start_broker(settings: &Settings) -> anyhow::Result<EmbeddedBroker> {
+/// An embedded broker with the topics of the settings.
+pub(super) fn start_broker(settings: &Settings, partitions: i32) -> anyhow::Result<EmbeddedBroker> {
     let kafka = &settings.kafka;
-    let topics: Vec<_> =
-        kafka.consumed_topics().chain([kafka.captions_topic.as_str(), kafka.dead_letter_topic.as_str()]).collect();
-    let topics: Vec<_> = topics.into_iter().map(|topic| (topic, PARTITIONS)).collect();
+    let topics = kafka.consumed_topics().chain([kafka.captions_topic.as_str(), kafka.dead_letter_topic.as_str()]);
+    let topics: Vec<_> = topics.map(|topic| (topic, partitions)).collect();
     Ok(EmbeddedBroker::start(1, &topics)?)
 }
 
-/// Serves the demo images on a free loopback port.
+/// Serves the demo images.
 async fn serve_images(stop: CancellationToken) -> anyhow::Result<SocketAddr> {
     let images: BTreeMap<&'static str, &'static [u8]> = assets::images().into_iter().collect();
-    let app = axum::Router::new().route("/{name}", get(image)).with_state(Arc::new(images));
+    serve(axum::Router::new().route("/{name}", get(image)).with_state(Arc::new(images)), stop).await
+}
+
+/// Serves images on a free loopback port.
+pub(super) async fn serve(app: axum::Router, stop: CancellationToken) -> anyhow::Result<SocketAddr> {
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.context("no loopback port for the image server")?;
     let address = listener.local_addr()?;
     tokio::spawn(async move { axum::serve(listener, app).with_graceful_shutdown(stop.cancelled_owned()).await });

@@ -58,7 +58,7 @@ pub async fn images(ids: usize) -> ImageServer {
     images
 }
 
-/// Writes requests, at least so many as were asked for, and until it is told that it is enough.
+/// Writes requests, at least so many as were asked for, and until it is ended.
 pub struct Load {
     acknowledged: Arc<AtomicUsize>,
     enough: Arc<AtomicBool>,
@@ -81,7 +81,7 @@ impl ProducerContext for Count {
 
 impl Load {
     /// Begins to write requests at a steady rate, so many of them `over` this time, and goes on like that until it is
-    /// [enough](Self::enough), but writes `most` at most. Each is written once, however brokers fail.
+    /// [ended](Self::end), but writes `most` at most. Each is written once, however brokers fail.
     pub fn begin(servers: &str, topic: &str, images: &ImageServer, ids: usize, over: Duration, most: usize) -> Self {
         let (acknowledged, enough) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
         let told = enough.clone();
@@ -125,19 +125,14 @@ impl Load {
         Self { acknowledged, enough, thread }
     }
 
-    /// Ends when as many are written as were asked for at first.
-    pub fn enough(&self) {
-        self.enough.store(true, Ordering::Relaxed);
-    }
-
     /// Whether all is written.
     pub fn is_over(&self) -> bool {
         self.thread.is_finished()
     }
 
-    /// Waits for the end; returns how many requests were written, and how many of them the brokers have acknowledged.
+    /// Ends it when as many are written as were asked for at first; returns how many requests were written, and how many of them the brokers have acknowledged.
     pub fn end(self) -> (usize, usize) {
-        self.enough();
+        self.enough.store(true, Ordering::Relaxed);
         let written = self.thread.join().expect("the load ends in order");
         (written, self.acknowledged.load(Ordering::Relaxed))
     }

@@ -248,27 +248,31 @@ impl Isa {
     }
 }
 
-/// Compiles a function that is generic over [`Lanes`] for each [`Isa`], and chooses at run time.
+/// Compiles a function whose `$lanes` is any [`Lanes`] for each [`Isa`], and chooses at run time.
 macro_rules! for_isa {
-    ($(#[$meta:meta])* $visibility:vis unsafe fn $name:ident[$($generic:ident: $bound:path),*](
+    ($(#[$meta:meta])* unsafe fn $name:ident<$lanes:ident>[$($generic:ident: $bound:path),*](
         $($argument:ident: $type:ty),* $(,)?
-    ) = $function:ident) => {
+    ) $body:block) => {
         $(#[$meta])*
         #[allow(clippy::too_many_arguments)]
-        $visibility unsafe fn $name<$($generic: $bound),*>(isa: $crate::caption::compute::lanes::Isa, $($argument: $type),*) {
+        unsafe fn $name<$($generic: $bound),*>(isa: $crate::caption::compute::lanes::Isa, $($argument: $type),*) {
+            #[inline(always)]
+            #[allow(clippy::too_many_arguments, clippy::inline_always)]
+            unsafe fn any<$lanes: $crate::caption::compute::lanes::Lanes, $($generic: $bound),*>($($argument: $type),*)
+                $body
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx512f")]
             #[allow(clippy::too_many_arguments)]
             unsafe fn avx512<$($generic: $bound),*>($($argument: $type),*) {
                 // SAFETY: the caller's, and compiled for it.
-                unsafe { $function::<$crate::caption::compute::lanes::x86::Avx512, $($generic),*>($($argument),*) }
+                unsafe { any::<$crate::caption::compute::lanes::x86::Avx512, $($generic),*>($($argument),*) }
             }
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2,fma")]
             #[allow(clippy::too_many_arguments)]
             unsafe fn avx2<$($generic: $bound),*>($($argument: $type),*) {
                 // SAFETY: the caller's, and compiled for it.
-                unsafe { $function::<$crate::caption::compute::lanes::x86::Avx2, $($generic),*>($($argument),*) }
+                unsafe { any::<$crate::caption::compute::lanes::x86::Avx2, $($generic),*>($($argument),*) }
             }
             // SAFETY: the caller's.
             unsafe {
@@ -277,7 +281,7 @@ macro_rules! for_isa {
                     $crate::caption::compute::lanes::Isa::Avx512 => avx512($($argument),*),
                     #[cfg(target_arch = "x86_64")]
                     $crate::caption::compute::lanes::Isa::Avx2 => avx2($($argument),*),
-                    _ => $function::<$crate::caption::compute::lanes::Plain, $($generic),*>($($argument),*),
+                    _ => any::<$crate::caption::compute::lanes::Plain, $($generic),*>($($argument),*),
                 }
             }
         }

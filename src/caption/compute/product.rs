@@ -162,7 +162,7 @@ for_isa! {
     ///
     /// # Safety
     /// Nobody else may touch these tiles, `target` must have room for them, and the machine must have the instructions.
-    unsafe fn part[N: Number, F: Finish](
+    unsafe fn part<V>[N: Number, F: Finish](
         left: &[f32],
         rows: usize,
         right: &Packed<N>,
@@ -170,50 +170,37 @@ for_isa! {
         tiles: Range<usize>,
         panels: Range<usize>,
         finish: &F,
-    ) = part_with
-}
-
-/// See [`part`].
-#[inline(always)]
-#[expect(clippy::inline_always, reason = "compiled for each set of instructions")]
-unsafe fn part_with<V: Lanes, N: Number, F: Finish>(
-    left: &[f32],
-    rows: usize,
-    right: &Packed<N>,
-    target: Target,
-    tiles: Range<usize>,
-    panels: Range<usize>,
-    finish: &F,
-) {
-    let (depth, columns) = (right.depth, 2 * V::COUNT);
-    // A left factor this low is read from the first cache in any case, and a panel then best in one go.
-    let step = if tiles.len() <= 2 { depth } else { DEPTH };
-    for from in (0..depth).step_by(step) {
-        let to = (from + step).min(depth);
-        for panel in panels.clone() {
-            let column = panel * columns;
-            let real = columns.min(right.width - column);
-            let panel = &right.panels[panel * depth * columns..][from * columns..to * columns];
-            for tile in tiles.clone() {
-                let row = tile * V::ROWS;
-                let height = V::ROWS.min(rows - row);
-                let left = &left[row * depth..][from * height..to * height];
-                let tile = Tile {
-                    left: left.as_ptr(),
-                    panel: panel.as_ptr(),
-                    depth: to - from,
-                    // SAFETY: the caller has room for it.
-                    target: unsafe { target.from(row, column) },
-                    real,
-                    first: from == 0,
-                };
-                // SAFETY: both factors have so many steps, and the tile is the caller's.
-                unsafe { tile.make_rows::<V>(height) };
-                if to == depth {
-                    for index in 0..height {
-                        // SAFETY: this part of a row is the caller's, and was written.
-                        let y = unsafe { std::slice::from_raw_parts_mut(tile.target.from(index, 0).to, real) };
-                        finish.finish(y, row + index, column);
+    ) {
+        let (depth, columns) = (right.depth, 2 * V::COUNT);
+        // A left factor this low is read from the first cache in any case, and a panel then best in one go.
+        let step = if tiles.len() <= 2 { depth } else { DEPTH };
+        for from in (0..depth).step_by(step) {
+            let to = (from + step).min(depth);
+            for panel in panels.clone() {
+                let column = panel * columns;
+                let real = columns.min(right.width - column);
+                let panel = &right.panels[panel * depth * columns..][from * columns..to * columns];
+                for tile in tiles.clone() {
+                    let row = tile * V::ROWS;
+                    let height = V::ROWS.min(rows - row);
+                    let left = &left[row * depth..][from * height..to * height];
+                    let tile = Tile {
+                        left: left.as_ptr(),
+                        panel: panel.as_ptr(),
+                        depth: to - from,
+                        // SAFETY: the caller has room for it.
+                        target: unsafe { target.from(row, column) },
+                        real,
+                        first: from == 0,
+                    };
+                    // SAFETY: both factors have so many steps, and the tile is the caller's.
+                    unsafe { tile.make_rows::<V>(height) };
+                    if to == depth {
+                        for index in 0..height {
+                            // SAFETY: this part of a row is the caller's, and was written.
+                            let y = unsafe { std::slice::from_raw_parts_mut(tile.target.from(index, 0).to, real) };
+                            finish.finish(y, row + index, column);
+                        }
                     }
                 }
             }

@@ -13,16 +13,15 @@ use axum::routing::get;
 use bytesize::ByteSize;
 use serde::Serialize;
 use serde_json::json;
-use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use super::{peak_memory, pictures, print_json};
 use crate::caption::{Engine, Params, caption};
 use crate::command::models::LoadedModel;
-use crate::command::{Exit, Usage, models, runtime, telemetry};
+use crate::command::{Exit, Usage, demo, models, runtime, telemetry};
 use crate::config::ConfigOptions;
 use crate::disposition::Stage;
-use crate::kafka::{EMBEDDED_PARTITION_BYTES, EmbeddedBroker, NewRecord, write_records};
+use crate::kafka::{EMBEDDED_PARTITION_BYTES, NewRecord, write_records};
 use crate::metrics::Metrics;
 use crate::pipeline::{Control, worker};
 use crate::settings::{Log, Settings};
@@ -215,10 +214,12 @@ async fn pipeline(
     let jpegs = (0..PICTURES).map(|seed| pictures::jpeg(args.size.0, args.size.1, seed));
     let jpegs: Vec<Vec<u8>> = jpegs.collect::<anyhow::Result<_>>()?;
     let jpeg = jpegs.iter().map(Vec::len).sum::<usize>() / jpegs.len();
-    let broker = start_broker(&settings)?;
+    let broker = demo::start_broker(&settings, PARTITIONS)?;
     settings.kafka.bootstrap_servers = broker.bootstrap_servers()?;
     let stop = CancellationToken::new();
-    let address = serve(jpegs, stop.clone()).await?;
+    let jpegs: Arc<Vec<bytes::Bytes>> = Arc::new(jpegs.into_iter().map(Into::into).collect());
+    let app = axum::Router::new().route("/{number}", get(picture)).with_state(jpegs);
+    let address = demo::serve(app, stop.clone()).await?;
     settings.fetch.allow_networks.push(ipnet::IpNet::from(address.ip()));
     // What is measured ends while there is more to do; the rest is not waited for.
     settings.flow.drain_timeout = DRAIN;
@@ -327,23 +328,6 @@ fn bottleneck(stages: &[StageReport]) -> String {
         ),
         None => "unknown".into(),
     }
-}
-
-fn start_broker(settings: &Settings) -> anyhow::Result<EmbeddedBroker> {
-    let kafka = &settings.kafka;
-    let topics = kafka.consumed_topics().chain([kafka.captions_topic.as_str(), kafka.dead_letter_topic.as_str()]);
-    let topics: Vec<_> = topics.map(|topic| (topic, PARTITIONS)).collect();
-    Ok(EmbeddedBroker::start(1, &topics)?)
-}
-
-/// Serves the pictures on a free loopback port: `/N`.
-async fn serve(jpegs: Vec<Vec<u8>>, stop: CancellationToken) -> anyhow::Result<SocketAddr> {
-    let jpegs: Arc<Vec<bytes::Bytes>> = Arc::new(jpegs.into_iter().map(Into::into).collect());
-    let app = axum::Router::new().route("/{number}", get(picture)).with_state(jpegs);
-    let listener = TcpListener::bind(("127.0.0.1", 0)).await.context("no loopback port for the image server")?;
-    let address = listener.local_addr()?;
-    tokio::spawn(async move { axum::serve(listener, app).with_graceful_shutdown(stop.cancelled_owned()).await });
-    Ok(address)
 }
 
 async fn picture(State(jpegs): State<Arc<Vec<bytes::Bytes>>>, Path(number): Path<usize>) -> impl IntoResponse {
