@@ -8,7 +8,7 @@ CARGO_DENY := 0.20.2
 # Where `make kafka` keeps its node.
 KAFKA := ops/kafka/cluster target/kafka/hands-on
 
-.PHONY: help setup test-setup demo kafka test faults bench lint deny
+.PHONY: help setup test-setup demo kafka test faults bench parts lint deny
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
@@ -19,8 +19,12 @@ setup: ## Install the system packages that the build needs
 demo: setup ## Run the main job: embedded broker, image server, worker, demo model (ARGS=--keep-running leaves it up)
 	$(CARGO) run --locked -- demo $(ARGS)
 
-test-setup: setup ## Install what the tests on Apache Kafka need, too (Java 17, Maven, kcat)
+# The system's oneDNN is of version 2 on some releases, of version 3 on others; the tests want version 3 in any case.
+ONEDNN := target/tools/onednn
+test-setup: setup ## Install what the tests need, too (Java 17, Maven, kcat, oneDNN)
 	@ops/system-deps.sh --tests
+	@test -e $(ONEDNN)/lib/libdnnl.so.3 || \
+		{ python3 -m venv $(ONEDNN) && $(ONEDNN)/bin/pip install --quiet onednn-cpu-gomp==2023.2.0; } || test -z "$$CI"
 
 kafka: test-setup ## Start Apache Kafka, one node with the topics of the defaults, and print its bootstrap servers
 	@servers=$$($(KAFKA) start) && \
@@ -45,6 +49,9 @@ bench: setup ## Measure against transformers and candle-transformers on this CPU
 	$(CARGO) build --locked --bin blipstream --example candle_blip
 	$(BENCH)/venv/bin/python benches/compare.py target/debug/blipstream target/debug/examples/candle_blip \
 		$(BENCH)/random-base --write docs/benchmarks.md $(ARGS)
+
+parts: setup ## Measure the parts of the captioner one by one, with Criterion (3 min)
+	$(CARGO) bench --locked --profile dev --bench parts -- $(ARGS)
 
 lint: setup ## Check format and lints
 	$(CARGO) fmt --check

@@ -28,9 +28,17 @@ def contenders(args):
     yield "ours bf16", [*ours, "--dtype", "bf16"]
     yield "HF bf16", [*peer, "bf16", *shape]
     yield "ours f32", [*ours, "--dtype", "f32"]
+    if has_onednn(args):
+        yield "ours int8", [*ours, "--dtype", "int8"]
     yield "HF f32", [*peer, "f32", *shape]
     yield "HF bf16 compiled", [*peer, "bf16", "--compile", *shape]
     yield "candle-transformers f32", [args.candle, args.model, str(args.tokens), str(args.seconds)]
+
+
+def has_onednn(args):
+    """Whether blipstream finds oneDNN, which int8 needs."""
+    short = ["--model", "demo", "--dtype", "int8", "--batch", "1", "--tokens", "1", "--time", "1ms", "--json"]
+    return subprocess.run([args.blipstream, "bench", "captioner", *short], capture_output=True).returncode == 0
 
 
 def run(name, command):

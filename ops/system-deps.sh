@@ -3,7 +3,7 @@
 #
 #   ops/system-deps.sh             to build it
 #   ops/system-deps.sh --runtime   to run it
-#   ops/system-deps.sh --tests     what the tests on Apache Kafka need: Java 17, Maven, Python with venv, openssl, kcat
+#   ops/system-deps.sh --tests     what some tests need: Java 17, Maven, Python with venv, openssl, kcat, oneDNN
 #   ops/system-deps.sh --check     only says what is missing to build; exit code 1 if anything is
 set -euo pipefail
 
@@ -31,10 +31,13 @@ case "${1:-}" in
     python3 -c 'import ensurepip, venv' 2>/dev/null || packages+=(python3-venv)
     command -v openssl >/dev/null || packages+=(openssl)
     command -v kcat >/dev/null || packages+=(kcat)
+    # oneDNN, of whatever version this release has.
+    libraries=$(PATH=$PATH:/usr/sbin:/sbin ldconfig -p)
+    [[ $libraries == *libdnnl.so.[23]* ]] || packages+=(libdnnl2)
     # Without them those tests are skipped, and say so; under CI they must run.
     [ -n "${CI:-}" ] || optional=true
     if [ ${#packages[@]} -eq 0 ]; then
-      echo "for the tests on Apache Kafka: all there (java $java, maven, python3 with venv, openssl, kcat)"
+      echo "for the tests: all there (java $java, maven, python3 with venv, openssl, kcat, oneDNN)"
       exit 0
     fi
     ;;
@@ -45,7 +48,7 @@ case "${1:-}" in
 esac
 
 if $optional && ! command -v apt-get >/dev/null; then
-  echo "Tests on Apache Kafka need ${packages[*]}; without them they are skipped." >&2
+  echo "Some tests need ${packages[*]}; without them they are skipped." >&2
   exit 0
 fi
 if ! command -v dpkg-query >/dev/null || ! command -v apt-get >/dev/null; then
@@ -80,7 +83,7 @@ if [ "$(id -u)" -ne 0 ]; then
   # Without a terminal nobody can type a password: fail with words instead of waiting.
   if ! command -v sudo >/dev/null || { [ ! -t 0 ] && ! sudo -n true 2>/dev/null; }; then
     if $optional; then
-      echo "Tests on Apache Kafka are skipped. They need: sudo apt-get install ${missing[*]}" >&2
+      echo "Some tests are skipped. They need: sudo apt-get install ${missing[*]}" >&2
       exit 0
     fi
     echo "These packages are missing and only root can install them: ${missing[*]}" >&2
@@ -92,12 +95,16 @@ fi
 
 echo "installing: ${missing[*]}"
 "${as_root[@]}" apt-get update -qq
-# A release has one or two versions of Java, and any from 17 on will do.
+# A release has one or two versions of Java and of oneDNN, and any of these will do.
 for number in "${!missing[@]}"; do
-  [ "${missing[number]}" = openjdk-17-jre-headless ] || continue
-  for version in 17 21 25; do
-    if apt-cache show "openjdk-$version-jre-headless" >/dev/null 2>&1; then
-      missing[number]=openjdk-$version-jre-headless
+  case "${missing[number]}" in
+    openjdk-17-jre-headless) others=(openjdk-{17,21,25}-jre-headless) ;;
+    libdnnl2) others=(libdnnl2 libdnnl3 libdnnl3.{1,2,3,4,5,6,7,8}) ;;
+    *) continue ;;
+  esac
+  for other in "${others[@]}"; do
+    if apt-cache show "$other" >/dev/null 2>&1; then
+      missing[number]=$other
       break
     fi
   done

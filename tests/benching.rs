@@ -21,7 +21,8 @@ fn json(ran: &Ran) -> Value {
 
 #[test]
 fn the_captioner_is_measured_by_batch_size_and_phase() {
-    let arguments = ["captioner", "--device", "cpu", "--batch", "1,3", "--tokens", "4", "--time", "50ms"];
+    let arguments =
+        ["captioner", "--device", "cpu", "--dtype", "f32", "--batch", "1,3", "--tokens", "4", "--time", "50ms"];
     let report = json(&bench(&[&arguments[..], &["--json"]].concat()));
     let batches = report["batches"].as_array().unwrap();
     assert_eq!(batches.iter().map(|batch| batch["batch"].as_u64().unwrap()).collect::<Vec<_>>(), [1, 3]);
@@ -35,7 +36,7 @@ fn the_captioner_is_measured_by_batch_size_and_phase() {
     }
     assert!(report["ceilings"].as_array().unwrap().iter().all(|ceiling| ceiling.as_f64().unwrap() > 1e8), "{report}");
     let text = bench(&arguments);
-    assert!(text.out.contains("images/s") && text.out.contains("GFLOP/s of products in f32"), "{}", text.out);
+    assert!(text.out.contains("images/s") && text.out.contains("GFLOP/s of products in f32 on native"), "{}", text.out);
 }
 
 #[test]

@@ -4,19 +4,28 @@
 //! [`super::memory`]. Activations are matrices `[rows, width]`, a row being one token of one image or one caption. Behind
 //! the seam stand candle's kernels, which run on any device in any precision, and our own for activations in f32 on a
 //! CPU, where candle's products are slow for a few rows and its element-wise operations scalar: [`product`] with weights
-//! that are [packed](packed) once, in f32 or bf16, [`attention`] a head at a time, and the row kernels of [`host`].
+//! that are [packed](packed) once, in f32 or bf16, or [`onednn`]'s, [`attention`] a head at a time, and the row kernels of
+//! [`host`].
 
 mod attention;
 pub(super) mod host;
+#[doc(hidden)]
+pub mod kernels;
 mod lanes;
 mod linear;
+mod onednn;
 mod packed;
 mod product;
+mod softmax;
 
 use candle_core::{CpuStorage, D, DType, Device, Layout, Result, Storage, Tensor};
 
 pub(super) use self::attention::Hidden;
+pub use self::lanes::Isa;
 use self::linear::{Folded, HostLinear};
+pub(super) use self::onednn::{Factor, Library, Number, OneDnnError};
+pub(super) use self::packed::Packing;
+pub(super) use self::softmax::log_sum_exp;
 use super::load::LoadError;
 use super::weights::{Kept, Scope};
 
@@ -37,10 +46,10 @@ pub(super) fn elements<'a>(storage: &'a Storage, layout: &Layout) -> Result<&'a 
 }
 
 /// Makes rows of numbers of such rows.
-fn on_elements(x: &Tensor, work: impl FnOnce(&[f32]) -> Vec<f32>) -> Result<Tensor> {
+fn on_elements(x: &Tensor, work: impl FnOnce(&[f32]) -> std::result::Result<Vec<f32>, OneDnnError>) -> Result<Tensor> {
     let rows = x.dim(0)?;
     let (storage, layout) = x.storage_and_layout();
-    let y = work(elements(&storage, layout)?);
+    let y = work(elements(&storage, layout)?).map_err(candle_core::Error::wrap)?;
     let width = y.len() / rows.max(1);
     Tensor::from_vec(y, (rows, width), &Device::Cpu)
 }
@@ -53,7 +62,7 @@ pub(super) enum Linear {
         weight: Tensor,
         bias: Tensor,
     },
-    /// On our own.
+    /// On packed weights: by our own products, or by oneDNN's.
     Host(HostLinear),
 }
 
@@ -80,9 +89,16 @@ impl Linear {
 
     /// From `weight` `[outputs, inputs]` and `bias` `[outputs]`.
     pub(super) fn new(weight: &Tensor, bias: &Tensor, kept: Kept) -> Result<Self> {
-        let Kept::Packed { narrow } = kept else { return Ok(Self::Device { weight: weight.t()?, bias: bias.clone() }) };
         let (storage, layout) = weight.storage_and_layout();
-        Ok(Self::Host(HostLinear::new(elements(&storage, layout)?, bias.to_vec1()?, narrow)))
+        let linear = match kept {
+            Kept::Tensors => return Ok(Self::Device { weight: weight.t()?, bias: bias.clone() }),
+            Kept::Packed(packing) => HostLinear::new(elements(&storage, layout)?, bias.to_vec1()?, packing),
+            Kept::OneDnn { library, number } => {
+                let weight = elements(&storage, layout)?;
+                HostLinear::with_onednn(library, number, weight, bias.to_vec1()?).map_err(candle_core::Error::wrap)?
+            }
+        };
+        Ok(Self::Host(linear))
     }
 
     /// `[rows, inputs]` to `[rows, outputs]`.
@@ -125,9 +141,10 @@ impl Linear {
     pub(super) fn outputs(&self, outputs: &[u32]) -> Result<Tensor> {
         match self {
             Self::Host(linear) => {
-                let rows: Vec<f32> = outputs.iter().flat_map(|output| linear.output(*output as usize)).collect();
-                let width = rows.len() / outputs.len().max(1);
-                Tensor::from_vec(rows, (outputs.len(), width), &Device::Cpu)
+                let rows: Option<Vec<_>> = outputs.iter().map(|output| linear.output(*output as usize)).collect();
+                let Some(rows) = rows else { candle_core::bail!("oneDNN's packed weights cannot be read back") };
+                let width = rows.first().map_or(0, Vec::len);
+                Tensor::from_vec(rows.concat(), (outputs.len(), width), &Device::Cpu)
             }
             Self::Device { weight, .. } => weight.t()?.index_select(&Tensor::new(outputs, weight.device())?, 0),
         }
@@ -146,14 +163,14 @@ impl ImageProjection {
         outputs: usize,
         heads: usize,
     ) -> std::result::Result<Option<Self>, LoadError> {
-        let Kept::Packed { narrow } = scope.kept() else { return Ok(None) };
+        let Kept::Packed(packing) = scope.kept() else { return Ok(None) };
         let weight = |part: &str| scope.part(part).tensor("weight", &[outputs, inputs]);
         let (keys, values) = (weight("key")?, weight("value")?);
         let bias = scope.part("value").tensor("bias", &[outputs])?;
         let fold = || {
             let (keys, values) = (keys.storage_and_layout(), values.storage_and_layout());
             let (keys, values) = (elements(&keys.0, keys.1)?, elements(&values.0, values.1)?);
-            Ok(Self(Folded::new(keys, values, bias.to_vec1()?, heads, narrow)))
+            Ok(Self(Folded::new(keys, values, bias.to_vec1()?, heads, packing)))
         };
         fold().map(Some).map_err(|error| scope.error("key.weight", &error))
     }
@@ -164,13 +181,15 @@ impl ImageProjection {
     }
 }
 
-/// A product in f32 as large as those of an encoder, for finding the machine's ceiling: its operations, and the work.
-pub(super) fn large_product() -> (f64, impl FnMut()) {
+/// A product as large as those of an encoder, for finding the machine's ceiling: its operations, and the work.
+pub(super) fn large_product(kept: Kept, dtype: DType) -> Result<(f64, impl FnMut())> {
     let (rows, inputs, outputs) = (1152, 768, 3072);
-    let layer = HostLinear::new(&vec![0.5; inputs * outputs], vec![0.0; outputs], false);
-    let x = vec![0.25; rows * inputs];
+    let weight = Tensor::full(0.5f32, (outputs, inputs), &Device::Cpu)?.to_dtype(dtype)?;
+    let layer = Linear::new(&weight, &Tensor::zeros(outputs, dtype, &Device::Cpu)?, kept)?;
+    let x = Tensor::full(0.25f32, (rows, inputs), &Device::Cpu)?.to_dtype(dtype)?;
+    layer.forward(&x)?;
     let work = move || drop(std::hint::black_box(layer.forward(&x)));
-    (2.0 * (rows * inputs * outputs) as f64, work)
+    Ok((2.0 * (rows * inputs * outputs) as f64, work))
 }
 
 /// Layer normalisation over the last dimension.
@@ -194,7 +213,7 @@ impl LayerNorm {
             let parameters = (self.weight.storage_and_layout(), self.bias.storage_and_layout());
             let (weight, bias) =
                 (elements(&parameters.0.0, parameters.0.1)?, elements(&parameters.1.0, parameters.1.1)?);
-            return on_elements(x, |x| host::layer_norm(x, weight, bias, self.eps));
+            return on_elements(x, |x| Ok(host::layer_norm(x, weight, bias, self.eps)));
         }
         candle_nn::ops::layer_norm(x, &self.weight, &self.bias, self.eps)
     }
@@ -204,14 +223,14 @@ impl LayerNorm {
 ///
 /// `qkv` is `[images · tokens, 3 · width]`, queries, keys and values side by side, each split over the heads. The
 /// result is `[images · tokens, width]`.
-pub(super) fn attend_image(qkv: &Tensor, images: usize, heads: usize) -> Result<Tensor> {
+pub(super) fn attend_image(qkv: &Tensor, images: usize, heads: usize, isa: Isa) -> Result<Tensor> {
     let (rows, width) = qkv.dims2()?;
     let (tokens, width) = (rows / images, width / 3);
     let head = width / heads;
     let scale = 1.0 / (head as f64).sqrt();
     if on_host(qkv) {
         let (storage, layout) = qkv.storage_and_layout();
-        let contexts = attention::attend_self(elements(&storage, layout)?, images, tokens, heads);
+        let contexts = attention::attend_self(isa, elements(&storage, layout)?, images, tokens, heads);
         return Tensor::from_vec(contexts, (rows, width), &Device::Cpu);
     }
     let parts = qkv.reshape((images, tokens, 3, heads, head))?.permute((2, 0, 3, 1, 4))?;

@@ -251,9 +251,7 @@ mod tests {
     use candle_core::Device;
 
     use super::*;
-    use crate::caption::load::load_kept;
-    use crate::caption::weights::Kept;
-    use crate::caption::{DeviceSpec, LoadOptions, ModelSource, load_model};
+    use crate::caption::{Backend, DeviceSpec, DtypeSpec, LoadOptions, ModelSource, load_model};
 
     /// Rows of all ages, with and without prompts, one joining at every other step.
     fn captions(engine: &mut BlipEngine, images: &[Pixels]) -> Vec<(RowId, Caption)> {
@@ -286,13 +284,14 @@ mod tests {
             let size = tensors["images"].dim(1).unwrap();
             let images: Vec<_> = bytes.into_iter().map(|bytes| Pixels::new(size, bytes).unwrap()).collect();
             let source = ModelSource::Dir(directory);
-            let options = LoadOptions { device: DeviceSpec::Cpu, ..LoadOptions::new(source) };
+            let options = LoadOptions { device: DeviceSpec::Cpu, dtype: DtypeSpec::F32, ..LoadOptions::new(source) };
             let model = load_model(&options).unwrap();
             let mut host = BlipEngine::new(Arc::clone(&model));
             let encoded: usize = host.encode(&images).unwrap().iter().map(Encoded::bytes).sum();
             assert_eq!(host.state_bytes(images.len(), 0), encoded, "{name}");
             let on_host = captions(&mut host, &images);
-            let mut device = BlipEngine::new(load_kept(&options, Some(Kept::Tensors)).unwrap());
+            let options = LoadOptions { backend: Backend::Candle, ..options };
+            let mut device = BlipEngine::new(load_model(&options).unwrap());
             let on_device = captions(&mut device, &images);
             assert_eq!(on_host.len(), images.len());
             for ((_, a), (_, b)) in on_host.iter().zip(&on_device) {

@@ -95,6 +95,7 @@ impl FakeEngine {
             revision: None,
             dtype: "f32".into(),
             device: "cpu".into(),
+            backend: "fake".into(),
             image_size: options.image_size,
             parameters: 0,
             context_length: options.max_prompt_words,

@@ -3,7 +3,7 @@
 use candle_core::{CpuStorage, DType, Result, Storage, Tensor};
 use rayon::prelude::*;
 
-use super::compute::host::log_sum_exp;
+use super::compute::log_sum_exp;
 use super::compute::on_host;
 
 /// A chosen token, and the logarithm of the probability that the model gives it.

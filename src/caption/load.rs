@@ -10,6 +10,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use super::Engine;
+use super::backend::{Backend, Chosen};
 use super::config::BlipConfig;
 use super::device::{DeviceSpec, DtypeSpec};
 use super::engine::BlipEngine;
@@ -19,7 +20,7 @@ use super::model::{Identity, Model};
 use super::preprocess::Preprocessor;
 use super::random;
 use super::tokenizer::CaptionTokenizer;
-use super::weights::{Kept, Scope, Weights};
+use super::weights::{Scope, Weights};
 
 /// Where a model comes from.
 #[derive(Clone, Debug)]
@@ -81,12 +82,16 @@ pub struct LoadOptions {
     pub device: DeviceSpec,
     /// In which precision.
     pub dtype: DtypeSpec,
+    /// On which kernels.
+    pub backend: Backend,
+    /// oneDNN's file, where it is not the system's.
+    pub onednn_library: Option<PathBuf>,
 }
 
 impl LoadOptions {
-    /// The best device and precision of this machine.
+    /// The best device, precision and kernels of this machine.
     pub fn new(source: ModelSource) -> Self {
-        Self { source, device: DeviceSpec::Auto, dtype: DtypeSpec::Auto }
+        Self { source, device: DeviceSpec::Auto, dtype: DtypeSpec::Auto, backend: Backend::Auto, onednn_library: None }
     }
 }
 
@@ -148,18 +153,14 @@ pub fn load(options: &LoadOptions) -> Result<Box<dyn Engine>, LoadError> {
 
 /// Loads a model whose weights several engines may share; see [`BlipEngine::new`].
 pub fn load_model(options: &LoadOptions) -> Result<Arc<Model>, LoadError> {
-    load_kept(options, None)
-}
-
-/// The same, with weights kept in another way than the fastest.
-pub(super) fn load_kept(options: &LoadOptions, kept: Option<Kept>) -> Result<Arc<Model>, LoadError> {
     let (spec, device) = options.device.open()?;
-    let (dtype_spec, dtype) = options.dtype.resolve(&device);
+    let chosen = options.backend.choose(options.dtype, &device, options.onednn_library.as_deref())?;
     let mut identity = Identity {
         id: options.source.to_string(),
         revision: None,
         device: spec.to_string(),
-        dtype: dtype_spec.to_string(),
+        dtype: chosen.dtype.to_string(),
+        backend: chosen.name(),
     };
     let parts = match &options.source {
         ModelSource::Random { config, seed, .. } => random::parts(config, *seed),
@@ -173,12 +174,12 @@ pub(super) fn load_kept(options: &LoadOptions, kept: Option<Kept>) -> Result<Arc
         }
     };
     let started = std::time::Instant::now();
-    let kept = kept.unwrap_or_else(|| Kept::on(&device, dtype));
-    let scope = Scope::root(&parts.weights, &device, dtype, kept);
-    let model = Model::build(parts.config, parts.preprocessor, parts.tokenizer, &scope, identity)?;
+    let Chosen { tensors, encoder, decoder, .. } = chosen;
+    let scope = Scope::root(&parts.weights, &device, tensors, decoder);
+    let model = Model::build(parts.config, parts.preprocessor, parts.tokenizer, &scope, encoder, identity)?;
     let seconds = started.elapsed().as_secs_f32();
     let info = model.info();
-    tracing::info!(model = %info.id, device = %info.device, dtype = %info.dtype, parameters = info.parameters, seconds, "model loaded");
+    tracing::info!(model = %info.id, device = %info.device, dtype = %info.dtype, backend = %info.backend, parameters = info.parameters, seconds, "model loaded");
     Ok(Arc::new(model))
 }
 

@@ -109,7 +109,8 @@ impl Sizes {
 /// The memory that suits a device and a way to keep weights.
 pub(super) fn new(sizes: Sizes, device: &Device, dtype: DType, kept: Kept) -> Box<dyn Memory> {
     match kept {
-        Kept::Packed { narrow } => Box::new(HostMemory::new(sizes, narrow)),
+        Kept::Packed(packing) => Box::new(HostMemory::new(sizes, packing)),
+        Kept::OneDnn { .. } => unreachable!("the decoder is never kept for oneDNN"),
         Kept::Tensors => Box::new(DeviceMemory::new(sizes, device.clone(), dtype)),
     }
 }

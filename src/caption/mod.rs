@@ -8,6 +8,7 @@
 //!
 //! [`caption()`] runs a batch from start to end on top of it.
 
+mod backend;
 mod compute;
 pub mod config;
 mod device;
@@ -35,6 +36,10 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+pub use backend::Backend;
+pub use compute::Isa;
+#[doc(hidden)]
+pub use compute::kernels;
 pub use device::{DeviceSpec, DtypeSpec};
 pub use engine::BlipEngine;
 pub use error::{EngineError, ErrorKind};
@@ -137,8 +142,10 @@ pub struct ModelInfo {
     pub id: String,
     /// The commit of the repository, where it is known.
     pub revision: Option<String>,
-    /// `f32`, `bf16` or `f16`.
+    /// `f32`, `bf16`, `f16` or `int8`.
     pub dtype: String,
+    /// The kernels it runs on: `native avx2`, `onednn 3.2.0`, `candle`.
+    pub backend: String,
     /// `cpu` or `cuda:N`.
     pub device: String,
     /// Side of the square images that [`Engine::encode`] takes, in pixels.

@@ -1,6 +1,7 @@
 //! A loaded model: weights, tokenizer and what is known of them. Engines share it.
 
 use candle_core::{DType, Device, Result, Tensor};
+use rayon::prelude::*;
 
 use super::config::BlipConfig;
 use super::error::EngineError;
@@ -11,7 +12,7 @@ use super::text::TextDecoder;
 use super::tokenizer::CaptionTokenizer;
 use super::vision::VisionEncoder;
 use super::weights::{Kept, Scope};
-use super::{ModelInfo, Pixels, Work};
+use super::{Ceilings, ModelInfo, Pixels, Work};
 use std::sync::Arc;
 
 /// A BLIP captioning model on a device.
@@ -23,7 +24,8 @@ pub struct Model {
     preprocessor: Preprocessor,
     pub(super) device: Device,
     dtype: DType,
-    kept: Kept,
+    encoder: Kept,
+    decoder: Kept,
     info: ModelInfo,
 }
 
@@ -33,18 +35,21 @@ pub(super) struct Identity {
     pub(super) revision: Option<String>,
     pub(super) device: String,
     pub(super) dtype: String,
+    pub(super) backend: String,
 }
 
 impl Model {
-    /// Reads `vision_model` and `text_decoder`.
+    /// Reads `vision_model`, whose linear layers are kept as `encoder` says, and `text_decoder`.
     pub(super) fn build(
         config: BlipConfig,
         preprocessor: Preprocessor,
         tokenizer: CaptionTokenizer,
         scope: &Scope<'_>,
+        encoder: Kept,
         identity: Identity,
     ) -> std::result::Result<Self, LoadError> {
-        let vision = VisionEncoder::load(&scope.part("vision_model"), &config.vision, &preprocessor.normalize())?;
+        let images = scope.part("vision_model").keeping(encoder);
+        let vision = VisionEncoder::load(&images, &config.vision, &preprocessor.normalize())?;
         let text = TextDecoder::load(&scope.part("text_decoder"), &config)?;
         let untied = if text.is_tied() { 0 } else { config.text.vocab_size * config.text.hidden_size };
         let info = ModelInfo {
@@ -52,12 +57,13 @@ impl Model {
             revision: identity.revision,
             dtype: identity.dtype,
             device: identity.device,
+            backend: identity.backend,
             image_size: config.vision.image_size,
             parameters: config.parameters() + untied as u64,
             context_length: config.text.max_position_embeddings,
         };
-        let (device, dtype, kept) = (scope.device().clone(), scope.dtype(), scope.kept());
-        Ok(Self { vision, text, tokenizer, config, preprocessor, device, dtype, kept, info })
+        let (device, dtype, decoder) = (scope.device().clone(), scope.dtype(), scope.kept());
+        Ok(Self { vision, text, tokenizer, config, preprocessor, device, dtype, encoder, decoder, info })
     }
 
     /// The model and where it runs.
@@ -67,16 +73,18 @@ impl Model {
 
     /// What its captions cost at least.
     pub fn work(&self) -> Work {
-        self.config.work(self.kept != Kept::Tensors)
+        self.config.work(!self.decoder.are_tensors())
     }
 
-    /// Bytes of one weight of its linear layers.
+    /// Bytes of one weight of the decoder's linear layers.
     pub fn weight_bytes(&self) -> usize {
-        match self.kept {
-            Kept::Packed { narrow: true } => 2,
-            Kept::Packed { narrow: false } => 4,
-            Kept::Tensors => self.dtype.size_in_bytes(),
-        }
+        self.decoder.bytes().unwrap_or_else(|| self.dtype.size_in_bytes())
+    }
+
+    /// What the CPU under it can give, measured on all cores, for a few seconds; `None` on a GPU.
+    pub fn ceilings(&self) -> std::result::Result<Option<Ceilings>, EngineError> {
+        let measure = || Ceilings::measure(self.encoder, self.dtype);
+        Ok(self.device.is_cpu().then(measure).transpose()?)
     }
 
     /// What makes its pixels of pictures.
@@ -111,7 +119,7 @@ impl Model {
     }
 
     pub(super) fn new_memory(&self) -> Box<dyn Memory> {
-        memory::new(Sizes::of(&self.config), &self.device, self.dtype, self.kept)
+        memory::new(Sizes::of(&self.config), &self.device, self.dtype, self.decoder)
     }
 
     pub(super) fn check_images(&self, images: &[Pixels]) -> std::result::Result<(), EngineError> {
@@ -129,7 +137,13 @@ impl Model {
     pub(super) fn remember(&self, hidden: &Tensor) -> Result<Vec<ImageMemory>> {
         let tokens = self.config.vision.tokens();
         let images = hidden.dim(0)? / tokens;
-        (0..images).map(|image| self.text.remember(&hidden.narrow(0, image * tokens, tokens)?)).collect()
+        let remember = |image| self.text.remember(&hidden.narrow(0, image * tokens, tokens)?);
+        // On a GPU calls are only given to it, one after the other.
+        if self.device.is_cpu() {
+            (0..images).into_par_iter().map(remember).collect()
+        } else {
+            (0..images).map(remember).collect()
+        }
     }
 
     /// Waits for the device, so that phases can be told apart; nothing on a CPU.

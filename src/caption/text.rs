@@ -3,7 +3,7 @@
 
 use candle_core::{Result, Tensor};
 
-use super::compute::{Hidden, ImageProjection, LayerNorm, Linear, elements};
+use super::compute::{Hidden, ImageProjection, LayerNorm, Linear, Packing, elements};
 use super::config::{BlipConfig, TextConfig};
 use super::load::LoadError;
 use super::memory::{Block, ImageMemory, Memory, Sizes};
@@ -33,7 +33,7 @@ enum Images {
     /// Its keys and values for all layers, `[layers · 2 · width, image width]`.
     Projected(Linear),
     /// Its hidden states, in bf16 or in f32: each layer folds its projections into queries and contexts.
-    Hidden { narrow: bool },
+    Hidden(Packing),
 }
 
 struct Layer {
@@ -76,7 +76,8 @@ impl TextDecoder {
         }
         let images = match scope.kept() {
             Kept::Tensors => Images::Projected(Linear::load_fused(&keys_values, config.vision.hidden_size, width)?),
-            Kept::Packed { narrow } => Images::Hidden { narrow },
+            Kept::Packed(packing) => Images::Hidden(packing),
+            Kept::OneDnn { .. } => unreachable!("the decoder is never kept for oneDNN"),
         };
         Ok(Self {
             config: text.clone(),
@@ -103,9 +104,9 @@ impl TextDecoder {
                 let keys_values = keys_values.forward_transposed(image)?;
                 Ok(ImageMemory::Projected(keys_values.reshape((layers, 2, heads, head, image_tokens))?))
             }
-            Images::Hidden { narrow } => {
+            Images::Hidden(packing) => {
                 let (storage, layout) = image.storage_and_layout();
-                Ok(ImageMemory::Hidden(Hidden::new(elements(&storage, layout)?, image_width, *narrow)))
+                Ok(ImageMemory::Hidden(Hidden::new(elements(&storage, layout)?, image_width, *packing)))
             }
         }
     }

@@ -1,9 +1,10 @@
 //! The image encoder: a vision transformer (`BlipVisionModel` of transformers).
 
-use candle_core::{Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
+use rayon::prelude::*;
 
 use super::Pixels;
-use super::compute::{LayerNorm, Linear, attend_image};
+use super::compute::{Isa, LayerNorm, Linear, attend_image, on_host};
 use super::config::VisionConfig;
 use super::load::LoadError;
 use super::preprocess::Normalize;
@@ -12,6 +13,8 @@ use super::weights::Scope;
 /// The image encoder.
 pub(super) struct VisionEncoder {
     config: VisionConfig,
+    /// What attention runs on, on a CPU.
+    isa: Isa,
     /// The encoder's input for each of the 256 values of a byte, in red, green and blue.
     levels: [[f32; 256]; 3],
     patch: Linear,
@@ -49,6 +52,7 @@ impl VisionEncoder {
             position: embeddings.tensor("position_embedding", &[1, config.tokens(), width])?,
             layers,
             norm: LayerNorm::load(&scope.part("post_layernorm"), width, config.layer_norm_eps)?,
+            isa: scope.kept().isa(),
             config: config.clone(),
         })
     }
@@ -57,14 +61,14 @@ impl VisionEncoder {
     pub(super) fn forward(&self, images: &[Pixels]) -> Result<Tensor> {
         let mut x = self.embed(images)?;
         for layer in &self.layers {
-            x = layer.forward(&x, images.len(), self.config.num_attention_heads)?;
+            x = layer.forward(&x, images.len(), self.config.num_attention_heads, self.isa)?;
         }
         self.norm.forward(&x)
     }
 
     fn embed(&self, images: &[Pixels]) -> Result<Tensor> {
         let (tokens, width) = (self.config.tokens(), self.config.hidden_size);
-        let patches = self.unfold(images)?.to_dtype(self.class.dtype())?.to_device(self.class.device())?;
+        let patches = if on_host(&self.class) { self.unfold(images)? } else { self.unfold_on_device(images)? };
         let patches = self.patch.forward(&patches)?.reshape((images.len(), tokens - 1, width))?;
         let class = self.class.broadcast_as((images.len(), 1, width))?;
         let x = Tensor::cat(&[&class, &patches], 1)?.broadcast_add(&self.position)?;
@@ -72,24 +76,45 @@ impl VisionEncoder {
     }
 
     /// A patch a row, `[images · grid · grid, 3 · patch · patch]`, in the order of the convolution's weights: channel,
-    /// row, column.
+    /// row, column. On all cores.
     fn unfold(&self, images: &[Pixels]) -> Result<Tensor> {
         let (grid, patch) = (self.config.grid(), self.config.patch_size);
-        let mut values = Vec::with_capacity(images.len() * grid * grid * 3 * patch * patch);
-        for image in images {
+        let size = 3 * patch * patch;
+        let mut values = vec![0.0; images.len() * grid * grid * size];
+        values.par_chunks_exact_mut(grid * size).enumerate().for_each(|(index, to)| {
+            let (image, top) = (&images[index / grid], index % grid * patch);
             let stride = image.size() * 3;
-            for (top, left) in (0..grid).flat_map(|row| (0..grid).map(move |column| (row * patch, column * patch))) {
+            let mut rows = to.chunks_exact_mut(patch);
+            for left in (0..grid).map(|column| column * patch) {
                 for (channel, levels) in self.levels.iter().enumerate() {
-                    for row in top..top + patch {
+                    for (row, to) in (top..top + patch).zip(&mut rows) {
                         let from = row * stride + left * 3;
                         let pixels = image.data()[from..from + patch * 3].chunks_exact(3);
-                        values.extend(pixels.map(|pixel| levels[usize::from(pixel[channel])]));
+                        to.iter_mut().zip(pixels).for_each(|(to, pixel)| *to = levels[usize::from(pixel[channel])]);
                     }
                 }
             }
-        }
-        let rows = images.len() * grid * grid;
-        Tensor::from_vec(values, (rows, 3 * patch * patch), &candle_core::Device::Cpu)
+        });
+        Tensor::from_vec(values, (images.len() * grid * grid, size), &Device::Cpu)
+    }
+
+    /// The same on a device, to which the pixels go as bytes.
+    fn unfold_on_device(&self, images: &[Pixels]) -> Result<Tensor> {
+        let (grid, patch, device) = (self.config.grid(), self.config.patch_size, self.class.device());
+        let bytes: Vec<u8> = images.iter().flat_map(Pixels::data).copied().collect();
+        let (size, side) = (self.config.image_size, grid * patch);
+        let bytes = Tensor::from_vec(bytes, (images.len(), size, size, 3), device)?;
+        // Pixels at the edge that fill no patch are left out.
+        let bytes =
+            bytes.narrow(1, 0, side)?.narrow(2, 0, side)?.reshape((images.len(), grid, patch, grid, patch, 3))?;
+        let patches = bytes.permute((0, 1, 3, 5, 2, 4))?.contiguous()?;
+        let patches = patches.reshape((images.len() * grid * grid, 3, patch * patch))?.to_dtype(DType::F32)?;
+        // What the first byte becomes, and what each further one adds.
+        let first = self.levels.map(|levels| levels[0]);
+        let step = self.levels.map(|levels| (levels[255] - levels[0]) / 255.0);
+        let of_channels = |values: [f32; 3]| Tensor::new(&values, device)?.reshape((3, 1));
+        let patches = patches.broadcast_mul(&of_channels(step)?)?.broadcast_add(&of_channels(first)?)?;
+        patches.to_dtype(self.class.dtype())?.reshape((images.len() * grid * grid, 3 * patch * patch))
     }
 }
 
@@ -120,9 +145,9 @@ impl Layer {
         })
     }
 
-    fn forward(&self, x: &Tensor, images: usize, heads: usize) -> Result<Tensor> {
+    fn forward(&self, x: &Tensor, images: usize, heads: usize, isa: Isa) -> Result<Tensor> {
         let qkv = self.qkv.forward(&self.norm1.forward(x)?)?;
-        let x = self.projection.forward_add(&attend_image(&qkv, images, heads)?, x)?;
+        let x = self.projection.forward_add(&attend_image(&qkv, images, heads, isa)?, x)?;
         let inner = self.up.forward_gelu(&self.norm2.forward(&x)?)?;
         self.down.forward_add(&inner, &x)
     }

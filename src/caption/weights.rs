@@ -1,13 +1,19 @@
 //! Weights by name, from the layouts in which models are published.
 
+mod stored;
+
 use std::collections::{BTreeSet, HashMap};
+use std::error::Error;
 use std::path::{Path, PathBuf};
 
 use candle_core::pickle::PthTensors;
-use candle_core::safetensors::{Load, MmapedSafetensors, SliceSafetensors};
+use candle_core::safetensors::{Load, SliceSafetensors};
 use candle_core::{DType, Device, Tensor};
 use serde::Deserialize;
 
+use self::stored::Stored;
+
+use super::compute::{Isa, Library, Number, Packing};
 use super::files::ModelFiles;
 use super::load::LoadError;
 use super::random::RandomWeights;
@@ -21,7 +27,7 @@ pub(super) const PICKLE: &str = "pytorch_model.bin";
 
 /// Tensors by name, on the CPU and in the precision in which they are stored.
 pub(super) enum Weights {
-    Mapped(MmapedSafetensors),
+    Stored(Stored),
     Memory(HashMap<String, Tensor>),
     Pickle(PthTensors),
     Random(RandomWeights),
@@ -48,9 +54,9 @@ impl Weights {
         let single = directory.join(SINGLE);
         let pickle = directory.join(PICKLE);
         if single.is_file() {
-            Self::map(&[single])
+            Self::stored(&[single])
         } else if directory.join(INDEX).is_file() {
-            Self::map(&shards(directory)?)
+            Self::stored(&shards(directory)?)
         } else if pickle.is_file() {
             Self::unpickle(&pickle)
         } else {
@@ -58,13 +64,9 @@ impl Weights {
         }
     }
 
-    fn map(paths: &[PathBuf]) -> Result<Self, LoadError> {
-        // SAFETY: the mapping is dropped before loading ends. A file that is truncated in that time would end the
-        // process, as it would with any program that maps its weights.
-        unsafe { MmapedSafetensors::multi(paths) }.map(Self::Mapped).map_err(|error| {
-            let names: Vec<_> = paths.iter().map(|path| path.display().to_string()).collect();
-            unreadable(names.join(", "), error)
-        })
+    fn stored(paths: &[PathBuf]) -> Result<Self, LoadError> {
+        let opened = Stored::open(paths);
+        opened.map(Self::Stored).map_err(|(path, error)| unreadable(path.display().to_string(), error))
     }
 
     fn from_buffer(bytes: &[u8]) -> Result<Self, LoadError> {
@@ -89,8 +91,7 @@ impl Weights {
     /// The tensor of that name; `shape` matters to random weights only.
     fn find(&self, name: &str, shape: &[usize]) -> Result<Option<Tensor>, LoadError> {
         let tensor = match self {
-            Self::Mapped(files) if !files.tensors_contain(name) => return Ok(None),
-            Self::Mapped(files) => files.load(name, &Device::Cpu).map(Some),
+            Self::Stored(stored) => stored.find(name),
             Self::Memory(tensors) => Ok(tensors.get(name).cloned()),
             Self::Pickle(tensors) => tensors.get(name),
             Self::Random(random) => random.tensor(name, shape).map(Some),
@@ -101,22 +102,11 @@ impl Weights {
     /// Whether there is a tensor of that name.
     fn contains(&self, name: &str) -> bool {
         match self {
-            Self::Mapped(files) => files.tensors_contain(name),
+            Self::Stored(stored) => stored.contains(name),
             Self::Memory(tensors) => tensors.contains_key(name),
             Self::Pickle(tensors) => tensors.tensor_infos().contains_key(name),
             Self::Random(random) => random.contains(name),
         }
-    }
-}
-
-/// Whether a mapped file has a tensor, without reading it.
-trait Contains {
-    fn tensors_contain(&self, name: &str) -> bool;
-}
-
-impl Contains for MmapedSafetensors {
-    fn tensors_contain(&self, name: &str) -> bool {
-        self.get(name).is_ok()
     }
 }
 
@@ -155,25 +145,38 @@ fn missing(place: &str) -> LoadError {
     }
 }
 
-fn unreadable(file: impl Into<String>, error: candle_core::Error) -> LoadError {
-    LoadError::Unreadable { file: file.into(), source: Box::new(error) }
+fn unreadable(file: impl Into<String>, error: impl Into<Box<dyn Error + Send + Sync>>) -> LoadError {
+    LoadError::Unreadable { file: file.into(), source: error.into() }
 }
 
-/// How linear layers keep their weights.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// How linear layers keep their weights. Everything else is in f32 where they are not tensors.
+#[derive(Clone, Copy)]
 pub(super) enum Kept {
     /// As tensors.
     Tensors,
-    /// Packed for our own products, in bf16 or in f32; everything else is in f32.
-    Packed { narrow: bool },
+    /// Packed for our own products.
+    Packed(Packing),
+    /// Packed for oneDNN's.
+    OneDnn { library: &'static Library, number: Number },
 }
 
 impl Kept {
-    /// The fastest way on a device, for a model in this precision.
-    pub(super) fn on(device: &Device, dtype: DType) -> Self {
-        match dtype {
-            DType::F32 | DType::BF16 if device.is_cpu() => Self::Packed { narrow: dtype == DType::BF16 },
-            _ => Self::Tensors,
+    /// Whether they are tensors.
+    pub(super) fn are_tensors(self) -> bool {
+        matches!(self, Self::Tensors)
+    }
+
+    /// What the kernels beside the products run on.
+    pub(super) fn isa(self) -> Isa {
+        if let Self::Packed(packing) = self { packing.isa } else { Isa::detect() }
+    }
+
+    /// Bytes of a packed weight.
+    pub(super) fn bytes(self) -> Option<usize> {
+        match self {
+            Self::Tensors => None,
+            Self::Packed(packing) => Some(if packing.narrow { 2 } else { 4 }),
+            Self::OneDnn { number, .. } => Some(number.bytes()),
         }
     }
 }
@@ -191,12 +194,17 @@ pub(super) struct Scope<'a> {
 
 impl<'a> Scope<'a> {
     pub(super) fn root(weights: &'a Weights, device: &'a Device, dtype: DType, kept: Kept) -> Self {
-        let dtype = if kept == Kept::Tensors { dtype } else { DType::F32 };
+        let dtype = if kept.are_tensors() { dtype } else { DType::F32 };
         Self { weights, device, dtype, kept, prefix: String::new() }
     }
 
     pub(super) fn kept(&self) -> Kept {
         self.kept
+    }
+
+    /// The same, with linear layers kept in another way.
+    pub(super) fn keeping(&self, kept: Kept) -> Self {
+        Self { kept, ..self.clone() }
     }
 
     /// The scope of a part: `scope.part("encoder").part("layers.0")`.

@@ -3,10 +3,12 @@
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
+use candle_core::DType;
 use rayon::prelude::*;
 
 use super::compute;
 use super::config::BlipConfig;
+use super::weights::Kept;
 
 /// How long each ceiling is looked for.
 const LOOK: Duration = Duration::from_millis(1500);
@@ -44,7 +46,7 @@ impl BlipConfig {
 /// What this machine's CPU can give, measured.
 #[derive(Clone, Copy, Debug)]
 pub struct Ceilings {
-    /// Operations a second of a large matrix product in f32, by the captioner's own kernel.
+    /// Operations a second of a product as large as the encoder's, on its kernels and in its precision.
     pub product: f64,
     /// Bytes a second read from memory.
     pub memory: f64,
@@ -52,7 +54,7 @@ pub struct Ceilings {
 
 impl Ceilings {
     /// Measures them on all cores, for a few seconds.
-    pub fn measure() -> Self {
+    pub(super) fn measure(encoder: Kept, dtype: DType) -> candle_core::Result<Self> {
         let numbers: Vec<f32> = (0..NUMBERS).into_par_iter().map(|x| x as f32).collect();
         let memory = best(|| {
             let sums = numbers.par_chunks(1 << 20).map(|part| {
@@ -64,10 +66,10 @@ impl Ceilings {
             });
             black_box(sums.sum::<f32>());
         });
-        Self {
-            product: best_of(compute::large_product()),
+        Ok(Self {
+            product: best_of(compute::large_product(encoder, dtype)?),
             memory: NUMBERS as f64 * size_of::<f32>() as f64 / memory.as_secs_f64(),
-        }
+        })
     }
 }
 

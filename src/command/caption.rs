@@ -53,7 +53,7 @@ pub struct CaptionArgs {
     /// `auto`, `cpu` or `cuda:N`; may be given several times
     #[arg(long)]
     device: Vec<String>,
-    /// `auto`, `f32`, `bf16` or `f16`
+    /// `auto`, `f32`, `bf16`, `f16` or `int8`
     #[arg(long)]
     dtype: Option<String>,
     /// Images a device takes at once

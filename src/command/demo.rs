@@ -101,10 +101,11 @@ async fn show(args: DemoArgs, mut settings: Settings) -> anyhow::Result<Exit> {
     let info = model.info.clone();
     writeln!(
         out,
-        "model    {} on {} in {}, {:.1} M parameters",
+        "model    {} on {} in {} ({}), {:.1} M parameters",
         info.id,
         info.device,
         info.dtype,
+        info.backend,
         info.parameters as f64 / 1e6
     )?;
     let control = Control::new(&settings.flow, Arc::new(Metrics::new()));

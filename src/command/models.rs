@@ -7,7 +7,7 @@ use anyhow::Context;
 use super::{Usage, assets};
 use crate::caption::preprocess::Preprocessor;
 use crate::caption::{
-    BlipEngine, DeviceSpec, DtypeSpec, Engine, HubSource, LoadOptions, ModelInfo, ModelSource, load_model,
+    Backend, BlipEngine, DeviceSpec, DtypeSpec, Engine, HubSource, LoadOptions, ModelInfo, ModelSource, load_model,
 };
 use crate::pipeline::{Loaded, Parts};
 use crate::settings::{Batch, Model, Settings};
@@ -68,10 +68,12 @@ pub struct LoadedModel {
 pub fn load(model: &Model, batch: &Batch) -> anyhow::Result<LoadedModel> {
     let source = source(model)?;
     let dtype: DtypeSpec = model.dtype.parse().map_err(|error| Usage(format!("model.dtype: {error}")))?;
+    let backend: Backend = model.backend.parse().map_err(|error| Usage(format!("model.backend: {error}")))?;
     let mut engines = Vec::new();
     let mut first = None;
     for device in devices(model)? {
-        let options = LoadOptions { source: source.clone(), device, dtype };
+        let onednn_library = model.onednn_library.clone();
+        let options = LoadOptions { source: source.clone(), device, dtype, backend, onednn_library };
         let loaded =
             load_model(&options).with_context(|| format!("cannot load the model {} (model.source)", model.source))?;
         let (info, preprocessor) = (loaded.info().clone(), loaded.preprocessor().clone());

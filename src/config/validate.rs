@@ -13,7 +13,8 @@ use super::{Given, GivenMap, HIDDEN};
 use crate::settings::{Admin, Fetch, Flow, Input, Kafka, Log, Model, RetryTopic, SecurityProtocol, Settings};
 
 const MECHANISMS: [&str; 3] = ["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"];
-const DTYPES: [&str; 4] = ["auto", "f32", "bf16", "f16"];
+const DTYPES: [&str; 5] = ["auto", "f32", "bf16", "f16", "int8"];
+const BACKENDS: [&str; 7] = ["auto", "native", "native:plain", "native:avx2", "native:avx512", "onednn", "candle"];
 /// Longest memory for failed fetches.
 const LONGEST_WINDOW: Duration = Duration::from_secs(3600);
 
@@ -108,6 +109,11 @@ impl Check {
 
     fn at_least_one(&mut self, key: &str, value: u64) {
         self.need(value >= 1, &[key], "must be at least 1");
+    }
+
+    fn one_of(&mut self, key: &str, value: &str, known: &[&str]) {
+        let message = format!("must be one of {}, not {value:?}", known.join(", "));
+        self.need(known.contains(&value), &[key], message);
     }
 
     fn not_empty(&mut self, key: &str, text: &str) {
@@ -305,8 +311,8 @@ impl Check {
         self.not_empty("model.source", &model.source);
         self.devices(&model.devices);
         self.at_least_one("model.replicas", model.replicas as u64);
-        let message = format!("must be one of {}, not {:?}", DTYPES.join(", "), model.dtype);
-        self.need(DTYPES.contains(&model.dtype.as_str()), &["model.dtype"], message);
+        self.one_of("model.dtype", &model.dtype, &DTYPES);
+        self.one_of("model.backend", &model.backend, &BACKENDS);
         if let Some(endpoint) = &model.hub_endpoint {
             let url = url::Url::parse(endpoint).ok();
             let http = url.is_some_and(|url| matches!(url.scheme(), "http" | "https") && url.has_host());

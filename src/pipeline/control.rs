@@ -364,6 +364,7 @@ impl Control {
         };
         let device = |stats: &Arc<DeviceStats>| DeviceStatus {
             name: stats.name.clone(),
+            backend: stats.backend.clone(),
             alive: stats.alive.load(Ordering::Acquire),
             batch_size: stats.batch_size.load(Ordering::Relaxed),
             max_batch_size: stats.max_batch_size,

@@ -62,6 +62,8 @@ pub struct Status {
 pub struct DeviceStatus {
     /// Name.
     pub name: String,
+    /// The kernels it runs on.
+    pub backend: String,
     /// Whether it is at work.
     pub alive: bool,
     /// Images it takes at once.

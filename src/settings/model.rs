@@ -16,8 +16,12 @@ pub struct Model {
     pub devices: Vec<String>,
     /// Copies of the model on each device; more than one is of use on a CPU only in tests.
     pub replicas: usize,
-    /// `auto`, `f32`, `bf16` or `f16`.
+    /// `auto`, `f32`, `bf16`, `f16` or `int8`.
     pub dtype: String,
+    /// `auto`, `native` (or `native:avx512`, `native:avx2`, `native:plain`), `onednn` or `candle`.
+    pub backend: String,
+    /// oneDNN's file, where it is not the system's `libdnnl.so.3` or `libdnnl.so.2`.
+    pub onednn_library: Option<PathBuf>,
     /// Address of the hub, when it is not the public one.
     pub hub_endpoint: Option<String>,
     /// File that holds the hub's token.
@@ -43,6 +47,8 @@ impl Default for Model {
             devices: vec!["auto".into()],
             replicas: 1,
             dtype: "auto".into(),
+            backend: "auto".into(),
+            onednn_library: None,
             hub_endpoint: None,
             hub_token_file: None,
             prompt: None,

@@ -170,7 +170,7 @@ pub fn spawn(
         max_batch_size,
         "images that the device takes at once, and the most that fit into model.max_state"
     );
-    let stats = Arc::new(DeviceStats::new(name.clone(), batch_size, max_batch_size));
+    let stats = Arc::new(DeviceStats::new(name.clone(), info.backend.clone(), batch_size, max_batch_size));
     let model = ModelRef { id: info.id.clone(), revision: info.revision.clone(), dtype: info.dtype.clone() };
     let mut runner = Runner { engine, model, shared, stats: stats.clone(), work: Duration::MAX };
     let thread = thread::Builder::new().name(format!("infer {name}")).spawn(move || {

@@ -181,6 +181,10 @@ fn a_file_that_is_not_what_it_claims_is_named() {
     spoilt("tokenizer.json", b"[]");
     spoilt("preprocessor_config.json", b"3");
     spoilt("model.safetensors", b"not a tensor");
+    assert!(spoilt("model.safetensors", b"").contains("download"));
+    let mut cut = fs::read(fixture.directory().join("model.safetensors")).unwrap();
+    cut.truncate(cut.len() - 1);
+    assert!(spoilt("model.safetensors", &cut).contains("download"));
     spoilt("pytorch_model.bin", b"not a zip");
     let message = spoilt("config.json", br#"{"model_type":"blip-2"}"#);
     assert!(message.contains("model_type") && message.contains("blip-2"), "{message}");

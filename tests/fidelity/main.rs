@@ -4,8 +4,10 @@
 //! The fixtures, and the reference's results for them, are written by `tests/reference/make_fixtures.py`. Run with
 //! `-- --nocapture` to see the largest differences.
 
+mod backends;
 mod batching;
 mod fixture;
+mod gate;
 mod hub;
 mod layouts;
 mod oracle;

@@ -1,35 +1,38 @@
-//! Half precisions run, and stay as near to the reference as their mantissas allow.
+//! Reduced precisions run, and stay as near to the reference as their mantissas allow.
 
-use blipstream::caption::{BlipEngine, DtypeSpec, caption};
+use blipstream::caption::{Backend, BlipEngine, DtypeSpec, caption};
 
-use crate::fixture::{Fixture, largest_difference, load_from, report};
+use crate::fixture::{Fixture, largest_difference, load_from, load_if_here, report};
 
 /// How far scores may be off, as a share of the spread of the scores; and how many first tokens may differ of all.
 ///
 /// The weights of the fixtures are scaled to make differences show, some ten times as much as trained weights would.
 struct Allowance {
     dtype: DtypeSpec,
+    backend: Backend,
     scores: f32,
     first_tokens: f32,
 }
 
-const ALLOWANCES: [Allowance; 2] = [
-    Allowance { dtype: DtypeSpec::Bf16, scores: 0.10, first_tokens: 0.2 },
-    Allowance { dtype: DtypeSpec::F16, scores: 0.02, first_tokens: 0.1 },
+const ALLOWANCES: [Allowance; 4] = [
+    Allowance { dtype: DtypeSpec::Bf16, backend: Backend::Native(None), scores: 0.10, first_tokens: 0.2 },
+    Allowance { dtype: DtypeSpec::F16, backend: Backend::Candle, scores: 0.02, first_tokens: 0.1 },
+    Allowance { dtype: DtypeSpec::Bf16, backend: Backend::OneDnn, scores: 0.10, first_tokens: 0.2 },
+    Allowance { dtype: DtypeSpec::Int8, backend: Backend::OneDnn, scores: 0.15, first_tokens: 0.2 },
 ];
 
 #[test]
-fn half_precisions_stay_near_the_reference() {
-    for Allowance { dtype, scores, first_tokens } in ALLOWANCES {
+fn reduced_precisions_stay_near_the_reference() {
+    for Allowance { dtype, backend, scores, first_tokens } in ALLOWANCES {
         let (mut captions, mut equal, mut first) = (0, 0, 0);
         for fixture in Fixture::all() {
-            let model = load_from(&fixture.directory(), dtype);
+            let Some(model) = load_if_here(&fixture.directory(), dtype, backend) else { continue };
             assert_eq!(model.info().dtype, dtype.to_string());
             for (image, (ids, expected)) in fixture.forced.iter().enumerate() {
                 let logits = model.logits(&fixture.images[image], ids).unwrap();
                 let error = largest_difference(&logits, expected) / spread(expected);
                 report(&format!(
-                    "{} in {dtype}: logits of image {image} off by {error:.4} of their spread",
+                    "{} in {dtype} on {backend}: logits of image {image} off by {error:.4} of their spread",
                     fixture.name
                 ));
                 assert!(error < scores);
@@ -43,7 +46,7 @@ fn half_precisions_stay_near_the_reference() {
                 first += usize::from(ours[0] == expected.token_ids[0]);
             }
         }
-        report(&format!("{dtype}: {equal} of {captions} captions equal, {first} first tokens"));
+        report(&format!("{dtype} on {backend}: {equal} of {captions} captions equal, {first} first tokens"));
         assert!((captions - first) as f32 <= first_tokens * captions as f32);
     }
 }

@@ -1,6 +1,7 @@
 """Draws the evaluation scenes and the demo images; all of combinations training never sees.
 
 python make_images.py scenes ../../../tests/fixtures/scenes
+python make_images.py sheet ../../../tests/fixtures/scenes
 python make_images.py demo ../images
 """
 
@@ -14,11 +15,15 @@ from pathlib import Path
 from PIL import Image
 
 from grammar import Group, Scene, is_reserved, sample_scene
-from scenes import render
+from scenes import Picture, render, to_array
 
 SCENES = 200
 SCENES_SEED = 9_000_000
 FILE_LIMIT = 118_000
+# Of the sheet: columns and rows of scenes, and the side of one, which is the model's.
+SHEET = (20, 15)
+SHEET_SEED = 9_500_000
+SIDE = 112
 
 # File, width, height, groups, place, weather, time, seed.
 DEMO = [
@@ -74,17 +79,36 @@ def check(scene: Scene) -> None:
         assert is_reserved(group.kind, group.colour, scene.place), (group, scene.place)
 
 
+def draw(seed: int) -> tuple[Scene, Picture]:
+    """A small picture of a reserved scene."""
+    rng = random.Random(seed)
+    ratio = rng.uniform(0.75, 1.78)
+    scene = sample_scene(rng, reserved=True, wide=ratio >= 1)
+    check(scene)
+    side = rng.randint(128, 160)
+    size = (side, round(side / ratio)) if ratio >= 1 else (round(side * ratio), side)
+    return scene, render(scene, rng.getrandbits(48), size, finer=4)
+
+
+def make_sheet(out: Path) -> None:
+    """Further scenes as the model sees them, row by row on one sheet: `sheet.jpg` and `sheet.json`, their captions."""
+    columns, rows = SHEET
+    sheet = Image.new("RGB", (columns * SIDE, rows * SIDE))
+    captions = []
+    for number in range(columns * rows):
+        scene, picture = draw(SHEET_SEED + number)
+        tile = Image.fromarray(to_array(picture, SIDE))
+        sheet.paste(tile, (number % columns * SIDE, number // columns * SIDE))
+        captions.append(scene.caption())
+    sheet.save(out / "sheet.jpg", quality=92, optimize=True)
+    (out / "sheet.json").write_text(json.dumps(captions, indent=0) + "\n")
+
+
 def make_scenes(out: Path) -> None:
     """The evaluation scenes: small pictures and `scenes.jsonl`."""
     lines, formats = [], ("png", "webp", "jpg")
     for number in range(SCENES):
-        rng = random.Random(SCENES_SEED + number)
-        ratio = rng.uniform(0.75, 1.78)
-        scene = sample_scene(rng, reserved=True, wide=ratio >= 1)
-        check(scene)
-        side = rng.randint(128, 160)
-        size = (side, round(side / ratio)) if ratio >= 1 else (round(side * ratio), side)
-        picture = render(scene, rng.getrandbits(48), size, finer=4)
+        scene, picture = draw(SCENES_SEED + number)
         name = f"scene-{number:03}.{formats[number % 3 if number % 5 else 1]}"
         save(picture.image, out / name, quality=92)
         lines.append(json.dumps({"file": name, "caption": scene.caption()}))
@@ -108,11 +132,11 @@ def make_demo(out: Path) -> None:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("scenes", "demo"))
+    parser.add_argument("what", choices=("scenes", "sheet", "demo"))
     parser.add_argument("out", type=Path)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    {"scenes": make_scenes, "demo": make_demo}[options.what](options.out)
+    {"scenes": make_scenes, "sheet": make_sheet, "demo": make_demo}[options.what](options.out)
 
 
 if __name__ == "__main__":

@@ -3,10 +3,10 @@
 use half::bf16;
 use rayon::prelude::*;
 
-use super::host::softmax_row;
 use super::lanes::Isa;
-use super::packed::{Matrix, Number, Packed};
-use super::product::{AsIs, Target, product, product_here};
+use super::packed::{Matrix, Number, Packed, Packing};
+use super::product::{AsIs, Finish, Target, product, product_here};
+use super::softmax::exponentials;
 
 /// Queries whose scores are held at a time, by a thread.
 const QUERIES: usize = 48;
@@ -16,16 +16,28 @@ struct Scratch {
     keys: Packed<f32>,
     values: Packed<f32>,
     scores: Vec<f32>,
-    room: Vec<f32>,
+    shares: [f32; QUERIES],
+}
+
+/// Multiplies each row by its share.
+struct Shared<'a>(&'a [f32]);
+
+#[expect(clippy::inline_always, reason = "a part of hot loops")]
+impl Finish for Shared<'_> {
+    #[inline(always)]
+    fn finish(&self, y: &mut [f32], row: usize, _: usize) {
+        for y in y {
+            *y *= self.0[row];
+        }
+    }
 }
 
 /// The encoder's self-attention, see [`attend_image`](super::attend_image): `qkv` is `[images · tokens, 3 · width]`, the
 /// result `[images · tokens, width]`.
-pub(super) fn attend_self(qkv: &[f32], images: usize, tokens: usize, heads: usize) -> Vec<f32> {
+pub(super) fn attend_self(isa: Isa, qkv: &[f32], images: usize, tokens: usize, heads: usize) -> Vec<f32> {
     let width = qkv.len() / (images * tokens * 3);
     let head = width / heads;
     let scale = 1.0 / (head as f32).sqrt();
-    let isa = Isa::detect();
     let mut contexts = Vec::with_capacity(images * tokens * width);
     let target = Target::new(contexts.as_mut_ptr(), width);
     // A head is work enough for a thread; where there are more threads than heads, a part of its queries is.
@@ -34,14 +46,14 @@ pub(super) fn attend_self(qkv: &[f32], images: usize, tokens: usize, heads: usiz
         keys: Packed::empty(isa),
         values: Packed::empty(isa),
         scores: vec![0.0; QUERIES * tokens],
-        room: Vec::new(),
+        shares: [0.0; QUERIES],
     };
     (0..images * heads * parts).into_par_iter().for_each_init(scratch, |scratch, job| {
         let (image, which, part) = (job / parts / heads, job / parts % heads, job % parts);
         let of = |which: usize, rows: std::ops::Range<usize>| {
             Matrix::new(&qkv[(image * tokens + rows.start) * 3 * width + which..], 3 * width, rows.len(), head)
         };
-        let Scratch { keys, values, scores, room } = scratch;
+        let Scratch { keys, values, scores, shares } = scratch;
         keys.take_columns(of(width + which * head, 0..tokens));
         values.take_rows(of(2 * width + which * head, 0..tokens));
         let end = tokens * (part + 1) / parts;
@@ -50,15 +62,14 @@ pub(super) fn attend_self(qkv: &[f32], images: usize, tokens: usize, heads: usiz
             let count = queries.len();
             let to = Target::new(scores.as_mut_ptr(), tokens);
             // SAFETY: the scores are this thread's, and have room for so many queries.
-            unsafe { product_here(of(which * head, queries), keys, to, room, &AsIs) };
-            for scores in scores[..count * tokens].chunks_exact_mut(tokens) {
-                softmax_row(scores, scale);
-            }
-            let probabilities = Matrix::new(scores, tokens, count, tokens);
+            unsafe { product_here(of(which * head, queries), keys, to, &AsIs) };
+            let shares = &mut shares[..count];
+            exponentials(isa, &mut scores[..count * tokens], tokens, scale, shares);
+            let weights = Matrix::new(scores, tokens, count, tokens);
             // SAFETY: each job has queries and columns of its own in `contexts`, which has room for all of them.
             unsafe {
                 let to = target.from(image * tokens + first, which * head);
-                product_here(probabilities, values, to, room, &AsIs);
+                product_here(weights, values, to, &Shared(shares));
             }
         }
     });
@@ -83,8 +94,7 @@ pub(in crate::caption) struct Both<N> {
 }
 
 impl<N: Number> Both<N> {
-    fn new(hidden: Matrix<'_>) -> Self {
-        let isa = Isa::detect();
+    fn new(isa: Isa, hidden: Matrix<'_>) -> Self {
         Self { keys: Packed::of_columns(isa, hidden), values: Packed::of_rows(isa, hidden) }
     }
 
@@ -96,10 +106,9 @@ impl<N: Number> Both<N> {
     fn attend(&self, queries: Matrix<'_>, scale: f32) -> Vec<f32> {
         let mut scores = product(queries, &self.keys, &AsIs);
         let (rows, tokens) = (queries.rows, scores.len() / queries.rows);
-        for scores in scores.chunks_exact_mut(tokens) {
-            softmax_row(scores, scale);
-        }
-        product(Matrix::new(&scores, tokens, rows, tokens), &self.values, &AsIs)
+        let mut shares = vec![0.0; rows];
+        exponentials(self.keys.isa, &mut scores, tokens, scale, &mut shares);
+        product(Matrix::new(&scores, tokens, rows, tokens), &self.values, &Shared(&shares))
     }
 
     /// On this thread.
@@ -108,28 +117,27 @@ impl<N: Number> Both<N> {
         queries: Matrix<'_>,
         scale: f32,
         contexts: &mut [f32],
-        (scores, room): &mut (Vec<f32>, Vec<f32>),
+        (scores, shares): &mut (Vec<f32>, Vec<f32>),
     ) {
         let (rows, tokens) = (queries.rows, self.keys.width);
         scores.resize(rows * tokens, 0.0);
         // SAFETY: the scores are this thread's, and have the room.
-        unsafe { product_here(queries, &self.keys, Target::new(scores.as_mut_ptr(), tokens), room, &AsIs) };
-        for scores in scores.chunks_exact_mut(tokens) {
-            softmax_row(scores, scale);
-        }
+        unsafe { product_here(queries, &self.keys, Target::new(scores.as_mut_ptr(), tokens), &AsIs) };
+        shares.resize(rows, 0.0);
+        exponentials(self.keys.isa, scores, tokens, scale, shares);
         let width = self.values.width;
         assert_eq!(contexts.len(), rows * width, "contexts are as many as queries");
         let to = Target::new(contexts.as_mut_ptr(), width);
         // SAFETY: `contexts` has the room.
-        unsafe { product_here(Matrix::new(scores, tokens, rows, tokens), &self.values, to, room, &AsIs) };
+        unsafe { product_here(Matrix::new(scores, tokens, rows, tokens), &self.values, to, &Shared(shares)) };
     }
 }
 
 impl Hidden {
-    /// From hidden states `[tokens, width]`, to be kept in bf16 or in f32.
-    pub(in crate::caption) fn new(hidden: &[f32], width: usize, narrow: bool) -> Self {
+    /// From hidden states `[tokens, width]`.
+    pub(in crate::caption) fn new(hidden: &[f32], width: usize, Packing { isa, narrow }: Packing) -> Self {
         let hidden = Matrix::new(hidden, width, hidden.len() / width, width);
-        if narrow { Self::Bf16(Both::new(hidden)) } else { Self::Full(Both::new(hidden)) }
+        if narrow { Self::Bf16(Both::new(isa, hidden)) } else { Self::Full(Both::new(isa, hidden)) }
     }
 
     /// Memory that it takes, in bytes.
@@ -141,8 +149,8 @@ impl Hidden {
     }
 
     /// What one of so many tokens takes, in bytes.
-    pub(in crate::caption) fn bytes_for(tokens: usize, width: usize, narrow: bool) -> usize {
-        let columns = Isa::detect().columns();
+    pub(in crate::caption) fn bytes_for(tokens: usize, width: usize, Packing { isa, narrow }: Packing) -> usize {
+        let columns = isa.columns();
         let numbers = tokens.next_multiple_of(columns) * width + width.next_multiple_of(columns) * tokens;
         numbers * if narrow { size_of::<bf16>() } else { size_of::<f32>() }
     }

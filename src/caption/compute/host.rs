@@ -3,7 +3,11 @@
 //!
 //! Baseline x86-64 has 4 lanes only, so each kernel is compiled for wider registers too and chosen at run time.
 
+use half::bf16;
 use rayon::prelude::*;
+
+use super::lanes::Isa;
+use super::softmax::softmax;
 
 /// Independent partial sums of a reduction, so that it can be done in vector registers.
 const LANES: usize = 16;
@@ -37,24 +41,6 @@ macro_rules! wide {
             plain($($argument),*)
         }
     };
-}
-
-/// eˣ to within 2 units in the last place (Cephes `expf`): 2ⁿ times a polynomial on [−ln 2 / 2, ln 2 / 2].
-#[inline(always)]
-#[expect(clippy::excessive_precision, clippy::inline_always, reason = "constants as published; a part of hot loops")]
-fn exp(x: f32) -> f32 {
-    let x = x.clamp(-87.3, 88.3);
-    // Adding 1.5 · 2²³ rounds to an integer, which then stands in the lowest bits.
-    let shifted = x * std::f32::consts::LOG2_E + 12_582_912.0;
-    let twos = shifted - 12_582_912.0;
-    let r = x - twos * 0.693_359_375 + twos * 2.121_944_4e-4;
-    let p = 1.987_569_15e-4;
-    let p = p * r + 1.398_199_95e-3;
-    let p = p * r + 8.333_451_9e-3;
-    let p = p * r + 4.166_579_6e-2;
-    let p = p * r + 1.666_666_55e-1;
-    let p = p * r + 5.000_000_1e-1;
-    (p * r * r + r + 1.0) * f32::from_bits((shifted.to_bits() << 23).wrapping_add(0x3f80_0000))
 }
 
 /// erf x to within 1e-6: the rational approximation of Eigen (`generic_fast_erf_float`) on [−4, 4], beyond which erf is
@@ -135,29 +121,6 @@ fn larger(a: f32, b: f32) -> f32 {
 }
 
 wide! {
-    /// The softmax of `scale · row`, in place.
-    pub(super) fn softmax_row(row: &mut [f32], scale: f32) {
-        // NaN loses every comparison; it comes back in the exponentials.
-        let top = reduce(row, f32::NEG_INFINITY, larger, larger) * scale;
-        for x in row.iter_mut() {
-            *x = exp(*x * scale - top);
-        }
-        let share = 1.0 / reduce(row, 0.0, |sum, x| sum + x, |a, b| a + b);
-        for x in row.iter_mut() {
-            *x *= share;
-        }
-    }
-}
-
-wide! {
-    /// The logarithm of the sum of the exponentials of `row`.
-    pub(in crate::caption) fn log_sum_exp(row: &[f32]) -> f32 {
-        let top = reduce(row, f32::NEG_INFINITY, larger, larger);
-        top + reduce(row, 0.0, |sum, x| sum + exp(x - top), |a, b| a + b).ln()
-    }
-}
-
-wide! {
     fn norm_row(to: &mut [f32], from: &[f32], weight: &[f32], bias: &[f32], eps: f32) {
         let count = from.len() as f32;
         let mean = reduce(from, 0.0, |sum, x| sum + x, |a, b| a + b) / count;
@@ -183,7 +146,7 @@ impl Head<'_> {
     pub(in crate::caption) fn attend(&self, query: &[f32], context: &mut [f32], scores: &mut [f32]) {
         let scores = &mut scores[..self.length];
         weighted_sum(scores, self.keys, self.stride, query);
-        softmax_row(scores, 1.0 / (query.len() as f32).sqrt());
+        softmax(Isa::detect(), scores, 1.0 / (query.len() as f32).sqrt());
         dot_products(context, self.values, self.stride, scores);
     }
 }
@@ -232,6 +195,33 @@ wide! {
     }
 }
 
+wide! {
+    /// Rounds to the nearest bf16, ties to even.
+    pub(super) fn narrow_row(to: &mut [bf16], from: &[f32]) {
+        for (to, x) in to.iter_mut().zip(from) {
+            let bits = x.to_bits();
+            let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
+            // Rounding could make a number of what is none.
+            *to = bf16::from_bits(if x.is_nan() { 0x7fc0 } else { rounded as u16 });
+        }
+    }
+}
+
+wide! {
+    /// The nearest multiples of the scale that is returned, of which the largest becomes ±`most`, 127 or less. The scale of
+    /// a row that has what is no number is none.
+    pub(super) fn quantize_row(to: &mut [i8], from: &[f32], most: f32) -> f32 {
+        let largest = reduce(from, 0.0, |top, x| larger(top, x.abs()), larger);
+        let finite = reduce(from, 0.0, |sum, x| sum + x * 0.0, |a, b| a + b);
+        let inverse = if largest > 0.0 { most / largest } else { 0.0 };
+        for (to, x) in to.iter_mut().zip(from) {
+            // Adding 1.5 · 2²³ rounds to an integer, which then stands in the lowest bits.
+            *to = (x * inverse + 12_582_912.0).to_bits() as i8;
+        }
+        largest / most + finite
+    }
+}
+
 /// Layer normalisation of each row of `x`, as wide as `weight` and `bias`. On all cores where it is worth it.
 pub(super) fn layer_norm(x: &[f32], weight: &[f32], bias: &[f32], eps: f32) -> Vec<f32> {
     let width = weight.len();
@@ -269,17 +259,12 @@ mod tests {
     }
 
     #[test]
-    fn exp_and_erf_are_as_near_as_they_say() {
-        for x in values(100_000, 87.0) {
-            assert!((f64::from(exp(x)) / f64::from(x).exp() - 1.0).abs() < 3e-7, "{x}");
-        }
+    fn erf_is_as_near_as_it_says() {
         let exact = Tensor::from_vec(values(100_000, 5.0), 100_000, &Device::Cpu).unwrap();
         let theirs: Vec<f32> = exact.erf().unwrap().to_vec1().unwrap();
         for (x, y) in values(100_000, 5.0).into_iter().zip(theirs) {
             assert!((erf(x) - y).abs() < 1e-6, "{x}");
         }
-        assert!(exp(f32::NAN).is_nan());
-        assert!(exp(-1e9) < 1e-37);
     }
 
     #[test]
@@ -301,7 +286,7 @@ mod tests {
         close(rows(&|row| add_row(row, &flat(&bias))), &biased);
         close(rows(&|row| gelu_row(row, &flat(&bias))), &biased.gelu_erf().unwrap());
         let theirs = candle_nn::ops::softmax(&(&x * 0.7).unwrap(), D::Minus1).unwrap();
-        close(rows(&|row| softmax_row(row, 0.7)), &theirs);
+        close(rows(&|row| softmax(Isa::detect(), row, 0.7)), &theirs);
         let weight = tensor((1, 77), 1.0).squeeze(0).unwrap();
         let theirs = candle_nn::ops::layer_norm_slow(&x, &weight, &bias, 1e-5).unwrap();
         close(layer_norm(&flat(&x), &flat(&weight), &flat(&bias), 1e-5), &theirs);
@@ -324,11 +309,5 @@ mod tests {
         let theirs = theirs.matmul(&seen(&values).t().unwrap()).unwrap();
         let ours = Tensor::from_vec(context, (1, head), &Device::Cpu).unwrap();
         assert!(largest_difference(&ours, &theirs) < 5e-6);
-    }
-
-    #[test]
-    fn the_logarithm_of_a_sum_survives_large_scores() {
-        assert!((log_sum_exp(&[1000.0, 1000.0]) - (1000.0 + 2f32.ln())).abs() < 1e-4);
-        assert!(log_sum_exp(&[0.0, f32::NAN]).is_nan());
     }
 }

@@ -25,6 +25,12 @@ pub(in crate::caption) unsafe trait Lanes: Copy {
     unsafe fn store(self, to: *mut f32);
     /// The sum.
     unsafe fn add(self, other: Self) -> Self;
+    /// The larger of both; `other` where one of them is no number.
+    unsafe fn max(self, other: Self) -> Self;
+    /// The smaller of both; `other` where one of them is no number.
+    unsafe fn min(self, other: Self) -> Self;
+    /// 2ⁿ, where n stands in the lowest bits of each lane.
+    unsafe fn power_of_two(self) -> Self;
     /// `self · factor + addend`, rounded once where the machine can.
     unsafe fn mul_add(self, factor: Self, addend: Self) -> Self;
 }
@@ -72,6 +78,21 @@ unsafe impl Lanes for Plain {
     }
 
     #[inline(always)]
+    unsafe fn max(self, other: Self) -> Self {
+        Self(std::array::from_fn(|lane| if self.0[lane] > other.0[lane] { self.0[lane] } else { other.0[lane] }))
+    }
+
+    #[inline(always)]
+    unsafe fn min(self, other: Self) -> Self {
+        Self(std::array::from_fn(|lane| if self.0[lane] < other.0[lane] { self.0[lane] } else { other.0[lane] }))
+    }
+
+    #[inline(always)]
+    unsafe fn power_of_two(self) -> Self {
+        Self(self.0.map(|x| f32::from_bits((x.to_bits() << 23).wrapping_add(0x3f80_0000))))
+    }
+
+    #[inline(always)]
     unsafe fn mul_add(self, factor: Self, addend: Self) -> Self {
         Self(std::array::from_fn(|lane| {
             let (x, y, z) = (self.0[lane], factor.0[lane], addend.0[lane]);
@@ -84,10 +105,12 @@ unsafe impl Lanes for Plain {
 #[cfg(target_arch = "x86_64")]
 pub(in crate::caption) mod x86 {
     use std::arch::x86_64::{
-        __m256, __m512, _mm_loadu_si128, _mm256_add_ps, _mm256_castsi256_ps, _mm256_cvtepu16_epi32, _mm256_fmadd_ps,
-        _mm256_loadu_ps, _mm256_loadu_si256, _mm256_set1_ps, _mm256_setzero_ps, _mm256_slli_epi32, _mm256_storeu_ps,
-        _mm512_add_ps, _mm512_castsi512_ps, _mm512_cvtepu16_epi32, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_set1_ps,
-        _mm512_setzero_ps, _mm512_slli_epi32, _mm512_storeu_ps,
+        __m256, __m512, _mm_loadu_si128, _mm256_add_epi32, _mm256_add_ps, _mm256_castps_si256, _mm256_castsi256_ps,
+        _mm256_cvtepu16_epi32, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_max_ps, _mm256_min_ps,
+        _mm256_set1_epi32, _mm256_set1_ps, _mm256_setzero_ps, _mm256_slli_epi32, _mm256_storeu_ps, _mm512_add_epi32,
+        _mm512_add_ps, _mm512_castps_si512, _mm512_castsi512_ps, _mm512_cvtepu16_epi32, _mm512_fmadd_ps,
+        _mm512_loadu_ps, _mm512_max_ps, _mm512_min_ps, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps,
+        _mm512_slli_epi32, _mm512_storeu_ps,
     };
 
     use half::bf16;
@@ -141,6 +164,22 @@ pub(in crate::caption) mod x86 {
         }
 
         #[inline(always)]
+        unsafe fn max(self, other: Self) -> Self {
+            Self(unsafe { _mm256_max_ps(self.0, other.0) })
+        }
+
+        #[inline(always)]
+        unsafe fn min(self, other: Self) -> Self {
+            Self(unsafe { _mm256_min_ps(self.0, other.0) })
+        }
+
+        #[inline(always)]
+        unsafe fn power_of_two(self) -> Self {
+            let exponent = unsafe { _mm256_slli_epi32::<23>(_mm256_castps_si256(self.0)) };
+            Self(unsafe { _mm256_castsi256_ps(_mm256_add_epi32(exponent, _mm256_set1_epi32(0x3f80_0000))) })
+        }
+
+        #[inline(always)]
         unsafe fn mul_add(self, factor: Self, addend: Self) -> Self {
             Self(unsafe { _mm256_fmadd_ps(self.0, factor.0, addend.0) })
         }
@@ -185,6 +224,22 @@ pub(in crate::caption) mod x86 {
         }
 
         #[inline(always)]
+        unsafe fn max(self, other: Self) -> Self {
+            Self(unsafe { _mm512_max_ps(self.0, other.0) })
+        }
+
+        #[inline(always)]
+        unsafe fn min(self, other: Self) -> Self {
+            Self(unsafe { _mm512_min_ps(self.0, other.0) })
+        }
+
+        #[inline(always)]
+        unsafe fn power_of_two(self) -> Self {
+            let exponent = unsafe { _mm512_slli_epi32::<23>(_mm512_castps_si512(self.0)) };
+            Self(unsafe { _mm512_castsi512_ps(_mm512_add_epi32(exponent, _mm512_set1_epi32(0x3f80_0000))) })
+        }
+
+        #[inline(always)]
         unsafe fn mul_add(self, factor: Self, addend: Self) -> Self {
             Self(unsafe { _mm512_fmadd_ps(self.0, factor.0, addend.0) })
         }
@@ -192,8 +247,8 @@ pub(in crate::caption) mod x86 {
 }
 
 /// The instructions that kernels are compiled for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::caption) enum Isa {
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Isa {
     /// Whatever every machine of this architecture has.
     Plain,
     /// AVX2 and fused multiply-add.
@@ -203,6 +258,18 @@ pub(in crate::caption) enum Isa {
 }
 
 impl Isa {
+    /// All of them, the least first.
+    pub const ALL: [Self; 3] = [Self::Plain, Self::Avx2, Self::Avx512];
+
+    /// As a user writes it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Plain => "plain",
+            Self::Avx2 => "avx2",
+            Self::Avx512 => "avx512",
+        }
+    }
+
     /// Whether this machine has it.
     pub(in crate::caption) fn is_here(self) -> bool {
         match self {
@@ -218,7 +285,7 @@ impl Isa {
 
     /// The best that this machine has.
     pub(in crate::caption) fn detect() -> Self {
-        [Self::Avx512, Self::Avx2].into_iter().find(|isa| isa.is_here()).unwrap_or(Self::Plain)
+        Self::ALL.into_iter().rfind(|isa| isa.is_here()).unwrap_or(Self::Plain)
     }
 
     /// Columns of a panel.

@@ -1,22 +1,39 @@
-//! Linear layers in f32 on a CPU, with weights packed once in f32 or bf16.
+//! Linear layers on a CPU, with weights that are packed once.
 
 use half::bf16;
 use rayon::prelude::*;
 
 use super::host::{add_row, gelu_row};
-use super::lanes::Isa;
-use super::packed::{Matrix, Packed};
+use super::onednn::{self, Library, OneDnnError};
+use super::packed::{Matrix, Packed, Packing};
 use super::product::{AsIs, Finish, Target, product, product_here};
 
 /// `x · weightᵀ + bias` for slices.
 pub(in crate::caption) struct HostLinear {
-    weight: Weight,
+    weight: Factor,
     bias: Vec<f32>,
     inputs: usize,
 }
 
-/// A right factor in one of the precisions in which it may be kept.
-pub(in crate::caption) enum Weight {
+/// The right factor of a layer's product.
+enum Factor {
+    /// For our own product.
+    Own(Weight),
+    /// For oneDNN's.
+    OneDnn(onednn::Factor),
+}
+
+impl Factor {
+    fn product(&self, x: Matrix<'_>, finish: &impl Finish) -> Result<Vec<f32>, OneDnnError> {
+        match self {
+            Self::Own(weight) => Ok(weight.product(x, finish)),
+            Self::OneDnn(factor) => factor.product(x, finish),
+        }
+    }
+}
+
+/// A right factor in one of the precisions in which it may be packed.
+enum Weight {
     /// In f32.
     Full(Packed<f32>),
     /// In bf16.
@@ -25,13 +42,11 @@ pub(in crate::caption) enum Weight {
 
 impl Weight {
     /// From a matrix whose rows are the factor's columns, as `weight` `[outputs, inputs]` is.
-    fn of_columns(columns: Matrix<'_>, narrow: bool) -> Self {
-        let isa = Isa::detect();
+    fn of_columns(columns: Matrix<'_>, Packing { isa, narrow }: Packing) -> Self {
         if narrow { Self::Bf16(Packed::of_columns(isa, columns)) } else { Self::Full(Packed::of_columns(isa, columns)) }
     }
 
-    fn of_rows(rows: Matrix<'_>, narrow: bool) -> Self {
-        let isa = Isa::detect();
+    fn of_rows(rows: Matrix<'_>, Packing { isa, narrow }: Packing) -> Self {
         if narrow { Self::Bf16(Packed::of_rows(isa, rows)) } else { Self::Full(Packed::of_rows(isa, rows)) }
     }
 
@@ -44,12 +59,12 @@ impl Weight {
 
     /// # Safety
     /// As [`product_here`].
-    unsafe fn product_here(&self, x: Matrix<'_>, target: Target, room: &mut Vec<f32>) {
+    unsafe fn product_here(&self, x: Matrix<'_>, target: Target) {
         // SAFETY: the caller's.
         unsafe {
             match self {
-                Self::Full(packed) => product_here(x, packed, target, room, &AsIs),
-                Self::Bf16(packed) => product_here(x, packed, target, room, &AsIs),
+                Self::Full(packed) => product_here(x, packed, target, &AsIs),
+                Self::Bf16(packed) => product_here(x, packed, target, &AsIs),
             }
         }
     }
@@ -88,11 +103,23 @@ impl Finish for BiasAdd<'_> {
 }
 
 impl HostLinear {
-    /// From `weight` `[outputs, inputs]` and `bias` `[outputs]`; the weight is kept in bf16 or in f32.
-    pub(in crate::caption) fn new(weight: &[f32], bias: Vec<f32>, narrow: bool) -> Self {
+    /// On our own product, from `weight` `[outputs, inputs]` and `bias` `[outputs]`.
+    pub(in crate::caption) fn new(weight: &[f32], bias: Vec<f32>, packing: Packing) -> Self {
         let inputs = weight.len() / bias.len();
-        let weight = Weight::of_columns(Matrix::new(weight, inputs, bias.len(), inputs), narrow);
-        Self { weight, bias, inputs }
+        let weight = Weight::of_columns(Matrix::new(weight, inputs, bias.len(), inputs), packing);
+        Self { weight: Factor::Own(weight), bias, inputs }
+    }
+
+    /// The same, on oneDNN's.
+    pub(in crate::caption) fn with_onednn(
+        library: &'static Library,
+        number: onednn::Number,
+        weight: &[f32],
+        bias: Vec<f32>,
+    ) -> Result<Self, OneDnnError> {
+        let inputs = weight.len() / bias.len();
+        let factor = onednn::Factor::of_columns(library, number, weight, inputs)?;
+        Ok(Self { weight: Factor::OneDnn(factor), bias, inputs })
     }
 
     fn input<'a>(&self, x: &'a [f32]) -> Matrix<'a> {
@@ -100,26 +127,27 @@ impl HostLinear {
     }
 
     /// `[rows, inputs]` to `[rows, outputs]`.
-    pub(in crate::caption) fn forward(&self, x: &[f32]) -> Vec<f32> {
+    pub(in crate::caption) fn forward(&self, x: &[f32]) -> Result<Vec<f32>, OneDnnError> {
         self.weight.product(self.input(x), &Bias(&self.bias))
     }
 
     /// With the exact (erf) GELU on top.
-    pub(in crate::caption) fn forward_gelu(&self, x: &[f32]) -> Vec<f32> {
+    pub(in crate::caption) fn forward_gelu(&self, x: &[f32]) -> Result<Vec<f32>, OneDnnError> {
         self.weight.product(self.input(x), &BiasGelu(&self.bias))
     }
 
     /// With `residual` `[rows, outputs]` added.
-    pub(in crate::caption) fn forward_add(&self, x: &[f32], residual: &[f32]) -> Vec<f32> {
+    pub(in crate::caption) fn forward_add(&self, x: &[f32], residual: &[f32]) -> Result<Vec<f32>, OneDnnError> {
         assert_eq!(residual.len() / self.bias.len(), x.len() / self.inputs, "a residual is of the result's shape");
         self.weight.product(self.input(x), &BiasAdd(&self.bias, residual))
     }
 
-    /// The weights of one output, as they are kept.
-    pub(in crate::caption) fn output(&self, output: usize) -> Vec<f32> {
+    /// The weights of one output, as our own product keeps them; oneDNN's do not come back.
+    pub(in crate::caption) fn output(&self, output: usize) -> Option<Vec<f32>> {
         match &self.weight {
-            Weight::Full(packed) => packed.column(output).collect(),
-            Weight::Bf16(packed) => packed.column(output).collect(),
+            Factor::Own(Weight::Full(packed)) => Some(packed.column(output).collect()),
+            Factor::Own(Weight::Bf16(packed)) => Some(packed.column(output).collect()),
+            Factor::OneDnn(_) => None,
         }
     }
 }
@@ -143,13 +171,19 @@ pub(in crate::caption) struct Folded {
 
 impl Folded {
     /// From the weights of keys and values `[hidden, image width]` and the bias of the values.
-    pub(in crate::caption) fn new(keys: &[f32], values: &[f32], bias: Vec<f32>, heads: usize, narrow: bool) -> Self {
+    pub(in crate::caption) fn new(
+        keys: &[f32],
+        values: &[f32],
+        bias: Vec<f32>,
+        heads: usize,
+        packing: Packing,
+    ) -> Self {
         let (head, width) = (bias.len() / heads, keys.len() / bias.len());
         let one = |which: usize| which * head * width..(which + 1) * head * width;
         let matrix = |values| Matrix::new(values, width, head, width);
         Self {
-            keys: (0..heads).map(|which| Weight::of_rows(matrix(&keys[one(which)]), narrow)).collect(),
-            values: (0..heads).map(|which| Weight::of_columns(matrix(&values[one(which)]), narrow)).collect(),
+            keys: (0..heads).map(|which| Weight::of_rows(matrix(&keys[one(which)]), packing)).collect(),
+            values: (0..heads).map(|which| Weight::of_columns(matrix(&values[one(which)]), packing)).collect(),
             bias,
             head,
             width,
@@ -187,10 +221,10 @@ fn each_head(weights: &[Weight], x: &[f32], from: usize, to: usize) -> Vec<f32> 
     let rows = x.len() / (heads * from);
     let mut y = Vec::with_capacity(rows * heads * to);
     let target = Target::new(y.as_mut_ptr(), heads * to);
-    weights.par_iter().enumerate().for_each_init(Vec::new, |room, (which, weight)| {
+    weights.par_iter().enumerate().for_each(|(which, weight)| {
         let x = Matrix::new(&x[which * from..], heads * from, rows, from);
         // SAFETY: each head has columns of its own in `y`, which has room for all of them.
-        unsafe { weight.product_here(x, target.from(0, which * to), room) };
+        unsafe { weight.product_here(x, target.from(0, which * to)) };
     });
     // SAFETY: the heads have written all of it.
     unsafe { y.set_len(rows * heads * to) };

@@ -62,8 +62,8 @@ impl Number for bf16 {
 /// A matrix `[rows, width]` in memory, a row every `stride` numbers.
 #[derive(Clone, Copy)]
 pub(in crate::caption) struct Matrix<'a> {
-    values: &'a [f32],
-    stride: usize,
+    pub(super) values: &'a [f32],
+    pub(super) stride: usize,
     pub(super) rows: usize,
     pub(super) width: usize,
 }
@@ -83,6 +83,15 @@ impl<'a> Matrix<'a> {
     pub(super) fn part(&self, rows: Range<usize>) -> Self {
         Self { values: &self.values[rows.start * self.stride..], rows: rows.len(), ..*self }
     }
+}
+
+/// How factors are packed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::caption) struct Packing {
+    /// What they are multiplied with.
+    pub(in crate::caption) isa: Isa,
+    /// In bf16, not in f32.
+    pub(in crate::caption) narrow: bool,
 }
 
 /// A right factor `[depth, width]` in panels of columns, `[panels, depth, columns]`; the last is filled up with zeros.

@@ -46,6 +46,20 @@ impl Target {
         // SAFETY: the caller's.
         Self { to: unsafe { self.to.add(row * self.stride + column) }, stride: self.stride }
     }
+
+    /// Where it begins.
+    pub(in crate::caption) fn pointer(self) -> *mut f32 {
+        self.to
+    }
+
+    /// A part of a row.
+    ///
+    /// # Safety
+    /// It must have been written, and be nobody else's.
+    pub(in crate::caption) unsafe fn part<'a>(self, row: usize, columns: Range<usize>) -> &'a mut [f32] {
+        // SAFETY: the caller's.
+        unsafe { std::slice::from_raw_parts_mut(self.from(row, columns.start).to, columns.len()) }
+    }
 }
 
 /// What is done with the numbers of a finished product.
@@ -60,6 +74,41 @@ pub(in crate::caption) struct AsIs;
 impl Finish for AsIs {
     #[inline(always)]
     fn finish(&self, _: &mut [f32], _: usize, _: usize) {}
+}
+
+/// A left factor, as tiles read it.
+trait Left: Sync {
+    /// Whether a tile's rows stand in memory as the matrix has them, not number after number.
+    const ROW_BY_ROW: bool;
+
+    /// A tile's numbers from a row and a step of the inner dimension on, and how far apart its rows are, where they are.
+    fn tile(&self, row: usize, height: usize, step: usize) -> (*const f32, usize);
+}
+
+/// Packed in tiles, `[tiles, depth, rows of the tile]`; only the last may be lower than the others.
+struct Tiles<'a> {
+    packed: &'a [f32],
+    depth: usize,
+}
+
+#[expect(clippy::inline_always, reason = "a part of hot loops")]
+impl Left for Tiles<'_> {
+    const ROW_BY_ROW: bool = false;
+
+    #[inline(always)]
+    fn tile(&self, row: usize, height: usize, step: usize) -> (*const f32, usize) {
+        (self.packed[row * self.depth + step * height..].as_ptr(), 1)
+    }
+}
+
+#[expect(clippy::inline_always, reason = "a part of hot loops")]
+impl Left for Matrix<'_> {
+    const ROW_BY_ROW: bool = true;
+
+    #[inline(always)]
+    fn tile(&self, row: usize, _: usize, step: usize) -> (*const f32, usize) {
+        (self.values[row * self.stride + step..].as_ptr(), self.stride)
+    }
 }
 
 /// `left · right`, finished, row by row: `[rows, width]`. On all cores.
@@ -81,19 +130,20 @@ pub(in crate::caption) fn product<N: Number>(left: Matrix<'_>, right: &Packed<N>
     let tile_groups = Groups { things: tiles, count: tiles.div_ceil(block) };
     let enough = (4 * rayon::current_num_threads()).div_ceil(tile_groups.count);
     let panel_groups = Groups { things: panels, count: enough.min(panels) };
-    let target = Target::new(y.as_mut_ptr(), right.width);
+    let (rows, target) = (left.rows, Target::new(y.as_mut_ptr(), right.width));
     (0..tile_groups.count * panel_groups.count).into_par_iter().for_each(|task| {
         let tiles = tile_groups.range(task % tile_groups.count);
         let panels = panel_groups.range(task / tile_groups.count);
         // SAFETY: tasks write different tiles of `y`, which has room for all of them.
-        unsafe { part(right.isa, &packed, left.rows, right, target, tiles, panels, finish) };
+        let left = Tiles { packed: &packed, depth: right.depth };
+        unsafe { part(right.isa, &left, rows, right, target, tiles, panels, finish) };
     });
     // SAFETY: every tile was written.
     unsafe { y.set_len(size) };
     y
 }
 
-/// `left · right` on the calling thread. `room` is scratch, kept by the caller.
+/// `left · right` on the calling thread, for a left factor that stays in the first or second cache: it is read as it is.
 ///
 /// # Safety
 /// Nobody else may touch the `[rows, width]` numbers of `target` meanwhile, and it must have room for them.
@@ -101,23 +151,16 @@ pub(in crate::caption) unsafe fn product_here<N: Number>(
     left: Matrix<'_>,
     right: &Packed<N>,
     target: Target,
-    room: &mut Vec<f32>,
     finish: &impl Finish,
 ) {
     assert_eq!(left.width, right.depth, "the factors of a product do not fit");
     assert!(right.depth > 0, "an empty product");
-    let size = left.rows * left.width;
-    room.clear();
-    room.reserve(size);
-    pack_left(right.isa, left, &mut room.spare_capacity_mut()[..size]);
-    // SAFETY: all of it was packed.
-    unsafe { room.set_len(size) };
     let (tiles, panels) = (left.rows.div_ceil(right.isa.rows()), right.width.div_ceil(right.isa.columns()));
     // SAFETY: the caller's.
-    unsafe { part(right.isa, room, left.rows, right, target, 0..tiles, 0..panels, finish) };
+    unsafe { part(right.isa, &left, left.rows, right, target, 0..tiles, 0..panels, finish) };
 }
 
-/// Packs a left factor in tiles, `[tiles, depth, rows of the tile]`; only the last may be lower than the others.
+/// Packs a left factor, see [`Tiles`].
 fn pack_left(isa: Isa, left: Matrix<'_>, tiles: &mut [MaybeUninit<f32>]) {
     let height = isa.rows();
     for (tile, to) in tiles.chunks_mut(height * left.width).enumerate() {
@@ -162,8 +205,8 @@ for_isa! {
     ///
     /// # Safety
     /// Nobody else may touch these tiles, `target` must have room for them, and the machine must have the instructions.
-    unsafe fn part<V>[N: Number, F: Finish](
-        left: &[f32],
+    unsafe fn part<V>[N: Number, L: Left, F: Finish](
+        left: &L,
         rows: usize,
         right: &Packed<N>,
         target: Target,
@@ -183,9 +226,10 @@ for_isa! {
                 for tile in tiles.clone() {
                     let row = tile * V::ROWS;
                     let height = V::ROWS.min(rows - row);
-                    let left = &left[row * depth..][from * height..to * height];
+                    let (left, apart) = left.tile(row, height, from);
                     let tile = Tile {
-                        left: left.as_ptr(),
+                        left,
+                        apart,
                         panel: panel.as_ptr(),
                         depth: to - from,
                         // SAFETY: the caller has room for it.
@@ -194,11 +238,11 @@ for_isa! {
                         first: from == 0,
                     };
                     // SAFETY: both factors have so many steps, and the tile is the caller's.
-                    unsafe { tile.make_rows::<V>(height) };
+                    unsafe { tile.make_rows::<V, L>(height) };
                     if to == depth {
                         for index in 0..height {
                             // SAFETY: this part of a row is the caller's, and was written.
-                            let y = unsafe { std::slice::from_raw_parts_mut(tile.target.from(index, 0).to, real) };
+                            let y = unsafe { tile.target.part(index, 0..real) };
                             finish.finish(y, row + index, column);
                         }
                     }
@@ -211,6 +255,8 @@ for_isa! {
 /// One tile of a product.
 struct Tile<N> {
     left: *const f32,
+    /// From one row to the next, where the left factor has them row by row.
+    apart: usize,
     panel: *const N,
     depth: usize,
     target: Target,
@@ -225,12 +271,12 @@ impl<N: Number> Tile<N> {
     /// # Safety
     /// The pointers must have what the sizes say, and the tile be nobody else's.
     #[inline(always)]
-    unsafe fn make_rows<V: Lanes>(&self, rows: usize) {
+    unsafe fn make_rows<V: Lanes, L: Left>(&self, rows: usize) {
         macro_rules! one_of {
             ($($rows:literal)*) => {
                 match rows {
                     // SAFETY: the caller's.
-                    $($rows => unsafe { self.make::<V, $rows>() },)*
+                    $($rows => unsafe { self.make::<V, L, $rows>() },)*
                     _ => unreachable!("a tile has {} rows at most", V::ROWS),
                 }
             };
@@ -241,7 +287,7 @@ impl<N: Number> Tile<N> {
     /// # Safety
     /// As [`Self::make_rows`].
     #[inline(always)]
-    unsafe fn make<V: Lanes, const ROWS: usize>(&self) {
+    unsafe fn make<V: Lanes, L: Left, const ROWS: usize>(&self) {
         // SAFETY: the caller's.
         unsafe {
             let mut sums = [[V::zero(); 2]; ROWS];
@@ -249,11 +295,11 @@ impl<N: Number> Tile<N> {
             for _ in 0..self.depth {
                 let right = [N::load::<V>(panel), N::load::<V>(panel.add(V::COUNT))];
                 for (row, sums) in sums.iter_mut().enumerate() {
-                    let x = V::splat(*left.add(row));
+                    let x = V::splat(*left.add(if L::ROW_BY_ROW { row * self.apart } else { row }));
                     sums[0] = x.mul_add(right[0], sums[0]);
                     sums[1] = x.mul_add(right[1], sums[1]);
                 }
-                left = left.add(ROWS);
+                left = left.add(if L::ROW_BY_ROW { 1 } else { ROWS });
                 panel = panel.add(2 * V::COUNT);
             }
             // By index: to iterate over an array by value would move the sums through memory.

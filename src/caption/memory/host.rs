@@ -8,7 +8,7 @@ use rayon::prelude::*;
 
 use super::{Block, ImageMemory, Memory, Sizes};
 use crate::caption::compute::host::Head;
-use crate::caption::compute::{Hidden, ImageProjection, elements};
+use crate::caption::compute::{Hidden, ImageProjection, Packing, elements};
 
 /// Tokens whose folded queries, each `heads` times as wide as an image's hidden states, are held at a time.
 const FOLDED: usize = 64;
@@ -16,8 +16,8 @@ const FOLDED: usize = 64;
 /// See the [module](self).
 pub(in crate::caption) struct HostMemory {
     sizes: Sizes,
-    /// Whether images are remembered in bf16.
-    narrow: bool,
+    /// How images are remembered.
+    packing: Packing,
     rows: Vec<Row>,
     width: usize,
 }
@@ -33,8 +33,8 @@ struct Row {
 }
 
 impl HostMemory {
-    pub(in crate::caption) fn new(sizes: Sizes, narrow: bool) -> Self {
-        Self { sizes, narrow, rows: Vec::new(), width: 1 }
+    pub(in crate::caption) fn new(sizes: Sizes, packing: Packing) -> Self {
+        Self { sizes, packing, rows: Vec::new(), width: 1 }
     }
 }
 
@@ -55,7 +55,7 @@ impl Memory for HostMemory {
     }
 
     fn bytes_for(&self, rows: usize, capacity: usize) -> usize {
-        let image = Hidden::bytes_for(self.sizes.image_tokens, self.sizes.image_width, self.narrow);
+        let image = Hidden::bytes_for(self.sizes.image_tokens, self.sizes.image_width, self.packing);
         rows * (image + self.sizes.elements(capacity) * size_of::<f32>())
     }
 
@@ -149,14 +149,16 @@ impl Row {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::caption::Isa;
 
     #[test]
     fn rows_take_the_memory_that_was_told() {
         let sizes = Sizes { layers: 2, heads: 3, head: 4, image_tokens: 5, image_width: 12 };
         for narrow in [false, true] {
-            let mut memory = HostMemory::new(sizes, narrow);
+            let packing = Packing { isa: Isa::detect(), narrow };
+            let mut memory = HostMemory::new(sizes, packing);
             for rows in 1..=5 {
-                let image = Hidden::new(&[0.0; 5 * 12], 12, narrow);
+                let image = Hidden::new(&[0.0; 5 * 12], 12, packing);
                 memory.admit(&Arc::new(ImageMemory::Hidden(image)), 40).unwrap();
                 let held = memory.rows.iter().map(|row| row.text.len() * size_of::<f32>() + row.image.bytes());
                 assert_eq!(memory.bytes_for(rows, 40), held.sum::<usize>());

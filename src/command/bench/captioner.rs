@@ -1,6 +1,7 @@
 //! `blipstream bench captioner`.
 
 use std::io::{self, Write};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -9,9 +10,7 @@ use bytesize::ByteSize;
 use serde::Serialize;
 
 use super::{peak_memory, pictures, print_json};
-use crate::caption::{
-    BlipEngine, Ceilings, Engine, LoadOptions, Model, ModelInfo, Params, Phases, Pixels, caption, load_model,
-};
+use crate::caption::{BlipEngine, Engine, LoadOptions, Model, ModelInfo, Params, Phases, Pixels, caption, load_model};
 use crate::command::{Exit, Usage, models, telemetry};
 use crate::settings;
 
@@ -27,9 +26,15 @@ pub(super) struct CaptionerArgs {
     /// `auto`, `cpu` or `cuda:N`
     #[arg(long, default_value = "auto")]
     device: String,
-    /// `auto`, `f32`, `bf16` or `f16`
+    /// `auto`, `f32`, `bf16`, `f16` or `int8`
     #[arg(long, default_value = "auto")]
     dtype: String,
+    /// `auto`, `native` (or `native:avx512`, `native:avx2`, `native:plain`), `onednn` or `candle`
+    #[arg(long, default_value = "auto")]
+    backend: String,
+    /// oneDNN's file, where it is not the system's
+    #[arg(long, value_name = "FILE")]
+    onednn_library: Option<PathBuf>,
     /// Images captioned together
     #[arg(long, value_delimiter = ',', value_name = "N,N", default_values_t = [1, 2, 4, 8, 16, 32])]
     batch: Vec<usize>,
@@ -54,7 +59,7 @@ struct Report {
     first_caption: f64,
     /// In bytes.
     peak_memory: Option<u64>,
-    /// Of a CPU: operations a second of products in f32, bytes a second of memory.
+    /// Of a CPU: operations a second of products in the encoder's precision, bytes a second of memory.
     ceilings: Option<(f64, f64)>,
     batches: Vec<Batch>,
 }
@@ -88,6 +93,8 @@ pub(super) fn run(args: &CaptionerArgs) -> anyhow::Result<Exit> {
         source: models::source(&source)?,
         device: args.device.parse().map_err(|error| Usage(format!("--device: {error}")))?,
         dtype: args.dtype.parse().map_err(|error| Usage(format!("--dtype: {error}")))?,
+        backend: args.backend.parse().map_err(|error| Usage(format!("--backend: {error}")))?,
+        onednn_library: args.onednn_library.clone(),
     };
     let model = load_model(&options).with_context(|| format!("cannot load {}", args.model))?;
     let mut engine = BlipEngine::new(Arc::clone(&model));
@@ -114,7 +121,7 @@ pub(super) fn run(args: &CaptionerArgs) -> anyhow::Result<Exit> {
     }
     // Before the ceilings, which take memory of their own.
     let peak_memory = peak_memory();
-    let ceilings = (model.info().device == "cpu").then(Ceilings::measure);
+    let ceilings = model.ceilings()?;
     let report = Report {
         model: model.info().clone(),
         version: env!("CARGO_PKG_VERSION"),
@@ -173,7 +180,7 @@ fn head(model: &Model, first_caption: f64) -> io::Result<()> {
     let info = model.info();
     let millions = info.parameters as f64 / 1e6;
     let mut out = io::stdout().lock();
-    writeln!(out, "{} on {} in {}, {millions:.0} M parameters", info.id, info.device, info.dtype)?;
+    writeln!(out, "{} on {} in {} ({}), {millions:.0} M parameters", info.id, info.device, info.dtype, info.backend)?;
     writeln!(out, "from nothing to the first caption: {first_caption:.1} s\n")?;
     writeln!(out, "               ------- ms an image --------     step   encoder   weights")?;
     writeln!(out, "batch  images/s   encode  keys+val   decode       ms   GFLOP/s      GB/s")
@@ -201,8 +208,10 @@ fn foot(report: &Report) -> io::Result<()> {
     if let Some((product, memory)) = report.ceilings {
         writeln!(
             out,
-            "this machine at its best: {:.0} GFLOP/s of products in f32 by this program, {:.1} GB/s from memory",
+            "this machine at its best: {:.0} GFLOP/s of products in {} on {}, {:.1} GB/s from memory",
             product / 1e9,
+            report.model.dtype,
+            report.model.backend,
             memory / 1e9
         )?;
     }

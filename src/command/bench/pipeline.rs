@@ -82,6 +82,7 @@ struct Report {
     model: String,
     device: String,
     dtype: String,
+    backend: String,
     version: &'static str,
     images: u64,
     /// Bytes of a JPEG, on average.
@@ -285,6 +286,7 @@ async fn pipeline(
         model: info.id,
         device: info.device,
         dtype: info.dtype,
+        backend: info.backend,
         version: env!("CARGO_PKG_VERSION"),
         images: measured,
         jpeg,
@@ -350,10 +352,11 @@ fn show(report: &Report) -> io::Result<()> {
     let mut out = io::stdout().lock();
     writeln!(
         out,
-        "{} on {} in {}, {} at a time; {} JPEGs of {} on average",
+        "{} on {} in {} ({}), {} at a time; {} JPEGs of {} on average",
         report.model,
         report.device,
         report.dtype,
+        report.backend,
         report.batch,
         report.images,
         ByteSize::b(report.jpeg as u64)

@@ -138,7 +138,8 @@ pub fn load(model: &Model, batch: &Batch) -> Item {
                 .map(|loaded| format!("{} takes {} images at once", loaded.engine.model().device, loaded.batch_size))
                 .collect();
             let seconds = begun.elapsed().as_secs_f64();
-            let text = format!("{} in {}, in {seconds:.1} s; {}", info.id, info.dtype, batches.join(", "));
+            let text =
+                format!("{} in {} on {}, in {seconds:.1} s; {}", info.id, info.dtype, info.backend, batches.join(", "));
             Item::ok("load", text)
         }
     }

@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 pub struct DeviceStats {
     /// Name, e.g. `cpu` or `cuda:0`, with `#n` where a device has several replicas.
     pub name: String,
+    /// The kernels it runs on, e.g. `native avx2`.
+    pub backend: String,
     /// Images it takes at once.
     pub batch_size: AtomicUsize,
     /// The most that `batch_size` may be, see [`super::most_rows`].
@@ -29,9 +31,10 @@ struct Work {
 
 impl DeviceStats {
     /// Of a device that is about to start.
-    pub(super) fn new(name: String, batch_size: usize, max_batch_size: usize) -> Self {
+    pub(super) fn new(name: String, backend: String, batch_size: usize, max_batch_size: usize) -> Self {
         Self {
             name,
+            backend,
             batch_size: AtomicUsize::new(batch_size),
             max_batch_size,
             alive: AtomicBool::new(true),

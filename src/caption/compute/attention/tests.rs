@@ -28,7 +28,7 @@ fn tokens_attend_to_their_own_image_head_by_head() {
     let (images, tokens, heads, head) = (2, QUERIES + 11, 3, 13);
     let width = heads * head;
     let qkv = numbers(images * tokens * 3 * width, 1);
-    let ours = attend_self(&qkv, images, tokens, heads);
+    let ours = attend_self(Isa::detect(), &qkv, images, tokens, heads);
     let mut exact = vec![0.0; images * tokens * width];
     for (image, which) in (0..images).flat_map(|image| (0..heads).map(move |which| (image, which))) {
         let of = |part: usize| -> Vec<&[f32]> {
@@ -53,9 +53,10 @@ fn folded_projections_attend_as_keys_and_values_do() {
     for rows in [1, 2 * rayon::current_num_threads()] {
         let queries = numbers(rows * hidden_width, 7);
         for (narrow, error) in [(false, 1e-5), (true, 3e-2)] {
-            let remembered = images.each_ref().map(|image| Hidden::new(image, width, narrow));
+            let packing = Packing { isa: Isa::detect(), narrow };
+            let remembered = images.each_ref().map(|image| Hidden::new(image, width, packing));
             let of_rows: Vec<&Hidden> = (0..rows).map(|row| &remembered[row % 2]).collect();
-            let folded = Folded::new(&keys, &values, bias.clone(), heads, narrow);
+            let folded = Folded::new(&keys, &values, bias.clone(), heads, packing);
             let scale = folded.scale();
             let ours = folded.contexts(&attend_hidden(&of_rows, &folded.queries(&queries), heads, scale));
             let project = |weights: &[f32], which: usize, image: &[f32]| -> Vec<Vec<f32>> {

@@ -10,7 +10,7 @@ fn numbers(count: usize, seed: u64) -> Vec<f32> {
 
 /// What this machine can run.
 fn machines() -> Vec<Isa> {
-    [Isa::Plain, Isa::Avx2, Isa::Avx512].into_iter().filter(|isa| isa.is_here()).collect()
+    Isa::ALL.into_iter().filter(|isa| isa.is_here()).collect()
 }
 
 /// Adds the row and the column, so that a misplaced number shows.
@@ -38,7 +38,7 @@ fn assert_products<N: Number>(rows: usize, depth: usize, width: usize, error: f3
         let y = product(left, &packed, &Place);
         let mut here = vec![f32::NAN; rows * width];
         // SAFETY: it has the room, and is ours.
-        unsafe { product_here(left, &same, Target::new(here.as_mut_ptr(), width), &mut Vec::new(), &AsIs) };
+        unsafe { product_here(left, &same, Target::new(here.as_mut_ptr(), width), &AsIs) };
         for (index, (y, here)) in y.into_iter().zip(here).enumerate() {
             let (row, column) = (index / width, index % width);
             let exact = exact(row, column) as f32;
