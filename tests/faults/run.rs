@@ -181,6 +181,12 @@ impl<'a> Run<'a> {
 
     /// Waits for a moment at which workers of these slots have messages in flight; the fault is to come at once.
     pub async fn aim(&mut self, slots: &[usize]) {
+        self.aim_at(slots, 1).await;
+    }
+
+    /// The same, until so many messages are in flight. With two of them none is alone in its worker: one that is, where
+    /// workers died before, is taken for the cause of the next death, by whatever it came, and quarantined.
+    pub async fn aim_at(&mut self, slots: &[usize], least: u64) {
         let deadline = Instant::now() + PATIENCE;
         while Instant::now() < deadline {
             let mut in_flight = 0;
@@ -190,7 +196,7 @@ impl<'a> Run<'a> {
                 let status: Value = serde_json::from_str(&status).unwrap_or_default();
                 in_flight += status["messages_in_flight"].as_u64().unwrap_or(0);
             }
-            if in_flight > 0 {
+            if in_flight >= least {
                 self.in_flight = if self.struck.is_some() { self.in_flight.min(in_flight) } else { in_flight };
                 if self.struck.is_none() {
                     self.struck = Some((Instant::now(), self.counters()));
@@ -199,7 +205,7 @@ impl<'a> Run<'a> {
             }
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
-        self.problems.push("nothing was in flight at the fault".into());
+        self.problems.push("too little was in flight at the fault".into());
     }
 
     /// SIGKILL.
