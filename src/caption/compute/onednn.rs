@@ -4,17 +4,24 @@
 //! calls and agree in the rest, the numbers of its constants included (`dnnl_types.h` of 2.6 and of 3.13). Its own
 //! threads are not used: each product is split over ours, and runs on one of them.
 
+mod abi;
 mod factor;
+mod plan;
 #[cfg(test)]
 mod tests;
 
 use std::cell::Cell;
-use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
+use std::ffi::{c_int, c_void};
 use std::path::{Path, PathBuf};
 use std::ptr::null_mut;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
-pub(in crate::caption) use factor::{Factor, Number};
+use self::abi::{
+    ANY_FORMAT, CPU, DESCRIPTION, DESCRIPTOR, Functions, Handle, OPENMP, Own, SCRATCHPAD_OF_USER, SEQUENTIAL, SOURCE,
+    Second, SetThreads, TARGET, Third, Version,
+};
+pub(in crate::caption) use self::factor::{Factor, Number};
+use self::plan::{Aligned, Descriptor, Plan};
 
 /// Oldest version: the first whose products on packed factors use AMX that was tried.
 const OLDEST: (c_int, c_int) = (2, 6);
@@ -22,31 +29,6 @@ const OLDEST: (c_int, c_int) = (2, 6);
 const UNKNOWN: c_int = 4;
 /// Where the loader is asked to look, newest first.
 const NAMES: [&str; 2] = ["libdnnl.so.3", "libdnnl.so.2"];
-/// A descriptor's size in version 2 is 696 bytes, that of a product's description 2800.
-const DESCRIPTOR: usize = 1024 / size_of::<u64>();
-const DESCRIPTION: usize = 4096 / size_of::<u64>();
-
-type Handle = *mut c_void;
-type Dims = *const i64;
-type SetThreads = unsafe extern "C" fn(c_int);
-
-// Of `dnnl_types.h`.
-const CPU: c_int = 1;
-const ANY_FORMAT: c_int = 1;
-const QUERY_IMPLEMENTATION: c_int = 8;
-const QUERY_WEIGHTS: c_int = 131;
-const QUERY_SOURCE: c_int = 129;
-const QUERY_TARGET: c_int = 133;
-const QUERY_SCRATCHPAD: c_int = 136;
-const SOURCE: c_int = 1;
-const TARGET: c_int = 17;
-const WEIGHTS: c_int = 33;
-const SCRATCHPAD: c_int = 80;
-const SCRATCHPAD_OF_USER: c_int = 1;
-const IN_ORDER: c_uint = 1;
-const SEQUENTIAL: c_uint = 1;
-const OPENMP: c_uint = 2;
-
 /// Why oneDNN cannot be used. The messages say what to do.
 #[derive(Debug, thiserror::Error)]
 pub(in crate::caption) enum OneDnnError {
@@ -91,85 +73,6 @@ fn explain(status: c_int) -> &'static str {
         _ => "",
     }
 }
-
-macro_rules! functions {
-    ($(#[$doc:meta])* $group:ident { $($name:ident($($argument:ty),*) -> $result:ty;)* }) => {
-        $(#[$doc])*
-        struct $group {
-            $($name: unsafe extern "C" fn($($argument),*) -> $result,)*
-        }
-        impl $group {
-            /// # Safety
-            /// The library must be oneDNN of the version that has these functions.
-            unsafe fn find(library: &libloading::Library) -> Result<Self, libloading::Error> {
-                // SAFETY: the types are those of the headers.
-                unsafe { Ok(Self { $($name: *library.get(concat!("dnnl_", stringify!($name)))?,)* }) }
-            }
-        }
-    };
-}
-
-functions! {
-    /// What both versions have.
-    Functions {
-        engine_create(*mut Handle, c_int, usize) -> c_int;
-        stream_create(*mut Handle, Handle, c_uint) -> c_int;
-        stream_destroy(Handle) -> c_int;
-        memory_create(*mut Handle, *const c_void, Handle, *mut c_void) -> c_int;
-        memory_destroy(Handle) -> c_int;
-        memory_desc_get_size(*const c_void) -> usize;
-        primitive_attr_create(*mut Handle) -> c_int;
-        primitive_attr_set_scratchpad_mode(Handle, c_int) -> c_int;
-        primitive_desc_query(Handle, c_int, c_int, *mut c_void) -> c_int;
-        primitive_desc_query_md(Handle, c_int, c_int) -> *const c_void;
-        primitive_desc_destroy(Handle) -> c_int;
-        reorder_primitive_desc_create(*mut Handle, *const c_void, Handle, *const c_void, Handle, Handle) -> c_int;
-        primitive_create(*mut Handle, Handle) -> c_int;
-        primitive_execute(Handle, Handle, c_int, *const Argument) -> c_int;
-        primitive_destroy(Handle) -> c_int;
-    }
-}
-
-functions! {
-    /// What only version 2 has, whose descriptors are plain memory of the caller's.
-    Second {
-        memory_desc_init_by_strides(*mut c_void, c_int, Dims, c_int, Dims) -> c_int;
-        memory_desc_init_by_tag(*mut c_void, c_int, Dims, c_int, c_int) -> c_int;
-        matmul_desc_init(*mut c_void, *const c_void, *const c_void, *const c_void, *const c_void) -> c_int;
-        primitive_desc_create(*mut Handle, *const c_void, Handle, Handle, Handle) -> c_int;
-    }
-}
-
-functions! {
-    /// What only version 3 has.
-    Third {
-        memory_desc_create_with_strides(*mut Handle, c_int, Dims, c_int, Dims) -> c_int;
-        memory_desc_create_with_tag(*mut Handle, c_int, Dims, c_int, c_int) -> c_int;
-        memory_desc_destroy(Handle) -> c_int;
-        matmul_primitive_desc_create(
-            *mut Handle, Handle, *const c_void, *const c_void, *const c_void, *const c_void, Handle
-        ) -> c_int;
-    }
-}
-
-enum Own {
-    Second(Second),
-    Third(Third),
-}
-
-#[repr(C)]
-struct Version {
-    major: c_int,
-    minor: c_int,
-    patch: c_int,
-    hash: *const c_char,
-    cpu_runtime: c_uint,
-    gpu_runtime: c_uint,
-}
-
-/// An argument of a primitive: which, and the memory.
-#[repr(C)]
-struct Argument(c_int, Handle);
 
 /// The library.
 pub(in crate::caption) struct Library {
@@ -381,169 +284,6 @@ impl Library {
             let mut scratchpad = Aligned::new(plan.scratchpad());
             plan.run(&[(SOURCE, from.0, from.1), (TARGET, to.0, to.1)], &mut scratchpad)
         }
-    }
-}
-
-/// Memory in a matrix's order.
-enum Descriptor {
-    Plain(Box<[u64; DESCRIPTOR]>),
-    Object(Handle, &'static Third),
-}
-
-impl Descriptor {
-    fn pointer(&self) -> *const c_void {
-        match self {
-            Self::Plain(plain) => plain.as_ptr().cast(),
-            Self::Object(handle, _) => *handle,
-        }
-    }
-}
-
-impl Drop for Descriptor {
-    fn drop(&mut self) {
-        if let Self::Object(handle, own) = self {
-            // SAFETY: it was made and is nobody else's.
-            unsafe { (own.memory_desc_destroy)(*handle) };
-        }
-    }
-}
-
-/// A kernel that is ready to run, on several threads at once if they bring memory of their own.
-struct Plan {
-    library: &'static Library,
-    description: Handle,
-    primitive: Handle,
-}
-
-// SAFETY: it is not changed after it was made, and has no scratchpad of its own.
-unsafe impl Send for Plan {}
-// SAFETY: as above.
-unsafe impl Sync for Plan {}
-
-impl Plan {
-    /// # Safety
-    /// The description must be there.
-    unsafe fn make(&mut self) -> Result<(), OneDnnError> {
-        // SAFETY: the caller's.
-        let status = unsafe { (self.library.functions.primitive_create)(&raw mut self.primitive, self.description) };
-        check("dnnl_primitive_create", status)
-    }
-
-    /// How it describes one of its matrices; lives as long as the plan.
-    fn description_of(&self, which: c_int) -> *const c_void {
-        // SAFETY: the description is there.
-        unsafe { (self.library.functions.primitive_desc_query_md)(self.description, which, 0) }
-    }
-
-    /// Bytes of the matrix.
-    fn bytes_of(&self, which: c_int) -> usize {
-        // SAFETY: the plan's own description.
-        unsafe { (self.library.functions.memory_desc_get_size)(self.description_of(which)) }
-    }
-
-    /// Bytes of scratch that it needs.
-    fn scratchpad(&self) -> usize {
-        self.bytes_of(QUERY_SCRATCHPAD)
-    }
-
-    /// What the library calls its kernel.
-    fn implementation(&self) -> String {
-        let mut name: *const c_char = std::ptr::null();
-        // SAFETY: the query writes a pointer to a string of the plan's.
-        unsafe {
-            let query = self.library.functions.primitive_desc_query;
-            let status = query(self.description, QUERY_IMPLEMENTATION, 0, (&raw mut name).cast());
-            if status != 0 || name.is_null() {
-                return String::new();
-            }
-            CStr::from_ptr(name).to_string_lossy().into_owned()
-        }
-    }
-
-    /// Runs on this thread.
-    ///
-    /// # Safety
-    /// The memory must be as described, what is written nobody else's, and the scratchpad large enough.
-    unsafe fn run(
-        &self,
-        memory: &[(c_int, *const c_void, *mut c_void)],
-        scratchpad: &mut Aligned,
-    ) -> Result<(), OneDnnError> {
-        self.library.alone();
-        let Library { functions, engine, .. } = self.library;
-        let scratchpad = (SCRATCHPAD, self.description_of(QUERY_SCRATCHPAD), scratchpad.pointer());
-        let mut run = Run { functions, stream: null_mut(), arguments: Vec::with_capacity(memory.len() + 1) };
-        // SAFETY: the caller's; what is made here is dropped with `run`.
-        unsafe {
-            check("dnnl_stream_create", (functions.stream_create)(&raw mut run.stream, *engine, IN_ORDER))?;
-            for (which, description, place) in memory.iter().copied().chain([scratchpad]) {
-                let mut handle = null_mut();
-                check("dnnl_memory_create", (functions.memory_create)(&raw mut handle, description, *engine, place))?;
-                run.arguments.push(Argument(which, handle));
-            }
-            let (count, arguments) = (run.arguments.len() as c_int, run.arguments.as_ptr());
-            check("dnnl_primitive_execute", (functions.primitive_execute)(self.primitive, run.stream, count, arguments))
-        }
-    }
-}
-
-impl Drop for Plan {
-    fn drop(&mut self) {
-        // SAFETY: they are nobody else's; null is nothing to destroy.
-        unsafe {
-            if !self.primitive.is_null() {
-                (self.library.functions.primitive_destroy)(self.primitive);
-            }
-            if !self.description.is_null() {
-                (self.library.functions.primitive_desc_destroy)(self.description);
-            }
-        }
-    }
-}
-
-/// What one run of a plan takes.
-struct Run<'a> {
-    functions: &'a Functions,
-    stream: Handle,
-    arguments: Vec<Argument>,
-}
-
-impl Drop for Run<'_> {
-    fn drop(&mut self) {
-        // SAFETY: they were made for this run.
-        unsafe {
-            for Argument(_, memory) in &self.arguments {
-                (self.functions.memory_destroy)(*memory);
-            }
-            if !self.stream.is_null() {
-                (self.functions.stream_destroy)(self.stream);
-            }
-        }
-    }
-}
-
-/// Bytes that begin at a cache line.
-#[derive(Default)]
-struct Aligned(Vec<Line>);
-
-#[derive(Clone, Copy)]
-#[repr(align(64))]
-struct Line(#[expect(dead_code, reason = "room")] [u8; 64]);
-
-impl Aligned {
-    fn new(bytes: usize) -> Self {
-        Self(vec![Line([0; 64]); bytes.div_ceil(64)])
-    }
-
-    /// Has room for so many bytes.
-    fn at_least(&mut self, bytes: usize) {
-        if self.0.len() * 64 < bytes {
-            *self = Self::new(bytes);
-        }
-    }
-
-    fn pointer(&mut self) -> *mut c_void {
-        self.0.as_mut_ptr().cast()
     }
 }
 

@@ -12,9 +12,9 @@ use super::super::host::{narrow_row, quantize_row};
 use super::super::lanes::{Isa, for_isa};
 use super::super::packed::Matrix;
 use super::super::product::{AsIs, Finish, Target};
-use super::{
-    Aligned, Descriptor, Library, OneDnnError, Plan, QUERY_SOURCE, QUERY_TARGET, QUERY_WEIGHTS, SOURCE, TARGET, WEIGHTS,
-};
+use super::abi::{QUERY_SOURCE, QUERY_TARGET, QUERY_WEIGHTS, SOURCE, TARGET, WEIGHTS};
+use super::plan::{Aligned, Descriptor, Plan};
+use super::{Library, OneDnnError};
 
 /// Tiles of a task, at most: with its columns they stay in the second cache.
 const TILES: usize = 12;
