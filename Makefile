@@ -21,7 +21,7 @@ demo: setup ## Run the main job: embedded broker, image server, worker, demo mod
 
 # The system's oneDNN is of version 2 on some releases, of version 3 on others; the tests want version 3 in any case.
 ONEDNN := target/tools/onednn
-test-setup: setup ## Install what the tests need, too (Java 17, Maven, kcat, oneDNN)
+test-setup: setup ## Install what the tests need, too (Java 17, Maven, kcat, oneDNN, libjpeg-turbo)
 	@ops/system-deps.sh --tests
 	@test -e $(ONEDNN)/lib/libdnnl.so.3 || \
 		{ python3 -m venv $(ONEDNN) && $(ONEDNN)/bin/pip install --quiet onednn-cpu-gomp==2023.2.0; } || test -z "$$CI"
@@ -42,7 +42,7 @@ faults: test-setup ## Run the whole fault matrix on Apache Kafka (2 h) and write
 	$(CARGO) test --locked --test faults -- --all --record $(ARGS)
 
 BENCH := target/bench
-bench: setup ## Measure against transformers and candle-transformers on this CPU (1 h) and write docs/benchmarks.md
+bench: setup ## Measure against transformers and candle-transformers on this CPU (75 min) and write docs/benchmarks.md
 	test -x $(BENCH)/venv/bin/python || python3 -m venv $(BENCH)/venv
 	$(BENCH)/venv/bin/pip install --quiet --requirement benches/requirements.txt
 	test -f $(BENCH)/random-base/vocab.txt || $(BENCH)/venv/bin/python benches/peer.py $(BENCH)/random-base --make

@@ -3,7 +3,8 @@
     compare.py BLIPSTREAM CANDLE MODEL [--rounds 3] [--batch 1,2,4,8,16,32] [--write docs/benchmarks.md]
 
 BLIPSTREAM is the program, CANDLE the example `candle_blip`, MODEL a folder that `peer.py --make` wrote. Each contender
-runs as a process of its own, alone, every other round in reverse order; figures are medians over the rounds.
+runs as a process of its own, alone, every other round in reverse order; figures are medians over the rounds. The
+preprocessing and the pipeline are measured once a round, the batching once.
 """
 
 import argparse
@@ -57,6 +58,58 @@ def machine():
     return f"{cpu}, {len(os.sched_getaffinity(0))} hardware threads, {' '.join(f for f in known if f in flags.split())}; {platform.system()}"
 
 
+def preprocessing(args):
+    """Milliseconds from the bytes of each photograph to pixels: ours, ours with large JPEGs scaled, Pillow's."""
+    folder = Path(args.model).with_name("photographs")
+    pillow = [sys.executable, HERE / "pillow.py"]
+    made = subprocess.run([*pillow, "--make", folder], stdout=subprocess.PIPE, check=True, text=True).stdout
+    files = made.splitlines()
+    ours = [args.blipstream, "bench", "preprocessing", *files, "--json"]
+    commands = {"ours": ours, "gap 2": [*ours, "--gap", "2"], "gap 1": [*ours, "--gap", "1"],
+                "Pillow": [*pillow, "2", "384", *files]}
+    runs = {name: [] for name in commands}
+    for turn in range(args.rounds):
+        for name, command in list(commands.items())[:: -1 if turn % 2 else 1]:
+            runs[name].append(run(f"preprocessing {name}", command)["images"])
+    middle = lambda name, index, field: statistics.median(one[index][field] for one in runs[name])
+    rows = []
+    for index, file in enumerate(files):
+        all_of = {name: middle(name, index, "both") for name in commands}
+        rows.append([Path(file).stem.replace("-", " "), str(round(Path(file).stat().st_size / 1000)),
+                     *(number(middle(name, index, part)) for name in ("ours", "Pillow") for part in ("decode", "resize")),
+                     *(number(all_of["Pillow"] / all_of[name]) for name in ("ours", "gap 2", "gap 1"))])
+    return table(["photograph", "kB", "ours: decode", "resize", "Pillow: decode", "resize", "ratio", "at gap 2", "at gap 1"], rows)
+
+
+def pipeline(args):
+    """The whole pipeline against the captioner alone, as often as there are rounds."""
+    command = [args.blipstream, "bench", "pipeline", "--json", "--model", args.model, "--time", "40s",
+               "--set", "model.devices=cpu", "--set", "model.dtype=bf16", "--set", "batch.max_size=8", "--tokens", str(args.tokens)]
+    runs = [run("pipeline", command) for _ in range(args.rounds)]
+    rows = [[str(turn), *(number(one[f"{what}_images_per_second"]) for what in ("captioner", "pipeline")),
+             number(100 * one["ratio"], 1), str(one["images"]), number(one["peak_memory"] / 1e6, 0)]
+            for turn, one in enumerate(runs, 1)]
+    return table(["turn", "captioner", "pipeline", "%", "images", "peak MB"], rows)
+
+
+def batching(args):
+    """The sizes that encoder and decoder are fed with."""
+    sizes = ["--encode", "1,2,4,8", "--rows", "1,2,4,8", "--tokens", str(args.tokens), "--time", "4s"]
+    found = run("batching", [args.blipstream, "bench", "batching", "--json", "--device", "cpu", "--model", args.model,
+                             "--dtype", "bf16", *sizes])
+    encode = table(["encoded at a time", "ms an image"], [[str(e["images"]), number(e["ms_an_image"], 0)] for e in found["encode"]])
+    decode = table(["decoded at a time", "ms a step", "ms a row"],
+                   [[str(d["rows"]), number(d["ms_a_step"], 1), number(d["ms_a_row"], 1)] for d in found["decode"]])
+    feeding = found["feeding"]
+    ratios = ", ".join(number(ratio, 3) for ratio in feeding["ratios"])
+    return f"""{encode}
+
+{decode}
+
+Captions of {(args.tokens + 3) // 4} to {args.tokens} tokens, {feeding["rows"]} rows: {feeding["by_batches"]:.3f} images/s batch after batch,
+{feeding["by_rows"]:.3f} where images are encoded as soon as rows are free and join the others; the ratio turn by turn: {ratios}."""
+
+
 class Figures:
     """All runs, by contender and batch."""
 
@@ -90,7 +143,7 @@ def number(value, digits=2):
     return "–" if value is None else f"{value:.{digits}f}"
 
 
-def page(figures, args):
+def page(figures, args, others):
     batches = sorted({b for name in figures.runs for b in figures.batches(name)})
     speeds = []
     for name in figures.runs:
@@ -145,6 +198,28 @@ measured in the same runs: {product / 1e9:.0f} GFLOP/s of products in f32, {memo
 From the start of loading to the first caption; Python's imports, some seconds more, are not counted.
 
 {table(["", "s to the first caption", "peak MB"], rest)}
+
+## Preprocessing
+
+One thread, from a JPEG to 384×384 pixels, in milliseconds; the ratio is Pillow's time over ours. "detailed" has the
+spectrum and quality (85) of published photographs, "smooth" little detail and quality 75. The last two columns are with
+`decode.jpeg_reducing_gap` of 2 and 1, which decodes large JPEGs at a part of their size; Pillow decodes them whole, and
+reads its file and converts to RGB while it does.
+
+{others["preprocessing"]}
+
+## The whole pipeline
+
+Consume, fetch, decode, caption, publish in one process with the embedded broker and the server of the images (640×427
+JPEGs), bf16, against the same captioner alone on pixels that are there. Images a second; memory is that of the process.
+
+{others["pipeline"]}
+
+## Batches
+
+bf16, without the rest of the pipeline (`blipstream bench batching`).
+
+{others["batching"]}
 """
 
 
@@ -187,7 +262,8 @@ def main():
         for name, command in list(contenders(args))[:: -1 if turn % 2 else 1]:
             runs[name].append(run(name, command))
     figures = Figures(runs)
-    text = page(figures, args)
+    others = {part.__name__: part(args) for part in (preprocessing, pipeline, batching)}
+    text = page(figures, args, others)
     print(text)
     if args.write:
         args.write.write_text(text)

@@ -1,14 +1,12 @@
 //! The parts of the captioner one by one: `make parts`, or `make parts ARGS=attention` for some of them.
 
 use std::hint::black_box;
-use std::io::Cursor;
 use std::time::Duration;
 
-use blipstream::caption::preprocess::{Limits, Preprocessor, Resizer, decode};
-use blipstream::caption::{Backend, DtypeSpec, kernels};
+use blipstream::caption::preprocess::{Limits, Preprocessor, Resizer, TurboJpeg, decode, decode_at_least};
+use blipstream::caption::{Backend, DtypeSpec, kernels, pictures};
 use blipstream::stage::batch::{Queue, Take};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use image::{ImageFormat, Rgb, RgbImage};
 
 /// Of BLIP base: tokens of an image, their width, that of the inner layer, and heads.
 const TOKENS: usize = 577;
@@ -58,26 +56,27 @@ fn rows(criterion: &mut Criterion) {
     }
 }
 
-/// A JPEG with the smooth surfaces and the noise of a photograph.
-fn photograph(width: u32, height: u32) -> Vec<u8> {
-    let mut random = fastrand::Rng::with_seed(1);
-    let picture = RgbImage::from_fn(width, height, |x, y| {
-        let level = ((x as f32 * 0.02).sin() + (y as f32 * 0.03).cos()) * 50.0 + 112.0;
-        Rgb([0, 40, 80].map(|shift| (level as u8).saturating_add(shift + random.u8(..24))))
-    });
-    let mut out = Cursor::new(Vec::new());
-    picture.write_to(&mut out, ImageFormat::Jpeg).unwrap();
-    out.into_inner()
-}
-
-/// One photograph on one thread, to BLIP base's 384 pixels.
+/// One photograph on one thread, to BLIP base's 384 pixels: decoded whole, or with sides of at least so many times that.
 fn preprocessing(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("preprocessing");
     let limits = Limits { max_pixels: 1 << 26, max_side: 1 << 14, max_memory: 1 << 30 };
     let (preprocessor, mut resizer) = (Preprocessor::blip(384), Resizer::new());
-    for (width, height) in [(640, 427), (1024, 683), (2048, 1365)] {
-        let jpeg = photograph(width, height);
+    for (width, height) in [(640, 427), (1024, 683), (2048, 1365), (4000, 3000)] {
+        let jpeg = pictures::photograph(width, height, 1).unwrap();
         group.throughput(Throughput::Elements(u64::from(width * height)));
+        for (gap, turbo) in [1, 2].into_iter().zip(std::iter::repeat_with(TurboJpeg::open)) {
+            let Ok(mut turbo) = turbo else { continue };
+            let mut work = || {
+                let picture = decode_at_least(&jpeg, &limits, gap * 384, &mut turbo).unwrap();
+                preprocessor.resize(&picture, &mut resizer).unwrap()
+            };
+            group.bench_function(
+                BenchmarkId::new(format!("both, gap {gap}"), format!("{width}x{height}")),
+                |bencher| {
+                    bencher.iter(|| black_box(work()));
+                },
+            );
+        }
         group.bench_function(BenchmarkId::new("decode", format!("{width}x{height}")), |bencher| {
             bencher.iter(|| black_box(decode(&jpeg, &limits).unwrap()));
         });

@@ -3,7 +3,8 @@
 #
 #   ops/system-deps.sh             to build it
 #   ops/system-deps.sh --runtime   to run it
-#   ops/system-deps.sh --tests     what some tests need: Java 17, Maven, Python with venv, openssl, kcat, oneDNN
+#   ops/system-deps.sh --tests     what some tests need: Java 17, Maven, Python with venv, openssl, kcat, oneDNN,
+#                                  libjpeg-turbo
 #   ops/system-deps.sh --check     only says what is missing to build; exit code 1 if anything is
 set -euo pipefail
 
@@ -34,10 +35,11 @@ case "${1:-}" in
     # oneDNN, of whatever version this release has.
     libraries=$(PATH=$PATH:/usr/sbin:/sbin ldconfig -p)
     [[ $libraries == *libdnnl.so.[23]* ]] || packages+=(libdnnl2)
+    [[ $libraries == *libturbojpeg.so.0* ]] || packages+=(libturbojpeg0)
     # Without them those tests are skipped, and say so; under CI they must run.
     [ -n "${CI:-}" ] || optional=true
     if [ ${#packages[@]} -eq 0 ]; then
-      echo "for the tests: all there (java $java, maven, python3 with venv, openssl, kcat, oneDNN)"
+      echo "for the tests: all there (java $java, maven, python3 with venv, openssl, kcat, oneDNN, libjpeg-turbo)"
       exit 0
     fi
     ;;
@@ -95,10 +97,11 @@ fi
 
 echo "installing: ${missing[*]}"
 "${as_root[@]}" apt-get update -qq
-# A release has one or two versions of Java and of oneDNN, and any of these will do.
+# A release has one or two versions of Java and of oneDNN, and any of these will do; Ubuntu has another name for libjpeg-turbo.
 for number in "${!missing[@]}"; do
   case "${missing[number]}" in
     openjdk-17-jre-headless) others=(openjdk-{17,21,25}-jre-headless) ;;
+    libturbojpeg0) others=(libturbojpeg0 libturbojpeg) ;;
     libdnnl2) others=(libdnnl2 libdnnl3 libdnnl3.{1,2,3,4,5,6,7,8}) ;;
     *) continue ;;
   esac

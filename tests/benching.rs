@@ -54,10 +54,63 @@ fn the_pipeline_is_measured_against_its_captioner_and_says_what_holds_it_up() {
 }
 
 #[test]
+fn sizes_and_ways_of_feeding_the_captioner_are_measured() {
+    let arguments = ["batching", "--device", "cpu", "--dtype", "f32", "--encode", "1,2", "--rows", "2,3"];
+    let arguments = [&arguments[..], &["--tokens", "4", "--time", "20ms"]].concat();
+    let report = json(&bench(&[&arguments[..], &["--json"]].concat()));
+    let sizes = |part: &str, field: &str| {
+        let of = |one: &Value| one[field].as_u64().unwrap();
+        report[part].as_array().unwrap().iter().map(of).collect::<Vec<_>>()
+    };
+    assert_eq!((sizes("encode", "images"), sizes("decode", "rows")), (vec![1, 2], vec![2, 3]));
+    for step in report["decode"].as_array().unwrap() {
+        let of = |field: &str| step[field].as_f64().unwrap();
+        assert!(of("ms_a_row") > 0.0 && (of("ms_a_row") * of("rows") / of("ms_a_step") - 1.0).abs() < 1e-6, "{step}");
+    }
+    let feeding = &report["feeding"];
+    assert_eq!(feeding["rows"], 3);
+    let ratios = feeding["ratios"].as_array().unwrap();
+    assert!(ratios.len() == 3 && ratios.iter().all(|ratio| ratio.as_f64().unwrap() > 0.0), "{feeding}");
+    assert_eq!((&report["model"]["dtype"], &report["tokens"]), (&"f32".into(), &4.into()));
+    let text = bench(&arguments).out;
+    assert!(text.contains("captions of 1 to 4 tokens, 3 rows") && text.contains("rows that join"), "{text}");
+}
+
+#[test]
+fn preprocessing_is_measured_on_photographs_and_on_files() {
+    let preprocessing = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_blipstream"));
+        command.args(["bench", "preprocessing", "--time", "1ms"]).args(arguments);
+        Ran::of(command.output().unwrap())
+    };
+    let file = "tests/fixtures/pillow/lossy/420.jpg";
+    let report = json(&preprocessing(&[file, "--side", "40", "--json"]));
+    let image = &report["images"][0];
+    assert_eq!((&image["name"], &image["width"], &image["height"]), (&file.into(), &250.into(), &170.into()));
+    assert_eq!((&image["decoded"], &report["side"]), (&serde_json::json!([250, 170]), &40.into()));
+    let scaled = preprocessing(&[file, "--side", "40", "--gap", "1.5", "--json"]);
+    if scaled.code == Some(0) {
+        assert_eq!(json(&scaled)["images"][0]["decoded"], serde_json::json!([125, 85]));
+    } else {
+        assert!(std::env::var_os("CI").is_none() && scaled.err.contains("libturbojpeg"), "{}", scaled.err);
+    }
+    assert!(["decode", "resize", "both"].iter().all(|part| image[part].as_f64().unwrap() > 0.0), "{image}");
+    let made = preprocessing(&[]);
+    assert_eq!(made.code, Some(0), "{}", made.err);
+    assert!(made.out.contains("640x427") && made.out.contains("4000x3000"), "{}", made.out);
+    let usage = preprocessing(&["--gap", "0.5"]);
+    assert!(usage.code == Some(2) && usage.err.contains("--gap"), "{}", usage.err);
+    let missing = preprocessing(&["missing.jpg"]);
+    assert!(missing.code == Some(1) && missing.err.contains("missing.jpg"), "{}", missing.err);
+}
+
+#[test]
 fn what_cannot_be_measured_is_bad_usage() {
     for (arguments, word) in [
         (&["captioner", "--batch", "0"][..], "--batch"),
         (&["captioner", "--dtype", "f8"], "--dtype"),
+        (&["batching", "--encode", "1,0"], "--encode"),
+        (&["batching", "--tokens", "0"], "--tokens"),
         (&["captioner", "--device", "gpu"], "--device"),
         (&["pipeline", "--size", "640"], "640x427"),
         (&["pipeline", "--time", "0s"], "--time"),

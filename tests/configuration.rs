@@ -319,6 +319,7 @@ fn secrets_are_never_shown() {
 fn values_out_of_range_are_refused() {
     for (assignment, expected) in [
         ("flow.pause_at=1.5", "from 0 to 1, not 1.5"),
+        ("decode.jpeg_reducing_gap=0.5", "must be 0 (JPEGs are decoded whole) or from 1 to 64, not 0.5"),
         ("flow.resume_at=0.8", "must be below flow.pause_at"),
         ("flow.resume_at=-0.1", "from 0 to 1"),
         ("flow.max_span=0", "at least 1"),
@@ -364,6 +365,7 @@ fn values_out_of_range_are_refused() {
         assert!(error.starts_with(&format!("{key}: ")), "{error:?} blames another key than {key}");
     }
     assert!(Case::new().set("flow.pause_at=nan").load().is_err());
+    assert!(Case::new().set("decode.jpeg_reducing_gap=nan").load().is_err());
 }
 
 #[test]

@@ -6,7 +6,9 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use blipstream::caption::preprocess::{DecodeError, Limits, Picture, Preprocessor, Resizer, decode};
+use blipstream::caption::preprocess::{
+    DecodeError, Limits, Picture, Preprocessor, Resizer, TurboJpeg, decode, decode_at_least,
+};
 use proptest::prelude::*;
 
 const LIMITS: Limits = Limits { max_pixels: 4_000_000, max_side: 8_192, max_memory: 64 << 20 };
@@ -109,6 +111,61 @@ fn lossy_images_equal_pillow_but_for_the_rounding_of_their_decoders() {
     }
 }
 
+/// libjpeg-turbo, which must be there under CI.
+fn turbo() -> Option<TurboJpeg> {
+    match TurboJpeg::open() {
+        Ok(turbo) => Some(turbo),
+        Err(error) => {
+            assert!(std::env::var_os("CI").is_none(), "{error}");
+            None
+        }
+    }
+}
+
+#[test]
+fn a_jpeg_at_a_part_of_its_size_has_the_means_of_its_blocks() {
+    let Some(mut turbo) = turbo() else { return };
+    for name in ["420", "422", "444", "grey", "progressive", "restarts", "rotated"] {
+        let bytes = fixture(&format!("lossy/{name}.jpg"));
+        let whole = decode(&bytes, &LIMITS).unwrap();
+        // The fixtures have 250x170 pixels. Their colours change from pixel to pixel, and where they are stored at half the
+        // resolution only brightness can be compared.
+        let colours = matches!(name, "444" | "grey");
+        let weights =
+            if colours { [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]] } else { [[0.299, 0.587, 0.114]; 3] };
+        let value = |picture: &Picture, (x, y): (u32, u32), weights: [f64; 3]| {
+            let at = 3 * (y * picture.width + x) as usize;
+            picture.rgb[at..at + 3].iter().zip(weights).map(|(value, weight)| f64::from(*value) * weight).sum::<f64>()
+        };
+        for (least, block, (width, height)) in [(22, 8, (32, 22)), (23, 4, (63, 43)), (44, 2, (125, 85))] {
+            let picture = decode_at_least(&bytes, &LIMITS, least, &mut turbo).unwrap();
+            assert_eq!((picture.width, picture.height, picture.full_size), (width, height, (250, 170)), "{name}");
+            let mut difference = 0.0;
+            for (x, y) in (0..height).flat_map(|y| (0..width).map(move |x| (x, y))) {
+                let [across, down] = [(x, 250), (y, 170)].map(|(at, end)| at * block..(at * block + block).min(end));
+                let pixels: Vec<_> = down.flat_map(|y| across.clone().map(move |x| (x, y))).collect();
+                for weights in weights {
+                    let mean = pixels.iter().map(|&at| value(&whole, at, weights)).sum::<f64>() / pixels.len() as f64;
+                    difference += (value(&picture, (x, y), weights) - mean).abs() / f64::from(3 * width * height);
+                }
+            }
+            assert!(difference < 2.0, "{name} at {width}x{height}: {difference:.2} levels on average");
+        }
+    }
+}
+
+#[test]
+fn what_cannot_be_decoded_at_a_part_of_its_size_is_decoded_whole() {
+    let Some(mut turbo) = turbo() else { return };
+    for name in SAMPLES {
+        let bytes = fixture(name);
+        let whole = decode(&bytes, &LIMITS).unwrap();
+        let least = if name.ends_with("jpg") && !name.contains("cmyk") { 86 } else { 1 };
+        assert!(decode_at_least(&bytes, &LIMITS, least, &mut turbo).unwrap() == whole, "{name}");
+        assert_eq!(whole.full_size, (whole.width, whole.height), "{name}");
+    }
+}
+
 fn kind(result: &Result<Picture, DecodeError>) -> &'static str {
     match result {
         Ok(_) => "picture",
@@ -162,10 +219,18 @@ fn a_truncated_image_is_an_error_or_whole_but_never_half_a_picture() {
 
 #[test]
 fn a_truncated_jpeg_is_broken_wherever_it_is_cut() {
+    let mut turbo = turbo();
     for name in SAMPLES.iter().filter(|name| name.ends_with("jpg")) {
         let bytes = fixture(name);
         for cut in (3..bytes.len()).step_by(997).chain(bytes.len() - 8..bytes.len()) {
             assert_eq!(kind(&decode(&bytes[..cut], &LIMITS)), "broken", "{name} cut to {cut} bytes");
+            if let Some(turbo) = &mut turbo {
+                assert_eq!(
+                    kind(&decode_at_least(&bytes[..cut], &LIMITS, 9, turbo)),
+                    "broken",
+                    "{name} cut to {cut} bytes"
+                );
+            }
         }
         let trailed = [&bytes, &b"trailing bytes"[..]].concat();
         assert_eq!(kind(&decode(&trailed, &LIMITS)), "picture", "{name}");
@@ -233,18 +298,22 @@ fn a_large_frame_on_a_small_webp_canvas_is_refused() {
 
 #[test]
 fn every_format_is_held_to_the_limits() {
+    let mut turbo = turbo();
     for name in SAMPLES {
         let bytes = fixture(name);
         let Picture { width, height, .. } = decode(&bytes, &LIMITS).unwrap();
         let pixels = u64::from(width) * u64::from(height);
-        let long = Limits { max_side: width.max(height) - 1, ..LIMITS };
-        assert_eq!(kind(&decode(&bytes, &long)), "side", "{name}");
-        let many = Limits { max_pixels: pixels - 1, ..LIMITS };
-        assert_eq!(kind(&decode(&bytes, &many)), "pixels", "{name}");
-        let memory = Limits { max_memory: pixels * 3 - 1, ..LIMITS };
-        assert_eq!(kind(&decode(&bytes, &memory)), "memory", "{name}");
-        let exact = Limits { max_side: width.max(height), max_pixels: pixels, ..LIMITS };
-        assert_eq!(kind(&decode(&bytes, &exact)), "picture", "{name}");
+        for (limits, verdict) in [
+            (Limits { max_side: width.max(height) - 1, ..LIMITS }, "side"),
+            (Limits { max_pixels: pixels - 1, ..LIMITS }, "pixels"),
+            (Limits { max_memory: pixels * 3 - 1, ..LIMITS }, "memory"),
+            (Limits { max_side: width.max(height), max_pixels: pixels, ..LIMITS }, "picture"),
+        ] {
+            assert_eq!(kind(&decode(&bytes, &limits)), verdict, "{name}");
+            if let Some(turbo) = &mut turbo {
+                assert_eq!(kind(&decode_at_least(&bytes, &limits, 9, turbo)), verdict, "{name} at a part of its size");
+            }
+        }
     }
 }
 
@@ -292,6 +361,11 @@ proptest! {
             bytes[at.index(range)] = value;
         }
         if let Ok(picture) = decode(&bytes, &LIMITS) {
+            let pixels = u64::from(picture.width) * u64::from(picture.height);
+            prop_assert!(pixels <= LIMITS.max_pixels && picture.rgb.len() as u64 == pixels * 3);
+            Preprocessor::blip(16).resize(&picture, &mut Resizer::new()).unwrap();
+        }
+        if let Some(Ok(picture)) = turbo().map(|mut turbo| decode_at_least(&bytes, &LIMITS, 16, &mut turbo)) {
             let pixels = u64::from(picture.width) * u64::from(picture.height);
             prop_assert!(pixels <= LIMITS.max_pixels && picture.rgb.len() as u64 == pixels * 3);
             Preprocessor::blip(16).resize(&picture, &mut Resizer::new()).unwrap();

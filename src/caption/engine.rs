@@ -21,6 +21,8 @@ pub struct BlipEngine {
     memory: Box<dyn Memory>,
     /// In the order of the memory's rows.
     rows: Vec<Row>,
+    /// Images encoded at a time.
+    encode_size: usize,
     next_row: u64,
     phases: Phases,
 }
@@ -41,7 +43,20 @@ impl BlipEngine {
     /// An engine without rows.
     pub fn new(model: Arc<Model>) -> Self {
         let memory = model.new_memory();
-        Self { model, memory, rows: Vec::new(), next_row: 0, phases: Phases::default() }
+        let encode_size = if model.device.is_cpu() { HOST_IMAGES } else { DEVICE_IMAGES };
+        Self { model, memory, rows: Vec::new(), encode_size, next_row: 0, phases: Phases::default() }
+    }
+
+    /// Encodes `images` at a time, one at least, instead of what is best for most machines.
+    #[must_use]
+    pub fn with_encode_size(mut self, images: usize) -> Self {
+        self.encode_size = images.max(1);
+        self
+    }
+
+    /// How many images it encodes at a time.
+    pub fn encode_size(&self) -> usize {
+        self.encode_size
     }
 
     fn prompt(&self, params: &Params) -> Result<Vec<u32>, EngineError> {
@@ -63,9 +78,8 @@ impl BlipEngine {
     }
 
     fn encode_parts(&mut self, images: &[Pixels]) -> Result<Vec<Encoded>, EngineError> {
-        let at_a_time = if self.model.device.is_cpu() { HOST_IMAGES } else { DEVICE_IMAGES };
         let mut encoded = Vec::with_capacity(images.len());
-        for images in images.chunks(at_a_time) {
+        for images in images.chunks(self.encode_size) {
             let started = Instant::now();
             let hidden = self.model.vision.forward(images)?;
             self.model.wait()?;

@@ -21,6 +21,8 @@ mod hub;
 mod load;
 mod memory;
 mod model;
+#[doc(hidden)]
+pub mod pictures;
 pub mod preprocess;
 mod random;
 mod text;

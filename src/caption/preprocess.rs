@@ -8,6 +8,8 @@
 //! ```text
 //!  encoded bytes ──decode(Limits)──► Picture ──Preprocessor::resize──► Pixels
 //! ```
+//!
+//! [`decode_at_least`] takes less time and memory for large JPEGs, at some cost of that likeness.
 
 mod bmp;
 mod config;
@@ -16,8 +18,10 @@ mod gif;
 mod jpeg;
 mod resize;
 mod tiff;
+mod turbojpeg;
 mod webp;
 
 pub use config::{ConfigError, Filter, Normalize, Preprocessor};
-pub use decode::{DecodeError, Format, Limits, Picture, decode};
+pub use decode::{DecodeError, Format, Limits, Picture, decode, decode_at_least};
 pub use resize::Resizer;
+pub use turbojpeg::{TurboJpeg, TurboJpegError};

@@ -1,16 +1,22 @@
 //! `blipstream bench`: how fast this machine captions, and what holds it up. No file and no network is needed.
 
+mod batching;
 mod captioner;
-mod pictures;
 mod pipeline;
+mod preprocessing;
 
 use std::fs;
 use std::io::{self, Write};
+use std::path::PathBuf;
+use std::sync::Arc;
 
+use anyhow::Context;
 use clap::Subcommand;
 use serde::Serialize;
 
-use super::Exit;
+use super::{Exit, Usage, models};
+use crate::caption::{LoadOptions, Model, load_model};
+use crate::settings;
 
 /// Arguments of `bench`.
 #[derive(Debug, clap::Args)]
@@ -23,6 +29,11 @@ pub struct BenchArgs {
 enum What {
     /// The captioner alone, by batch size: images a second, the time of each phase, and what the machine could give
     Captioner(captioner::CaptionerArgs),
+    /// How the captioner is best fed: images to encode at a time, rows to decode at a time, and whether rows should join
+    /// a batch under way
+    Batching(batching::BatchingArgs),
+    /// From the bytes of images to the model's pixels, on one thread
+    Preprocessing(preprocessing::PreprocessingArgs),
     /// The whole pipeline on the embedded broker: fetch, decode, caption, publish; says which stage holds it up
     Pipeline(pipeline::PipelineArgs),
 }
@@ -31,7 +42,43 @@ enum What {
 pub fn run(args: BenchArgs) -> anyhow::Result<Exit> {
     match args.what {
         What::Captioner(args) => captioner::run(&args),
+        What::Batching(args) => batching::run(&args),
+        What::Preprocessing(args) => preprocessing::run(&args),
         What::Pipeline(args) => pipeline::run(args),
+    }
+}
+
+/// The captioner that is measured.
+#[derive(Debug, clap::Args)]
+struct ModelArgs {
+    /// `random-base`, `random-large`, a folder, a hub id, or `demo`
+    #[arg(long, value_name = "NAME|DIR|HUB-ID", default_value = "random-base")]
+    model: String,
+    /// `auto`, `cpu` or `cuda:N`
+    #[arg(long, default_value = "auto")]
+    device: String,
+    /// `auto`, `f32`, `bf16`, `f16` or `int8`
+    #[arg(long, default_value = "auto")]
+    dtype: String,
+    /// `auto`, `native` (or `native:avx512`, `native:avx2`, `native:plain`), `onednn` or `candle`
+    #[arg(long, default_value = "auto")]
+    backend: String,
+    /// oneDNN's file, where it is not the system's
+    #[arg(long, value_name = "FILE")]
+    onednn_library: Option<PathBuf>,
+}
+
+impl ModelArgs {
+    fn load(&self) -> anyhow::Result<Arc<Model>> {
+        let source = settings::Model { source: self.model.clone(), ..settings::Model::default() };
+        let options = LoadOptions {
+            source: models::source(&source)?,
+            device: self.device.parse().map_err(|error| Usage(format!("--device: {error}")))?,
+            dtype: self.dtype.parse().map_err(|error| Usage(format!("--dtype: {error}")))?,
+            backend: self.backend.parse().map_err(|error| Usage(format!("--backend: {error}")))?,
+            onednn_library: self.onednn_library.clone(),
+        };
+        load_model(&options).with_context(|| format!("cannot load {}", self.model))
     }
 }
 
@@ -40,6 +87,13 @@ fn print_json(value: &impl Serialize) -> anyhow::Result<()> {
     let mut out = io::stdout().lock();
     serde_json::to_writer(&mut out, value)?;
     Ok(writeln!(out)?)
+}
+
+/// The middle of some numbers, the upper one of two.
+fn median(values: &[f64]) -> f64 {
+    let mut values = values.to_vec();
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
 }
 
 /// The most memory that this process has had resident, in bytes, where the system tells.

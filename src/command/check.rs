@@ -13,6 +13,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::{Exit, broken_pipe, telemetry};
+use crate::caption::preprocess::TurboJpeg;
 use crate::config::{ConfigOptions, Loaded};
 use crate::kafka::check_transactions;
 use crate::settings::{Admin, Delivery, Log, Settings};
@@ -112,6 +113,13 @@ pub fn run(args: CheckArgs) -> anyhow::Result<Exit> {
     }
 }
 
+fn large_jpegs() -> Item {
+    match TurboJpeg::open() {
+        Ok(_) => Item::ok("large JPEGs", "are decoded at a part of their size, by libjpeg-turbo"),
+        Err(error) => Item::warning("large JPEGs", format!("are decoded whole: {error}")),
+    }
+}
+
 /// What goes wrong is told by the items; the log would tell it twice.
 fn only_errors(log: &Log) -> Log {
     let filter = if log.filter == Log::default().filter { "error".to_owned() } else { log.filter.clone() };
@@ -132,6 +140,9 @@ impl Report {
         }
         for item in broker::items(&settings.kafka, args.timeout) {
             self.add(item)?;
+        }
+        if settings.decode.jpeg_reducing_gap > 0.0 {
+            self.add(large_jpegs())?;
         }
         let reached = self.failed() == 0;
         self.add(delivery(settings, reached.then_some(args.timeout)))?;

@@ -25,6 +25,8 @@ const LONGEST_SESSION: Duration = Duration::from_secs(3_600);
 const LONGEST_POLL_INTERVAL: Duration = Duration::from_secs(86_400);
 /// Below it a single slow answer of a broker aborts every transaction.
 const SHORTEST_TRANSACTION: Duration = Duration::from_secs(1);
+/// Far beyond what anybody needs: the fidelity of 3 cannot be told from that of whole pictures.
+const LARGEST_GAP: f64 = 64.0;
 const LONGEST_LINGER: Duration = Duration::from_secs(900);
 
 /// A contradiction, before it is known where its values come from.
@@ -60,6 +62,12 @@ pub(super) fn settings(settings: &Settings) -> Vec<Problem> {
     check.at_least_one("decode.max_pixels", settings.decode.max_pixels);
     check.at_least_one("decode.max_side", u64::from(settings.decode.max_side));
     check.at_least_one("decode.max_memory", settings.decode.max_memory.as_u64());
+    let gap = settings.decode.jpeg_reducing_gap;
+    check.need(
+        gap == 0.0 || (1.0..=LARGEST_GAP).contains(&gap),
+        &["decode.jpeg_reducing_gap"],
+        format!("must be 0 (JPEGs are decoded whole) or from 1 to {LARGEST_GAP}, not {gap}"),
+    );
     check.model(&settings.model);
     check.at_least_one("batch.queue", settings.batch.queue as u64);
     if let Some(worker) = &settings.output.worker {

@@ -60,11 +60,20 @@ pub struct Decode {
     /// Most memory that one decoder may allocate.
     #[schemars(with = "String")]
     pub max_memory: ByteSize,
+    /// JPEGs are decoded at a half, a quarter or an eighth of their size while both sides stay at least this many times
+    /// the model's, by libjpeg-turbo where it is installed; 0 decodes them whole.
+    pub jpeg_reducing_gap: f64,
 }
 
 impl Default for Decode {
     fn default() -> Self {
-        Self { threads: 0, max_pixels: 64_000_000, max_side: 16_384, max_memory: ByteSize::mib(512) }
+        Self {
+            threads: 0,
+            max_pixels: 64_000_000,
+            max_side: 16_384,
+            max_memory: ByteSize::mib(512),
+            jpeg_reducing_gap: 0.0,
+        }
     }
 }
 

@@ -17,7 +17,7 @@ use url::Url;
 
 use super::{Fetched, Finished, Ready, failed, send_blocking};
 use crate::caption::Pixels;
-use crate::caption::preprocess::{self, Limits, Preprocessor, Resizer};
+use crate::caption::preprocess::{self, Limits, Preprocessor, Resizer, TurboJpeg};
 use crate::disposition::{Code, Disposed, Disposition, Failure, Stage};
 use crate::message::{ImageInfo, ImageRef, Request, Timing, redact_url};
 use crate::metrics::Metrics;
@@ -63,6 +63,8 @@ pub struct Config {
     pub preprocessor: Preprocessor,
     /// What an image may cost.
     pub limits: Limits,
+    /// The fewest pixels on a side that a large JPEG may be decoded at; none decodes it whole.
+    pub jpeg_least: Option<u32>,
     /// Threads; at least one.
     pub threads: usize,
     /// Whether records keep user-info and query of an image's address.
@@ -70,10 +72,12 @@ pub struct Config {
 }
 
 impl Config {
-    /// From the settings; no number of threads means one for each core.
+    /// From the settings; no number of threads means one for each core. Where JPEGs cannot be decoded at a part of their
+    /// size, that is logged, and they are decoded whole.
     pub fn new(preprocessor: Preprocessor, decode: &settings::Decode, output: &settings::Output) -> Self {
         let cores = || thread::available_parallelism().map_or(1, std::num::NonZero::get);
         Self {
+            jpeg_least: jpeg_least(decode.jpeg_reducing_gap, preprocessor.size()),
             preprocessor,
             limits: Limits {
                 max_pixels: decode.max_pixels,
@@ -82,6 +86,19 @@ impl Config {
             },
             threads: if decode.threads == 0 { cores() } else { decode.threads },
             full_url: output.full_url,
+        }
+    }
+}
+
+fn jpeg_least(gap: f64, size: usize) -> Option<u32> {
+    if gap <= 0.0 {
+        return None;
+    }
+    match TurboJpeg::open() {
+        Ok(_) => Some((size as f64 * gap).ceil() as u32),
+        Err(error) => {
+            tracing::warn!("decode.jpeg_reducing_gap has no effect, JPEGs are decoded whole: {error}");
+            None
         }
     }
 }
@@ -112,11 +129,15 @@ pub fn spawn(
 ) -> std::io::Result<Vec<JoinHandle<()>>> {
     spawn_with(config, input, outputs, |config| {
         let (preprocessor, limits) = (config.preprocessor.clone(), config.limits);
+        let mut scaling = config.jpeg_least.and_then(|least| Some((least, TurboJpeg::open().ok()?)));
         let mut resizer = Resizer::new();
         move |body: &[u8]| {
-            let picture = preprocess::decode(body, &limits)?;
+            let picture = match &mut scaling {
+                Some((least, turbo)) => preprocess::decode_at_least(body, &limits, *least, turbo)?,
+                None => preprocess::decode(body, &limits)?,
+            };
             let pixels = preprocessor.resize(&picture, &mut resizer)?;
-            let (width, height) = (picture.width, picture.height);
+            let (width, height) = picture.full_size;
             Ok(Decoded { pixels, width, height, format: picture.format.as_str() })
         }
     })

@@ -16,7 +16,7 @@ pub use self::size::{WarmUp, most_rows, warm_up};
 pub use self::stats::DeviceStats;
 use self::stats::Life;
 use super::{Finished, Output, Ready, failed, send_blocking};
-use crate::caption::{self, Caption, Engine, EngineError, ErrorKind, Finish, Params, Phases};
+use crate::caption::{self, Caption, Engine, EngineError, ErrorKind, Finish, Params, Phases, pictures};
 use crate::disposition::{Code, Disposed, Disposition, Failure, Stage};
 use crate::message::{CaptionRecord, ModelRef, SCHEMA, Timing};
 use crate::metrics::{Flush, Metrics, Phase};
@@ -280,7 +280,7 @@ impl Runner {
 
     /// Captions a grey picture, which no sound device fails on.
     fn probe(&mut self) -> Result<(), EngineError> {
-        let picture = size::grey(self.engine.model().image_size)?;
+        let picture = pictures::grey(self.engine.model().image_size)?;
         caption::caption(self.engine.as_mut(), &[(picture, Params { max_new_tokens: 1, ..Params::default() })])?;
         Ok(())
     }

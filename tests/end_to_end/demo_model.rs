@@ -1,4 +1,4 @@
-//! The bundled model: right on scenes it never saw, and the same by every way in.
+//! The bundled model: the same by every way in. How well it sees is the matter of `fidelity/gate.rs`.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -6,8 +6,6 @@ use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-use blipstream::caption::preprocess::{Limits, Resizer, decode};
-use blipstream::caption::{BlipEngine, LoadOptions, ModelSource, Params, caption, load_model};
 use blipstream::message::Message;
 use blipstream::settings::Kafka;
 use serde_json::Value;
@@ -27,36 +25,6 @@ fn blipstream(arguments: &[&str]) -> Output {
 fn json_lines(output: &Output) -> Vec<Value> {
     let text = String::from_utf8(output.stdout.clone()).unwrap();
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
-}
-
-#[test]
-fn at_least_95_percent_of_unseen_scenes_are_captioned_exactly() {
-    let folder = root().join("tests/fixtures/scenes");
-    let list = std::fs::read_to_string(folder.join("scenes.jsonl")).unwrap();
-    let scenes: Vec<Value> = list.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    assert_eq!(scenes.len(), 200);
-    let model = load_model(&LoadOptions::new(ModelSource::Dir(root().join("models/demo")))).unwrap();
-    let mut engine = BlipEngine::new(model.clone());
-    let limits = Limits { max_pixels: 1 << 20, max_side: 4096, max_memory: 64 << 20 };
-    let mut resizer = Resizer::new();
-    let mut wrong = Vec::new();
-    for batch in scenes.chunks(16) {
-        let mut items = Vec::new();
-        for scene in batch {
-            let bytes = std::fs::read(folder.join(scene["file"].as_str().unwrap())).unwrap();
-            let picture = decode(&bytes, &limits).unwrap();
-            items.push((model.preprocessor().resize(&picture, &mut resizer).unwrap(), Params::default()));
-        }
-        for (scene, result) in batch.iter().zip(caption(&mut engine, &items).unwrap()) {
-            let (said, truth) = (result.unwrap().text, scene["caption"].as_str().unwrap());
-            if said != truth {
-                wrong.push(format!("{}: {said:?} is {truth:?}", scene["file"]));
-            }
-        }
-    }
-    let right = scenes.len() - wrong.len();
-    println!("{right} of {} unseen scenes exactly right\n{}", scenes.len(), wrong.join("\n"));
-    assert!(right * 100 >= scenes.len() * 95, "{right} of {}:\n{}", scenes.len(), wrong.join("\n"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -326,4 +326,4 @@ impl<N: Number> Tile<N> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -5,7 +5,7 @@ use std::io::Cursor;
 
 use image::{ColorType, DynamicImage, ExtendedColorType, ImageDecoder, ImageError, ImageFormat, ImageReader};
 
-use super::{bmp, gif, jpeg, tiff, webp};
+use super::{TurboJpeg, bmp, gif, jpeg, tiff, webp};
 
 /// What a stranger's image may cost. All are checked from the header, before any pixel is decoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,17 +76,26 @@ impl Format {
     }
 }
 
-/// A decoded picture in its own size.
+/// A decoded picture.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Picture {
     /// Width in pixels.
     pub width: u32,
     /// Height in pixels.
     pub height: u32,
+    /// Its size in the file, width and height: larger where it was decoded at a part of it.
+    pub full_size: (u32, u32),
     /// How it was encoded.
     pub format: Format,
     /// Row after row, R, G and B of each pixel: `width * height * 3` bytes.
     pub rgb: Vec<u8>,
+}
+
+impl Picture {
+    /// One in its own size.
+    pub(super) fn whole(width: u32, height: u32, format: Format, rgb: Vec<u8>) -> Self {
+        Self { width, height, full_size: (width, height), format, rgb }
+    }
 }
 
 impl fmt::Debug for Picture {
@@ -149,6 +158,22 @@ pub fn decode(bytes: &[u8], limits: &Limits) -> Result<Picture, DecodeError> {
     }
 }
 
+/// Decodes as [`decode`] does, but a large JPEG at a half, a quarter or an eighth of its size: the smallest of them with
+/// at least `least` pixels on both sides. The limits are for the whole picture all the same.
+pub fn decode_at_least(
+    bytes: &[u8],
+    limits: &Limits,
+    least: u32,
+    turbo: &mut TurboJpeg,
+) -> Result<Picture, DecodeError> {
+    if image::guess_format(bytes).ok() == Some(ImageFormat::Jpeg)
+        && let Some(picture) = turbo.decode(bytes, limits, least)?
+    {
+        return Ok(picture);
+    }
+    decode(bytes, limits)
+}
+
 fn decode_with(guessed: ImageFormat, format: Format, bytes: &[u8], limits: &Limits) -> Result<Picture, DecodeError> {
     let explain = |error| explain(error, format, limits);
     let mut decoder_limits = image::Limits::no_limits();
@@ -170,8 +195,7 @@ fn decode_with(guessed: ImageFormat, format: Format, bytes: &[u8], limits: &Limi
         }
         Format::Jpeg => {
             let survey = jpeg::survey(bytes);
-            // 16-bit coefficients of up to four components.
-            pixel_bytes += if survey.buffered { 8 } else { 0 };
+            pixel_bytes += survey.coefficient_bytes();
             complete = survey.complete;
         }
         Format::Tiff => pixel_bytes += if inks { 4 } else { 0 },
@@ -179,16 +203,16 @@ fn decode_with(guessed: ImageFormat, format: Format, bytes: &[u8], limits: &Limi
     }
     limits.check(width, height, pixel_bytes)?;
     if !complete {
-        return Err(DecodeError::Broken("the JPEG is truncated: it has no end marker".into()));
+        return Err(jpeg::truncated());
     }
     if inks {
-        return Ok(Picture { width, height, format, rgb: tiff::cmyk_to_rgb(bytes, limits)? });
+        return Ok(Picture::whole(width, height, format, tiff::cmyk_to_rgb(bytes, limits)?));
     }
     let mut rgb = to_rgb(DynamicImage::from_decoder(decoder).map_err(explain)?);
     if format == Format::Bmp {
         bmp::widen_as_pillow(bytes, &mut rgb);
     }
-    Ok(Picture { width, height, format, rgb })
+    Ok(Picture::whole(width, height, format, rgb))
 }
 
 fn to_rgb(image: DynamicImage) -> Vec<u8> {

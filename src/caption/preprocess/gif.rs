@@ -36,7 +36,7 @@ pub(super) fn first_frame(bytes: &[u8], limits: &Limits) -> Result<Picture, Deco
             }
         }
     }
-    Ok(Picture { width, height, format: Format::Gif, rgb })
+    Ok(Picture::whole(width, height, Format::Gif, rgb))
 }
 
 /// Where a frame lies on the screen, in pixels.

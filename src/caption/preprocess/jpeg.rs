@@ -2,6 +2,8 @@
 
 use std::io::BufRead;
 
+use super::DecodeError;
+
 /// What the markers of a JPEG say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Survey {
@@ -9,8 +11,25 @@ pub(super) struct Survey {
     pub complete: bool,
     /// Whether its coefficients are held in memory until the last scan: progressive, or one scan a component.
     pub buffered: bool,
+    /// Whether it is of the kinds that everybody reads: baseline, extended or progressive, with Huffman codes.
+    pub usual: bool,
 }
 
+impl Survey {
+    /// Bytes of memory a pixel that hold coefficients, of 16 bits and of up to four components.
+    pub(super) fn coefficient_bytes(self) -> u64 {
+        if self.buffered { 8 } else { 0 }
+    }
+}
+
+/// What is wrong with a file that is not complete.
+pub(super) fn truncated() -> DecodeError {
+    DecodeError::Broken("the JPEG is truncated: it has no end marker".into())
+}
+
+// Between the markers of frames.
+const TABLES_OF_HUFFMAN: u8 = 0xC4;
+const TABLES_OF_ARITHMETIC: u8 = 0xCC;
 const START_OF_SCAN: u8 = 0xDA;
 const END_OF_IMAGE: u8 = 0xD9;
 
@@ -18,20 +37,26 @@ const END_OF_IMAGE: u8 = 0xD9;
 pub(super) fn survey(bytes: &[u8]) -> Survey {
     let mut rest = bytes.get(2..).unwrap_or_default();
     let mut scans = 0;
-    let mut progressive = false;
+    let mut frames = [false; 16];
+    let survey = |complete, scans, frames: [bool; 16]| {
+        let progressive = [2, 6, 10, 14].iter().any(|frame| frames[*frame]);
+        let usual = frames[..3].contains(&true) && !frames[3..].contains(&true);
+        Survey { complete, buffered: progressive || scans > 1, usual }
+    };
     while let Some(marker) = next_marker(&mut rest) {
         match marker {
-            END_OF_IMAGE => return Survey { complete: true, buffered: progressive || scans > 1 },
+            END_OF_IMAGE => return survey(true, scans, frames),
             // Stuffed bytes and restarts inside a scan, TEM, and a repeated start: no segment follows.
             0x00 | 0x01 | 0xD0..=0xD8 => continue,
-            0xC2 | 0xC6 | 0xCA | 0xCE => progressive = true,
+            TABLES_OF_HUFFMAN | TABLES_OF_ARITHMETIC => {}
+            0xC0..=0xCF => frames[usize::from(marker - 0xC0)] = true,
             START_OF_SCAN => scans += 1,
             _ => {}
         }
         let Some(length) = rest.first_chunk().map(|&length| usize::from(u16::from_be_bytes(length))) else { break };
         rest = rest.get(length..).unwrap_or_default();
     }
-    Survey { complete: false, buffered: progressive || scans > 1 }
+    survey(false, scans, frames)
 }
 
 /// The byte behind the next 0xFF, fill bytes skipped; 0 for a stuffed 0xFF.
@@ -55,7 +80,9 @@ mod tests {
     const EOI: &[u8] = &[0xFF, 0xD9];
     /// A segment whose content looks like an end marker, as the thumbnail in an EXIF segment does.
     const APP1: &[u8] = &[0xFF, 0xE1, 0, 4, 0xFF, 0xD9];
+    const SOF0: &[u8] = &[0xFF, 0xC0, 0, 2];
     const SOF2: &[u8] = &[0xFF, 0xC2, 0, 2];
+    const DHT: &[u8] = &[0xFF, 0xC4, 0, 2];
     const SCAN: &[u8] = &[0xFF, 0xDA, 0, 2, 1, 2, 0xFF, 0x00, 3, 0xFF, 0xD0, 4, 0xFF];
 
     fn of(parts: &[&[u8]]) -> Survey {
@@ -77,6 +104,17 @@ mod tests {
         assert!(!of(&[SOI, SCAN, EOI]).buffered);
         assert!(of(&[SOI, SOF2, SCAN, EOI]).buffered);
         assert!(of(&[SOI, SCAN, SCAN, EOI]).buffered);
+    }
+
+    #[test]
+    fn usual_are_those_with_no_frame_of_another_kind() {
+        assert!(of(&[SOI, DHT, SOF0, SCAN, EOI]).usual);
+        assert!(of(&[SOI, SOF2, DHT, SCAN, EOI]).usual);
+        assert!(!of(&[SOI, DHT, SCAN, EOI]).usual);
+        // Lossless, and with arithmetic codes.
+        for other in [0xC3, 0xC9, 0xCF] {
+            assert!(!of(&[SOI, SOF0, &[0xFF, other, 0, 2], SCAN, EOI]).usual);
+        }
     }
 
     #[test]

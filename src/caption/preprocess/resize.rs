@@ -75,7 +75,7 @@ mod tests {
 
     fn picture(width: u32, height: u32, value: u8) -> Picture {
         let rgb = vec![value; (width * height * 3) as usize];
-        Picture { width, height, format: crate::caption::preprocess::Format::Png, rgb }
+        Picture::whole(width, height, crate::caption::preprocess::Format::Png, rgb)
     }
 
     #[test]

@@ -1,7 +1,6 @@
 //! `blipstream bench captioner`.
 
 use std::io::{self, Write};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -9,9 +8,9 @@ use anyhow::Context;
 use bytesize::ByteSize;
 use serde::Serialize;
 
-use super::{peak_memory, pictures, print_json};
-use crate::caption::{BlipEngine, Engine, LoadOptions, Model, ModelInfo, Params, Phases, Pixels, caption, load_model};
-use crate::command::{Exit, Usage, models, telemetry};
+use super::{ModelArgs, peak_memory, print_json};
+use crate::caption::{BlipEngine, Engine, Model, ModelInfo, Params, Phases, Pixels, caption, pictures};
+use crate::command::{Exit, Usage, telemetry};
 use crate::settings;
 
 /// A batch that would take longer than this many times the time to measure is left out.
@@ -20,21 +19,8 @@ const TOO_LONG: u32 = 6;
 /// Arguments of `bench captioner`.
 #[derive(Debug, clap::Args)]
 pub(super) struct CaptionerArgs {
-    /// `random-base`, `random-large`, a folder, a hub id, or `demo`
-    #[arg(long, value_name = "NAME|DIR|HUB-ID", default_value = "random-base")]
-    model: String,
-    /// `auto`, `cpu` or `cuda:N`
-    #[arg(long, default_value = "auto")]
-    device: String,
-    /// `auto`, `f32`, `bf16`, `f16` or `int8`
-    #[arg(long, default_value = "auto")]
-    dtype: String,
-    /// `auto`, `native` (or `native:avx512`, `native:avx2`, `native:plain`), `onednn` or `candle`
-    #[arg(long, default_value = "auto")]
-    backend: String,
-    /// oneDNN's file, where it is not the system's
-    #[arg(long, value_name = "FILE")]
-    onednn_library: Option<PathBuf>,
+    #[command(flatten)]
+    model: ModelArgs,
     /// Images captioned together
     #[arg(long, value_delimiter = ',', value_name = "N,N", default_values_t = [1, 2, 4, 8, 16, 32])]
     batch: Vec<usize>,
@@ -88,15 +74,7 @@ pub(super) fn run(args: &CaptionerArgs) -> anyhow::Result<Exit> {
     }
     telemetry::init(&telemetry::quiet(&settings::Log::default()))?;
     let begun = Instant::now();
-    let source = settings::Model { source: args.model.clone(), ..settings::Model::default() };
-    let options = LoadOptions {
-        source: models::source(&source)?,
-        device: args.device.parse().map_err(|error| Usage(format!("--device: {error}")))?,
-        dtype: args.dtype.parse().map_err(|error| Usage(format!("--dtype: {error}")))?,
-        backend: args.backend.parse().map_err(|error| Usage(format!("--backend: {error}")))?,
-        onednn_library: args.onednn_library.clone(),
-    };
-    let model = load_model(&options).with_context(|| format!("cannot load {}", args.model))?;
+    let model = args.model.load()?;
     let mut engine = BlipEngine::new(Arc::clone(&model));
     let once = measure(&mut engine, &model, args, 1, Duration::ZERO)?;
     let first_caption = begun.elapsed().as_secs_f64();

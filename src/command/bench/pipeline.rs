@@ -15,8 +15,8 @@ use serde::Serialize;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
-use super::{peak_memory, pictures, print_json};
-use crate::caption::{Engine, Params, caption};
+use super::{peak_memory, print_json};
+use crate::caption::{Engine, Params, caption, pictures};
 use crate::command::models::LoadedModel;
 use crate::command::{Exit, Usage, demo, models, runtime, telemetry};
 use crate::config::ConfigOptions;
@@ -212,8 +212,8 @@ async fn pipeline(
     batch: usize,
 ) -> anyhow::Result<Report> {
     let info = model.info.clone();
-    let jpegs = (0..PICTURES).map(|seed| pictures::jpeg(args.size.0, args.size.1, seed));
-    let jpegs: Vec<Vec<u8>> = jpegs.collect::<anyhow::Result<_>>()?;
+    let jpegs = (0..PICTURES).map(|seed| pictures::photograph(args.size.0, args.size.1, seed));
+    let jpegs: Vec<Vec<u8>> = jpegs.collect::<Result<_, _>>().context("cannot encode a picture")?;
     let jpeg = jpegs.iter().map(Vec::len).sum::<usize>() / jpegs.len();
     let broker = demo::start_broker(&settings, PARTITIONS)?;
     settings.kafka.bootstrap_servers = broker.bootstrap_servers()?;
@@ -281,7 +281,8 @@ async fn pipeline(
     // What was under way is given up, so its end is not a clean one.
     worker.await.context("the worker panicked")??;
     stop.cancel();
-    drop(broker);
+    // A client that was given up still speaks to it, until this process ends.
+    std::mem::forget(broker);
     Ok(Report {
         model: info.id,
         device: info.device,

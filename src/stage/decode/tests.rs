@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use image::RgbImage;
 
 use super::*;
 use crate::budget::{Limit, Pool};
@@ -16,7 +17,7 @@ use crate::stage::Output;
 const SIZE: usize = 8;
 
 fn png(width: u32, height: u32, seed: u8) -> Bytes {
-    let image = image::RgbImage::from_fn(width, height, |x, y| image::Rgb([x as u8, y as u8, seed]));
+    let image = RgbImage::from_fn(width, height, |x, y| image::Rgb([x as u8, y as u8, seed]));
     let mut out = Cursor::new(Vec::new());
     image.write_to(&mut out, image::ImageFormat::Png).unwrap();
     out.into_inner().into()
@@ -138,6 +139,37 @@ fn bad_neighbours_do_not_disturb_good_ones() {
         assert_eq!(code(&results[&(4 * n + 1)]), Some(Code::UnsupportedMedia));
         assert_eq!(code(&results[&(4 * n + 2)]), Some(Code::Decode));
         assert_eq!(code(&results[&(4 * n + 3)]), Some(Code::TooManyPixels));
+    }
+}
+
+#[test]
+fn a_jpeg_decoded_at_a_part_of_its_size_is_recorded_with_its_own() {
+    let whole = RgbImage::from_fn(16 * SIZE as u32, 9 * SIZE as u32, |x, y| image::Rgb([x as u8, y as u8, 9]));
+    let mut jpeg = Cursor::new(Vec::new());
+    whole.write_to(&mut jpeg, image::ImageFormat::Jpeg).unwrap();
+    let body = Bytes::from(jpeg.into_inner());
+    let mut resizer = Resizer::new();
+    let mut turbo = match TurboJpeg::open() {
+        Ok(turbo) => turbo,
+        Err(error) => {
+            assert!(std::env::var_os("CI").is_none(), "{error}");
+            return;
+        }
+    };
+    for (jpeg_reducing_gap, sides) in [(0.0, (128, 72)), (1.0, (16, 9)), (2.0, (32, 18)), (9.0, (128, 72))] {
+        let settings = settings::Decode { jpeg_reducing_gap, threads: 1, ..settings::Decode::default() };
+        let config = Config::new(Preprocessor::blip(SIZE), &settings, &settings::Output::default());
+        let mut bench = Bench::new();
+        let threads = spawn(&config, &bench.received, &bench.outputs);
+        bench.send(0, body.clone());
+        let results = bench.finish(threads);
+        let ready = results[&0].as_ref().unwrap();
+        assert_eq!((ready.image.width, ready.image.height), (128, 72));
+        let least = (jpeg_reducing_gap * SIZE as f64) as u32;
+        let least = if least == 0 { 999 } else { least };
+        let picture = preprocess::decode_at_least(&body, &config.limits, least, &mut turbo).unwrap();
+        assert_eq!((picture.width, picture.height), sides);
+        assert_eq!(ready.pixels, Preprocessor::blip(SIZE).resize(&picture, &mut resizer).unwrap());
     }
 }
 

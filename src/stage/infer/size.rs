@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::caption::{self, Engine, EngineError, ErrorKind, Params, Pixels};
+use crate::caption::{self, Engine, EngineError, ErrorKind, Params, pictures};
 use crate::settings;
 
 /// No device gains from larger batches, however much memory it has.
@@ -15,11 +15,6 @@ pub fn most_rows(engine: &dyn Engine, model: &settings::Model) -> usize {
     let limit = model.state_limit(info.device != "cpu").as_u64();
     let tokens = model.max_new_tokens_limit.min(info.context_length);
     (1..=MOST).take_while(|rows| engine.state_bytes(*rows, tokens) as u64 <= limit).last().unwrap_or(1)
-}
-
-/// A picture that no sound device fails on.
-pub(super) fn grey(size: usize) -> Result<Pixels, EngineError> {
-    Pixels::new(size, vec![128u8; size * size * 3])
 }
 
 /// How the best batch size is found.
@@ -36,7 +31,7 @@ pub struct WarmUp {
 /// Runs batches of 1, 2, 4, … and returns the smallest size that reaches 95 % of the best throughput seen: beyond it
 /// a batch only adds latency. Stops when the time is spent or a size no longer fits into memory.
 pub fn warm_up(engine: &mut dyn Engine, plan: WarmUp) -> Result<usize, EngineError> {
-    let picture = grey(engine.model().image_size)?;
+    let picture = pictures::grey(engine.model().image_size)?;
     let params = Params { prompt: None, max_new_tokens: plan.tokens, min_new_tokens: plan.tokens };
     let begun = Instant::now();
     // The first batch pays for allocations and page faults.

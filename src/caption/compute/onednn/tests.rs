@@ -5,7 +5,7 @@ use half::bf16;
 
 use super::super::host::quantize_row;
 use super::super::packed::Matrix;
-use super::super::product::Finish;
+use super::super::product::tests::{Place, numbers};
 use super::*;
 
 /// The versions that `make test-setup` gets: the system's, and version 3.
@@ -20,22 +20,6 @@ fn libraries() -> Vec<&'static Library> {
         let _ = std::io::stderr().write_all(b"SKIPPED: there is no oneDNN; make test-setup gets it\n");
     }
     found
-}
-
-fn numbers(count: usize, seed: u64) -> Vec<f32> {
-    let mut random = fastrand::Rng::with_seed(seed);
-    (0..count).map(|_| random.f32() * 2.0 - 1.0).collect()
-}
-
-/// Adds the row and the column, so that a misplaced number shows.
-struct Place;
-
-impl Finish for Place {
-    fn finish(&self, y: &mut [f32], row: usize, column: usize) {
-        for (index, y) in y.iter_mut().enumerate() {
-            *y += (1000 * row + column + index) as f32;
-        }
-    }
 }
 
 /// Rows of several tasks and of one, depths and widths of whole registers and odd ones, columns of several chunks.

@@ -3,7 +3,8 @@ use proptest::prelude::*;
 
 use super::*;
 
-fn numbers(count: usize, seed: u64) -> Vec<f32> {
+/// Numbers from -1 to 1.
+pub(in crate::caption::compute) fn numbers(count: usize, seed: u64) -> Vec<f32> {
     let mut random = fastrand::Rng::with_seed(seed);
     (0..count).map(|_| random.f32() * 2.0 - 1.0).collect()
 }
@@ -14,7 +15,7 @@ fn machines() -> Vec<Isa> {
 }
 
 /// Adds the row and the column, so that a misplaced number shows.
-struct Place;
+pub(in crate::caption::compute) struct Place;
 
 impl Finish for Place {
     fn finish(&self, y: &mut [f32], row: usize, column: usize) {
