@@ -34,6 +34,7 @@ pub mod stage;
 
 // floor 3
 pub mod pipeline;
+pub mod simulation;
 
 // floor 4
 pub mod admin;

@@ -194,8 +194,8 @@ fn start_devices(
 }
 
 impl infer::Supply for Queue<Queued> {
-    fn take(&self, max: usize, linger: Duration, work: Duration) -> Option<(Vec<Queued>, Flush)> {
-        Queue::take(self, Take { max, linger, work })
+    fn take(&self, max: usize, linger: Duration, last: Option<Duration>) -> Option<(Vec<Queued>, Flush)> {
+        Queue::take(self, Take { max, linger, work: Take::work_after(last) })
     }
 
     fn done(&self) {

@@ -1,5 +1,6 @@
 //! `blipstream bench`, as a person runs it, on the small model.
 
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::Value;
@@ -102,6 +103,60 @@ fn preprocessing_is_measured_on_photographs_and_on_files() {
     assert!(usage.code == Some(2) && usage.err.contains("--gap"), "{}", usage.err);
     let missing = preprocessing(&["missing.jpg"]);
     assert!(missing.code == Some(1) && missing.err.contains("missing.jpg"), "{}", missing.err);
+}
+
+/// A report of `bench captioner` on a device that takes 10 ms for a batch, and 1 ms for each image of it.
+fn report_file(folder: &Path) -> PathBuf {
+    let batch = |size: u32| {
+        format!(r#"{{"batch":{size},"images_per_second":{}}}"#, 1e3 * f64::from(size) / f64::from(10 + size))
+    };
+    let batches: Vec<_> = [1, 2, 4, 8, 16, 32].into_iter().map(batch).collect();
+    let file = folder.join("device.json");
+    std::fs::write(&file, format!(r#"{{"version":"0","batches":[{}]}}"#, batches.join(","))).unwrap();
+    file
+}
+
+fn blipstream(arguments: &[&str]) -> Ran {
+    Ran::of(Command::new(env!("CARGO_BIN_EXE_blipstream")).args(arguments).output().unwrap())
+}
+
+#[test]
+fn a_rate_is_planned_for_from_a_measured_device() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = report_file(folder.path());
+    let arguments = ["plan", "--curve", file.to_str().unwrap(), "--devices", "8", "--goal", "200ms"];
+    let plan = json(&blipstream(&[&arguments[..], &["--rate", "20000", "--json"]].concat()));
+    // A device gives 762 images a second at most; a worker of eight of them therefore no more than 6095.
+    let worker = plan["worker_images_per_second"].as_f64().unwrap();
+    assert!(worker > 4500.0 && worker <= 6096.0, "{plan}");
+    let workers = (20_000.0 / (worker * 0.8)).ceil() as u64;
+    assert_eq!((&plan["batch_size"], &plan["workers"]), (&32.into(), &workers.into()), "{plan}");
+    let text = blipstream(&[&arguments[..], &["--rate", "20000"]].concat()).out;
+    assert!(text.contains("17.6 Gbit/s for images of 110.0 kB"), "{text}");
+    let usage = blipstream(&[&arguments[..], &["--rate", "0"]].concat());
+    assert!(usage.code == Some(2) && usage.err.contains("--rate"), "{}", usage.err);
+    let goal = blipstream(&["plan", "--curve", file.to_str().unwrap(), "--rate", "1", "--goal", "5ms"]);
+    assert!(goal.code == Some(1) && goal.err.contains("a batch of 1 alone takes 11 ms"), "{}", goal.err);
+}
+
+#[test]
+fn ways_of_batching_are_compared_in_a_report_with_a_picture() {
+    let folder = tempfile::tempdir().unwrap();
+    let (file, report) = (report_file(folder.path()), folder.path().join("policies.md"));
+    let arguments = ["bench", "policies", "--curve", file.to_str().unwrap(), "--goal", "400ms", "--images", "3000"];
+    let ran = blipstream(&[&arguments[..], &["--devices", "2", "--write", report.to_str().unwrap()]].concat());
+    assert_eq!(ran.code, Some(0), "{}", ran.err);
+    assert_eq!(std::fs::read_to_string(&report).unwrap(), ran.out);
+    // Below half of the load everybody is in time under random arrivals.
+    let first = ran.out.lines().find(|line| line.starts_with("| 0.1 |")).unwrap();
+    assert_eq!(first.matches("100.0, ").count(), 3, "{first}");
+    assert!(ran.out.contains("## A backlog") && ran.out.contains("![images within the goal, by load](policies.svg)"));
+    let picture = std::fs::read_to_string(folder.path().join("policies.svg")).unwrap();
+    assert!(
+        picture.starts_with("<svg") && picture.contains("random arrivals") && picture.matches("<polyline").count() >= 6
+    );
+    let usage = blipstream(&[&arguments[..], &["--write", "x.svg"]].concat());
+    assert!(usage.code == Some(2) && usage.err.contains("x.md"), "{}", usage.err);
 }
 
 #[test]

@@ -22,7 +22,7 @@ const FLOORS: &[(usize, &[&str])] = &[
     (0, &["budget", "disposition", "message", "metrics", "offsets", "settings"]),
     (1, &["config", "gate", "kafka", "retry", "tracked", "caption"]),
     (2, &["stage"]),
-    (3, &["pipeline"]),
+    (3, &["pipeline", "simulation"]),
     (4, &["admin", "command"]),
 ];
 

@@ -3,6 +3,7 @@
 mod batching;
 mod captioner;
 mod pipeline;
+mod policies;
 mod preprocessing;
 
 use std::fs;
@@ -32,6 +33,8 @@ enum What {
     /// How the captioner is best fed: images to encode at a time, rows to decode at a time, and whether rows should join
     /// a batch under way
     Batching(batching::BatchingArgs),
+    /// What ways of batching make of loads and patterns of arrival, simulated
+    Policies(policies::PoliciesArgs),
     /// From the bytes of images to the model's pixels, on one thread
     Preprocessing(preprocessing::PreprocessingArgs),
     /// The whole pipeline on the embedded broker: fetch, decode, caption, publish; says which stage holds it up
@@ -43,6 +46,7 @@ pub fn run(args: BenchArgs) -> anyhow::Result<Exit> {
     match args.what {
         What::Captioner(args) => captioner::run(&args),
         What::Batching(args) => batching::run(&args),
+        What::Policies(args) => policies::run(&args),
         What::Preprocessing(args) => preprocessing::run(&args),
         What::Pipeline(args) => pipeline::run(args),
     }
@@ -83,7 +87,7 @@ impl ModelArgs {
 }
 
 /// One line of JSON on standard output.
-fn print_json(value: &impl Serialize) -> anyhow::Result<()> {
+pub(super) fn print_json(value: &impl Serialize) -> anyhow::Result<()> {
     let mut out = io::stdout().lock();
     serde_json::to_writer(&mut out, value)?;
     Ok(writeln!(out)?)

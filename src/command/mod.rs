@@ -10,6 +10,7 @@ mod demo;
 mod dlq;
 mod input;
 mod models;
+mod plan;
 mod submit;
 mod telemetry;
 pub mod worker;
@@ -57,6 +58,8 @@ enum Command {
     Check(check::CheckArgs),
     /// Measure how fast this machine captions, and what holds it up
     Bench(bench::BenchArgs),
+    /// Say how many workers, partitions and how much network a rate of images takes
+    Plan(plan::PlanArgs),
     /// Show the configuration in force and where each value comes from
     Config(config::ConfigArgs),
     /// Print a completion script for a shell
@@ -124,6 +127,7 @@ pub fn run(cli: Cli) -> anyhow::Result<Exit> {
         Command::Dlq(args) => dlq::run(args),
         Command::Check(args) => check::run(args),
         Command::Bench(args) => bench::run(args),
+        Command::Plan(args) => plan::run(&args),
         Command::Config(args) => match config::run(&args, &mut io::stdout().lock()) {
             Err(config::ConfigCommandError::Config(errors)) => Err(errors.into()),
             result => Ok(result.map(|()| Exit::Done)?),

@@ -4,10 +4,13 @@
 //! device: waiting for a fuller batch happens only on request, while less than a full one is there and every deadline
 //! allows it.
 
+mod policy;
+
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+pub use self::policy::{Decision, Sight, Take};
 use crate::metrics::Flush;
 
 /// Items of several lanes, taken in proportion to the lanes' weights, oldest first within a lane. Pure.
@@ -87,17 +90,6 @@ impl<T> Lanes<T> {
     }
 }
 
-/// How a device takes a batch.
-#[derive(Debug, Clone, Copy)]
-pub struct Take {
-    /// The most items.
-    pub max: usize,
-    /// How long to wait for more while there are fewer; 0 takes what is there.
-    pub linger: Duration,
-    /// How long a batch takes: an item that is due at some moment is not waited with into the last so much before it.
-    pub work: Duration,
-}
-
 /// The queue. Cheap to clone; every clone is the same queue.
 #[derive(Debug)]
 pub struct Queue<T>(Arc<Shared<T>>);
@@ -125,6 +117,8 @@ struct State<T> {
     lanes: Lanes<T>,
     /// Batches that devices are at work on, and may yet put back.
     out: usize,
+    /// Devices that wait for a fuller batch.
+    lingering: usize,
     closed: bool,
     /// No device is left to take anything.
     abandoned: bool,
@@ -135,7 +129,7 @@ impl<T> Queue<T> {
     /// use, if not for ever.
     pub fn new(capacity: usize, weights: &[u32], due: fn(&T) -> Option<Instant>) -> Self {
         let weights = if weights.is_empty() { &[1][..] } else { weights };
-        let state = State { lanes: Lanes::new(weights), out: 0, closed: false, abandoned: false };
+        let state = State { lanes: Lanes::new(weights), out: 0, lingering: 0, closed: false, abandoned: false };
         Self(Arc::new(Shared {
             state: Mutex::new(state),
             capacity: capacity.max(1),
@@ -159,8 +153,14 @@ impl<T> Queue<T> {
             return Err(item);
         }
         state.lanes.push(lane, item);
+        // A device that waits for more would swallow the only signal, while the batch is full for another one.
+        let all = state.lingering > 0;
         drop(state);
-        self.0.filled.notify_one();
+        if all {
+            self.0.filled.notify_all();
+        } else {
+            self.0.filled.notify_one();
+        }
         Ok(())
     }
 
@@ -183,40 +183,38 @@ impl<T> Queue<T> {
 
     /// Waits for a batch. `None` when the queue is closed and empty, and no other device can put anything back.
     pub fn take(&self, take: Take) -> Option<(Vec<T>, Flush)> {
-        let max = take.max.max(1);
-        // No more than this ever waits: a device that waited for more would wait for nothing.
-        let full = max.min(self.0.capacity);
         let mut state = self.lock();
-        while state.lanes.is_empty() {
-            if state.closed && state.out == 0 {
-                return None;
-            }
-            state = self.0.filled.wait(state).unwrap_or_else(PoisonError::into_inner);
-        }
-        let mut reason = Flush::Idle;
-        if !take.linger.is_zero() {
-            let until = Instant::now() + take.linger;
-            while state.lanes.len() < full && !state.closed {
-                let until = self.latest_start(&state, take.work).map_or(until, |latest| until.min(latest));
-                let left = until.saturating_duration_since(Instant::now());
-                if left.is_zero() {
-                    reason = Flush::Linger;
-                    break;
+        // Since when this device has been waiting for a fuller batch.
+        let mut since = None;
+        let reason = loop {
+            let now = Instant::now();
+            let waited = now.saturating_duration_since(*since.get_or_insert(now));
+            // Who never lingers need not look through all items.
+            let due_in = if take.linger.is_zero() { None } else { self.due_in(&state, now) };
+            let (items, capacity) = (state.lanes.len(), self.0.capacity);
+            state = match take.decide(&Sight { items, capacity, waited, due_in, closed: state.closed }) {
+                Decision::Start(reason) => break reason,
+                Decision::Wait(left) => {
+                    state.lingering += 1;
+                    let waited = self.0.filled.wait_timeout(state, left);
+                    let mut state = waited.unwrap_or_else(PoisonError::into_inner).0;
+                    state.lingering -= 1;
+                    state
                 }
-                state = self.0.filled.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
-            }
-        }
-        if state.lanes.len() >= full {
-            reason = Flush::Full;
-        } else if state.closed {
-            reason = Flush::Drain;
-        }
+                Decision::Sleep if state.closed && state.out == 0 => return None,
+                Decision::Sleep => {
+                    since = None;
+                    self.0.filled.wait(state).unwrap_or_else(PoisonError::into_inner)
+                }
+            };
+        };
+        let max = take.max.max(1);
         let mut batch = Vec::with_capacity(max.min(state.lanes.len()));
         while batch.len() < max {
             let Some(item) = state.lanes.pop() else { break };
             batch.push(item);
         }
-        state.out += usize::from(!batch.is_empty());
+        state.out += 1;
         let more = !state.lanes.is_empty();
         drop(state);
         self.0.emptied.notify_all();
@@ -224,14 +222,13 @@ impl<T> Queue<T> {
             // One signal may have been swallowed by this device's wait for more.
             self.0.filled.notify_one();
         }
-        // While this device lingered another one may have taken everything.
-        if batch.is_empty() { self.take(take) } else { Some((batch, reason)) }
+        Some((batch, reason))
     }
 
-    /// When a batch must start so that everything that waits is done in time; `None` when nothing is due.
-    fn latest_start(&self, state: &State<T>, work: Duration) -> Option<Instant> {
+    /// How long it is until the first item that waits is of no use any more; `None` when nothing is due.
+    fn due_in(&self, state: &State<T>, now: Instant) -> Option<Duration> {
         let due = state.lanes.iter().filter_map(self.0.due).min()?;
-        Some(due.checked_sub(work).unwrap_or_else(Instant::now))
+        Some(due.saturating_duration_since(now))
     }
 
     /// Items that wait.

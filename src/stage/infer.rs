@@ -23,9 +23,6 @@ use crate::metrics::{Flush, Metrics, Phase};
 use crate::settings;
 use crate::tracked::Tracked;
 
-/// A device that waits for a fuller batch may be woken late by so much, on a busy machine.
-const SLACK: Duration = Duration::from_millis(50);
-
 /// A row that waits for a device, and since when.
 #[derive(Debug)]
 pub struct Queued {
@@ -111,8 +108,8 @@ impl Drop for Done<'_> {
 /// Where devices pull their batches from.
 pub trait Supply: Send + Sync {
     /// Waits for a batch of at most `max` rows; a free device may wait for `linger` for a fuller one, as far as
-    /// deadlines allow it when a batch takes `work`. `None` when no more will come.
-    fn take(&self, max: usize, linger: Duration, work: Duration) -> Option<(Vec<Queued>, Flush)>;
+    /// deadlines allow it when its last batch took `last`. `None` when no more will come.
+    fn take(&self, max: usize, linger: Duration, last: Option<Duration>) -> Option<(Vec<Queued>, Flush)>;
     /// A device is done with a batch that it took.
     fn done(&self);
     /// Takes back the rows of a batch that a device could not finish: they are the next ones.
@@ -172,7 +169,7 @@ pub fn spawn(
     );
     let stats = Arc::new(DeviceStats::new(name.clone(), info.backend.clone(), batch_size, max_batch_size));
     let model = ModelRef { id: info.id.clone(), revision: info.revision.clone(), dtype: info.dtype.clone() };
-    let mut runner = Runner { engine, model, shared, stats: stats.clone(), work: Duration::MAX };
+    let mut runner = Runner { engine, model, shared, stats: stats.clone(), last: None };
     let thread = thread::Builder::new().name(format!("infer {name}")).spawn(move || {
         let life = Life::of(runner.stats.clone());
         life.over(runner.run())
@@ -185,16 +182,15 @@ struct Runner {
     model: ModelRef,
     shared: Arc<Shared>,
     stats: Arc<DeviceStats>,
-    /// How long a batch may well take: twice as long as the last one, and some slack. Not known, and taken for too
-    /// long, at first.
-    work: Duration,
+    /// How long the last batch took.
+    last: Option<Duration>,
 }
 
 impl Runner {
     fn run(&mut self) -> Result<(), DeviceFailure> {
         loop {
             let size = self.stats.batch_size.load(Ordering::Relaxed);
-            let taken = self.shared.supply.take(size, self.shared.linger, self.work);
+            let taken = self.shared.supply.take(size, self.shared.linger, self.last);
             let Some((batch, reason)) = taken else { return Ok(()) };
             let shared = self.shared.clone();
             // Also when this thread panics, or the other devices would wait for what it may put back.
@@ -205,7 +201,7 @@ impl Runner {
             let batch = self.admit(batch, begun);
             let result = self.caption(batch);
             self.stats.end();
-            self.work = begun.elapsed() * 2 + SLACK;
+            self.last = Some(begun.elapsed());
             if let Err((error, rest)) = result {
                 self.shared.supply.put_back(rest.into_iter().map(|row| row.queued).collect());
                 return Err(DeviceFailure { device: self.stats.name.clone(), error });
