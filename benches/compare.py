@@ -48,6 +48,12 @@ def run(name, command):
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def in_turns(commands, rounds):
+    """Name and command of each, once a round; every other round backwards, so that nobody is always first."""
+    for turn in range(rounds):
+        yield from commands[:: -1 if turn % 2 else 1]
+
+
 def machine():
     flags = cpu = ""
     for line in Path("/proc/cpuinfo").read_text().splitlines():
@@ -68,9 +74,8 @@ def preprocessing(args):
     commands = {"ours": ours, "gap 2": [*ours, "--gap", "2"], "gap 1": [*ours, "--gap", "1"],
                 "Pillow": [*pillow, "2", "384", *files]}
     runs = {name: [] for name in commands}
-    for turn in range(args.rounds):
-        for name, command in list(commands.items())[:: -1 if turn % 2 else 1]:
-            runs[name].append(run(f"preprocessing {name}", command)["images"])
+    for name, command in in_turns(list(commands.items()), args.rounds):
+        runs[name].append(run(f"preprocessing {name}", command)["images"])
     middle = lambda name, index, field: statistics.median(one[index][field] for one in runs[name])
     rows = []
     for index, file in enumerate(files):
@@ -257,10 +262,8 @@ def main():
     parser.add_argument("--write", type=Path, help="the page; the plot goes beside it")
     args = parser.parse_args()
     runs = {name: [] for name, _ in contenders(args)}
-    for turn in range(args.rounds):
-        # Every other round backwards, so that nobody is always first.
-        for name, command in list(contenders(args))[:: -1 if turn % 2 else 1]:
-            runs[name].append(run(name, command))
+    for name, command in in_turns(list(contenders(args)), args.rounds):
+        runs[name].append(run(name, command))
     figures = Figures(runs)
     others = {part.__name__: part(args) for part in (preprocessing, pipeline, batching)}
     text = page(figures, args, others)
