@@ -191,9 +191,8 @@ pub async fn strike(run: &mut Run<'_>, fault: Fault) {
     match fault {
         Fault::Kill => {
             for _ in 0..3 {
-                let slot = run.running()[0];
                 sleep(Duration::from_millis(run.random.u64(500..3000))).await;
-                run.aim_at(&[slot], 2).await;
+                let Some(slot) = run.pick().await else { return };
                 run.kill(slot);
                 sleep(Duration::from_secs(1)).await;
                 run.start(slot);

@@ -181,31 +181,54 @@ impl<'a> Run<'a> {
 
     /// Waits for a moment at which workers of these slots have messages in flight; the fault is to come at once.
     pub async fn aim(&mut self, slots: &[usize]) {
-        self.aim_at(slots, 1).await;
-    }
-
-    /// The same, until so many messages are in flight. With two of them none is alone in its worker: one that is, where
-    /// workers died before, is taken for the cause of the next death, by whatever it came, and quarantined.
-    pub async fn aim_at(&mut self, slots: &[usize], least: u64) {
-        let deadline = Instant::now() + PATIENCE;
-        while Instant::now() < deadline {
+        self.until_in_flight(async |run| {
             let mut in_flight = 0;
             for slot in slots {
-                let Some(worker) = &self.workers[*slot] else { continue };
-                let status = ask(worker.admin(), "GET", "/status").await.unwrap_or_default();
-                let status: Value = serde_json::from_str(&status).unwrap_or_default();
-                in_flight += status["messages_in_flight"].as_u64().unwrap_or(0);
+                in_flight += run.in_flight_in(*slot).await;
             }
-            if in_flight >= least {
+            (in_flight > 0).then_some(((), in_flight))
+        })
+        .await;
+    }
+
+    /// Waits until some worker has at least two messages in flight, and names its slot. Some worker, since one may have
+    /// drawn partitions of retry topics only, which are nearly empty. Two messages, since one that is alone in its worker,
+    /// where workers died before, is taken for the cause of the next death, by whatever it came, and quarantined.
+    pub async fn pick(&mut self) -> Option<usize> {
+        self.until_in_flight(async |run| {
+            for slot in run.running() {
+                let in_flight = run.in_flight_in(slot).await;
+                if in_flight >= 2 {
+                    return Some((slot, in_flight));
+                }
+            }
+            None
+        })
+        .await
+    }
+
+    /// Looks until something is found, which comes with the messages in flight.
+    async fn until_in_flight<T>(&mut self, mut look: impl AsyncFnMut(&mut Self) -> Option<(T, u64)>) -> Option<T> {
+        let deadline = Instant::now() + PATIENCE;
+        while Instant::now() < deadline {
+            if let Some((found, in_flight)) = look(self).await {
                 self.in_flight = if self.struck.is_some() { self.in_flight.min(in_flight) } else { in_flight };
                 if self.struck.is_none() {
                     self.struck = Some((Instant::now(), self.counters()));
                 }
-                return;
+                return Some(found);
             }
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         self.problems.push("too little was in flight at the fault".into());
+        None
+    }
+
+    async fn in_flight_in(&self, slot: usize) -> u64 {
+        let Some(worker) = &self.workers[slot] else { return 0 };
+        let status = ask(worker.admin(), "GET", "/status").await.unwrap_or_default();
+        let status: Value = serde_json::from_str(&status).unwrap_or_default();
+        status["messages_in_flight"].as_u64().unwrap_or(0)
     }
 
     /// SIGKILL.
