@@ -8,6 +8,7 @@
 //! [`host`].
 
 mod attention;
+mod finish;
 pub(super) mod host;
 #[doc(hidden)]
 pub mod kernels;

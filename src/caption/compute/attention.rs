@@ -3,9 +3,10 @@
 use half::bf16;
 use rayon::prelude::*;
 
+use super::finish::{AsIs, Shared};
 use super::lanes::Isa;
 use super::packed::{Matrix, Number, Packed, Packing};
-use super::product::{AsIs, Finish, Target, product, product_here};
+use super::product::{Target, product, product_here};
 use super::softmax::exponentials;
 
 /// Queries whose scores are held at a time, by a thread.
@@ -17,19 +18,6 @@ struct Scratch {
     values: Packed<f32>,
     scores: Vec<f32>,
     shares: [f32; QUERIES],
-}
-
-/// Multiplies each row by its share.
-struct Shared<'a>(&'a [f32]);
-
-#[expect(clippy::inline_always, reason = "a part of hot loops")]
-impl Finish for Shared<'_> {
-    #[inline(always)]
-    fn finish(&self, y: &mut [f32], row: usize, _: usize) {
-        for y in y {
-            *y *= self.0[row];
-        }
-    }
 }
 
 /// The encoder's self-attention, see [`attend_image`](super::attend_image): `qkv` is `[images · tokens, 3 · width]`, the

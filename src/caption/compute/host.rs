@@ -11,8 +11,6 @@ use super::softmax::softmax;
 
 /// Independent partial sums of a reduction, so that it can be done in vector registers.
 const LANES: usize = 16;
-/// Numbers that are handled together where a row is short: the compiler unrolls and vectorises a loop of known length.
-const SHORT: usize = 8;
 /// Elements that are worth handing to another thread.
 const GRAIN: usize = 16 << 10;
 
@@ -41,61 +39,6 @@ macro_rules! wide {
             plain($($argument),*)
         }
     };
-}
-
-/// erf x to within 1e-6: the rational approximation of Eigen (`generic_fast_erf_float`) on [−4, 4], beyond which erf is
-/// ±1 in f32.
-#[inline(always)]
-#[expect(clippy::excessive_precision, clippy::inline_always, reason = "constants as published; a part of hot loops")]
-fn erf(x: f32) -> f32 {
-    let x = x.clamp(-4.0, 4.0);
-    let square = x * x;
-    let above = -2.726_142_258_013_06e-10;
-    let above = above * square + 2.770_681_424_959_02e-8;
-    let above = above * square - 2.101_024_020_825_08e-6;
-    let above = above * square - 5.692_506_394_623_46e-5;
-    let above = above * square - 7.349_906_303_268_55e-4;
-    let above = above * square - 2.954_599_808_540_25e-3;
-    let above = above * square - 1.609_603_332_624_15e-2;
-    let below = -1.456_607_184_649_96e-5;
-    let below = below * square - 2.133_740_552_789_05e-4;
-    let below = below * square - 1.682_826_974_382_03e-3;
-    let below = below * square - 7.373_329_167_204_68e-3;
-    let below = below * square - 1.426_473_905_141_89e-2;
-    x * above / below
-}
-
-/// `y += other`, for short rows in the loops of others.
-#[inline(always)]
-#[expect(clippy::inline_always, reason = "a part of hot loops")]
-pub(super) fn add_row(y: &mut [f32], other: &[f32]) {
-    for_short(y, other, |y, other| y + other);
-}
-
-/// `y = GELU(y + bias)`, the exact one, for short rows in the loops of others.
-#[inline(always)]
-#[expect(clippy::inline_always, reason = "a part of hot loops")]
-pub(super) fn gelu_row(y: &mut [f32], bias: &[f32]) {
-    for_short(y, bias, |y, bias| {
-        let x = y + bias;
-        0.5 * x * (1.0 + erf(x * std::f32::consts::FRAC_1_SQRT_2))
-    });
-}
-
-#[inline(always)]
-#[expect(clippy::inline_always, reason = "a part of hot loops")]
-fn for_short(y: &mut [f32], other: &[f32], work: impl Fn(f32, f32) -> f32) {
-    let other = &other[..y.len()];
-    let (chunks, rest) = y.as_chunks_mut::<SHORT>();
-    let (others, other_rest) = other.as_chunks::<SHORT>();
-    for (chunk, others) in chunks.iter_mut().zip(others) {
-        for (y, other) in chunk.iter_mut().zip(others) {
-            *y = work(*y, *other);
-        }
-    }
-    for (y, other) in rest.iter_mut().zip(other_rest) {
-        *y = work(*y, *other);
-    }
 }
 
 #[inline(always)]
@@ -259,21 +202,11 @@ mod tests {
     }
 
     #[test]
-    fn erf_is_as_near_as_it_says() {
-        let exact = Tensor::from_vec(values(100_000, 5.0), 100_000, &Device::Cpu).unwrap();
-        let theirs: Vec<f32> = exact.erf().unwrap().to_vec1().unwrap();
-        for (x, y) in values(100_000, 5.0).into_iter().zip(theirs) {
-            assert!((erf(x) - y).abs() < 1e-6, "{x}");
-        }
-    }
-
-    #[test]
     fn every_kernel_equals_candles_operations() {
         // An odd width, so that the ends of rows that do not fill a register are covered; more rows than one thread takes.
         let shape = (1031, 77);
         let (x, bias) = (tensor(shape, 3.0), tensor((1, 77), 1.0).squeeze(0).unwrap());
         let flat = |tensor: &Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
-        let biased = x.broadcast_add(&bias).unwrap();
         let close = |ours: Vec<f32>, theirs: &Tensor| {
             let ours = Tensor::from_vec(ours, shape, &Device::Cpu).unwrap();
             assert!(largest_difference(&ours, theirs) < 5e-6);
@@ -283,8 +216,6 @@ mod tests {
             y.chunks_exact_mut(77).for_each(kernel);
             y
         };
-        close(rows(&|row| add_row(row, &flat(&bias))), &biased);
-        close(rows(&|row| gelu_row(row, &flat(&bias))), &biased.gelu_erf().unwrap());
         let theirs = candle_nn::ops::softmax(&(&x * 0.7).unwrap(), D::Minus1).unwrap();
         close(rows(&|row| softmax(Isa::detect(), row, 0.7)), &theirs);
         let weight = tensor((1, 77), 1.0).squeeze(0).unwrap();

@@ -25,6 +25,10 @@ pub(in crate::caption) unsafe trait Lanes: Copy {
     unsafe fn store(self, to: *mut f32);
     /// The sum.
     unsafe fn add(self, other: Self) -> Self;
+    /// The product.
+    unsafe fn mul(self, other: Self) -> Self;
+    /// The quotient.
+    unsafe fn div(self, other: Self) -> Self;
     /// The larger of both; `other` where one of them is no number.
     unsafe fn max(self, other: Self) -> Self;
     /// The smaller of both; `other` where one of them is no number.
@@ -35,46 +39,62 @@ pub(in crate::caption) unsafe trait Lanes: Copy {
     unsafe fn mul_add(self, factor: Self, addend: Self) -> Self;
 }
 
-/// For any machine: the registers of SSE2, NEON and the like.
+/// For any machine: so many numbers, which the compiler puts into the registers that there are.
 #[derive(Clone, Copy)]
-pub(in crate::caption) struct Plain([f32; 4]);
+pub(in crate::caption) struct Plain<const N: usize>([f32; N]);
+
+/// The registers of SSE2, NEON and the like.
+pub(in crate::caption) type Four = Plain<4>;
+
+/// One number, for the ends of rows that do not fill a register.
+pub(in crate::caption) type One = Plain<1>;
 
 #[expect(clippy::inline_always, reason = "see the trait")]
-unsafe impl Lanes for Plain {
-    const COUNT: usize = 4;
+unsafe impl<const N: usize> Lanes for Plain<N> {
+    const COUNT: usize = N;
     const ROWS: usize = 6;
 
     #[inline(always)]
     unsafe fn zero() -> Self {
-        Self([0.0; 4])
+        Self([0.0; N])
     }
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self {
-        Self([x; 4])
+        Self([x; N])
     }
 
     #[inline(always)]
     unsafe fn load(from: *const f32) -> Self {
-        // SAFETY: the caller has four numbers there.
-        Self(unsafe { from.cast::<[f32; 4]>().read_unaligned() })
+        // SAFETY: the caller has so many numbers there.
+        Self(unsafe { from.cast::<[f32; N]>().read_unaligned() })
     }
 
     #[inline(always)]
     unsafe fn widen(from: *const bf16) -> Self {
-        // SAFETY: the caller has four numbers there.
-        Self(unsafe { from.cast::<[bf16; 4]>().read_unaligned() }.map(|x| f32::from_bits(u32::from(x.to_bits()) << 16)))
+        // SAFETY: the caller has so many numbers there.
+        Self(unsafe { from.cast::<[bf16; N]>().read_unaligned() }.map(|x| f32::from_bits(u32::from(x.to_bits()) << 16)))
     }
 
     #[inline(always)]
     unsafe fn store(self, to: *mut f32) {
-        // SAFETY: the caller has room for four numbers there.
-        unsafe { to.cast::<[f32; 4]>().write_unaligned(self.0) };
+        // SAFETY: the caller has room for so many numbers there.
+        unsafe { to.cast::<[f32; N]>().write_unaligned(self.0) };
     }
 
     #[inline(always)]
     unsafe fn add(self, other: Self) -> Self {
         Self(std::array::from_fn(|lane| self.0[lane] + other.0[lane]))
+    }
+
+    #[inline(always)]
+    unsafe fn mul(self, other: Self) -> Self {
+        Self(std::array::from_fn(|lane| self.0[lane] * other.0[lane]))
+    }
+
+    #[inline(always)]
+    unsafe fn div(self, other: Self) -> Self {
+        Self(std::array::from_fn(|lane| self.0[lane] / other.0[lane]))
     }
 
     #[inline(always)]
@@ -106,11 +126,11 @@ unsafe impl Lanes for Plain {
 pub(in crate::caption) mod x86 {
     use std::arch::x86_64::{
         __m256, __m512, _mm_loadu_si128, _mm256_add_epi32, _mm256_add_ps, _mm256_castps_si256, _mm256_castsi256_ps,
-        _mm256_cvtepu16_epi32, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_max_ps, _mm256_min_ps,
-        _mm256_set1_epi32, _mm256_set1_ps, _mm256_setzero_ps, _mm256_slli_epi32, _mm256_storeu_ps, _mm512_add_epi32,
-        _mm512_add_ps, _mm512_castps_si512, _mm512_castsi512_ps, _mm512_cvtepu16_epi32, _mm512_fmadd_ps,
-        _mm512_loadu_ps, _mm512_max_ps, _mm512_min_ps, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps,
-        _mm512_slli_epi32, _mm512_storeu_ps,
+        _mm256_cvtepu16_epi32, _mm256_div_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_max_ps,
+        _mm256_min_ps, _mm256_mul_ps, _mm256_set1_epi32, _mm256_set1_ps, _mm256_setzero_ps, _mm256_slli_epi32,
+        _mm256_storeu_ps, _mm512_add_epi32, _mm512_add_ps, _mm512_castps_si512, _mm512_castsi512_ps,
+        _mm512_cvtepu16_epi32, _mm512_div_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_max_ps, _mm512_min_ps,
+        _mm512_mul_ps, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps, _mm512_slli_epi32, _mm512_storeu_ps,
     };
 
     use half::bf16;
@@ -161,6 +181,16 @@ pub(in crate::caption) mod x86 {
         #[inline(always)]
         unsafe fn add(self, other: Self) -> Self {
             Self(unsafe { _mm256_add_ps(self.0, other.0) })
+        }
+
+        #[inline(always)]
+        unsafe fn mul(self, other: Self) -> Self {
+            Self(unsafe { _mm256_mul_ps(self.0, other.0) })
+        }
+
+        #[inline(always)]
+        unsafe fn div(self, other: Self) -> Self {
+            Self(unsafe { _mm256_div_ps(self.0, other.0) })
         }
 
         #[inline(always)]
@@ -224,6 +254,16 @@ pub(in crate::caption) mod x86 {
         }
 
         #[inline(always)]
+        unsafe fn mul(self, other: Self) -> Self {
+            Self(unsafe { _mm512_mul_ps(self.0, other.0) })
+        }
+
+        #[inline(always)]
+        unsafe fn div(self, other: Self) -> Self {
+            Self(unsafe { _mm512_div_ps(self.0, other.0) })
+        }
+
+        #[inline(always)]
         unsafe fn max(self, other: Self) -> Self {
             Self(unsafe { _mm512_max_ps(self.0, other.0) })
         }
@@ -244,6 +284,32 @@ pub(in crate::caption) mod x86 {
             Self(unsafe { _mm512_fmadd_ps(self.0, factor.0, addend.0) })
         }
     }
+}
+
+/// Asks for a line of memory that is about to be used, in the first cache; any address will do.
+#[inline(always)]
+#[expect(clippy::inline_always, reason = "a part of hot loops")]
+pub(super) fn prefetch<T>(at: *const T) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: every machine of this architecture has the instruction, and it reads nothing.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(at.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
+}
+
+/// The same for the second cache.
+#[inline(always)]
+#[expect(clippy::inline_always, reason = "a part of hot loops")]
+pub(super) fn prefetch_far<T>(at: *const T) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: every machine of this architecture has the instruction, and it reads nothing.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(at.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
 }
 
 /// The instructions that kernels are compiled for.
@@ -291,26 +357,26 @@ impl Isa {
     /// Columns of a panel.
     pub(in crate::caption) fn columns(self) -> usize {
         2 * match self {
-            Self::Plain => Plain::COUNT,
+            Self::Plain => Four::COUNT,
             #[cfg(target_arch = "x86_64")]
             Self::Avx2 => x86::Avx2::COUNT,
             #[cfg(target_arch = "x86_64")]
             Self::Avx512 => x86::Avx512::COUNT,
             #[cfg(not(target_arch = "x86_64"))]
-            _ => Plain::COUNT,
+            _ => Four::COUNT,
         }
     }
 
     /// Rows of a tile.
     pub(in crate::caption) fn rows(self) -> usize {
         match self {
-            Self::Plain => Plain::ROWS,
+            Self::Plain => Four::ROWS,
             #[cfg(target_arch = "x86_64")]
             Self::Avx2 => x86::Avx2::ROWS,
             #[cfg(target_arch = "x86_64")]
             Self::Avx512 => x86::Avx512::ROWS,
             #[cfg(not(target_arch = "x86_64"))]
-            _ => Plain::ROWS,
+            _ => Four::ROWS,
         }
     }
 }
@@ -348,7 +414,7 @@ macro_rules! for_isa {
                     $crate::caption::compute::lanes::Isa::Avx512 => avx512($($argument),*),
                     #[cfg(target_arch = "x86_64")]
                     $crate::caption::compute::lanes::Isa::Avx2 => avx2($($argument),*),
-                    _ => any::<$crate::caption::compute::lanes::Plain, $($generic),*>($($argument),*),
+                    _ => any::<$crate::caption::compute::lanes::Four, $($generic),*>($($argument),*),
                 }
             }
         }

@@ -3,10 +3,10 @@
 use half::bf16;
 use rayon::prelude::*;
 
-use super::host::{add_row, gelu_row};
+use super::finish::{AsIs, Bias, BiasAdd, BiasGelu, Finish};
 use super::onednn::{self, Library, OneDnnError};
 use super::packed::{Matrix, Packed, Packing};
-use super::product::{AsIs, Finish, Target, product, product_here};
+use super::product::{Target, product, product_here};
 
 /// `x · weightᵀ + bias` for slices.
 pub(in crate::caption) struct HostLinear {
@@ -59,46 +59,14 @@ impl Weight {
 
     /// # Safety
     /// As [`product_here`].
-    unsafe fn product_here(&self, x: Matrix<'_>, target: Target) {
+    unsafe fn product_here(&self, x: Matrix<'_>, target: Target, finish: &impl Finish) {
         // SAFETY: the caller's.
         unsafe {
             match self {
-                Self::Full(packed) => product_here(x, packed, target, &AsIs),
-                Self::Bf16(packed) => product_here(x, packed, target, &AsIs),
+                Self::Full(packed) => product_here(x, packed, target, finish),
+                Self::Bf16(packed) => product_here(x, packed, target, finish),
             }
         }
-    }
-}
-
-/// Adds the bias.
-struct Bias<'a>(&'a [f32]);
-/// Adds the bias and applies the exact GELU.
-struct BiasGelu<'a>(&'a [f32]);
-/// Adds the bias and a matrix of the result's shape.
-struct BiasAdd<'a>(&'a [f32], &'a [f32]);
-
-#[expect(clippy::inline_always, reason = "a part of hot loops")]
-impl Finish for Bias<'_> {
-    #[inline(always)]
-    fn finish(&self, y: &mut [f32], _: usize, column: usize) {
-        add_row(y, &self.0[column..]);
-    }
-}
-
-#[expect(clippy::inline_always, reason = "a part of hot loops")]
-impl Finish for BiasGelu<'_> {
-    #[inline(always)]
-    fn finish(&self, y: &mut [f32], _: usize, column: usize) {
-        gelu_row(y, &self.0[column..]);
-    }
-}
-
-#[expect(clippy::inline_always, reason = "a part of hot loops")]
-impl Finish for BiasAdd<'_> {
-    #[inline(always)]
-    fn finish(&self, y: &mut [f32], row: usize, column: usize) {
-        add_row(y, &self.0[column..]);
-        add_row(y, &self.1[row * self.0.len() + column..]);
     }
 }
 
@@ -202,21 +170,24 @@ impl Folded {
 
     /// Queries `[rows, heads · head]` to `[rows, heads · image width]`.
     pub(in crate::caption) fn queries(&self, queries: &[f32]) -> Vec<f32> {
-        each_head(&self.keys, queries, self.head, self.width)
+        each_head(&self.keys, queries, self.head, self.width, |_| AsIs)
     }
 
     /// Contexts `[rows, heads · image width]` to `[rows, heads · head]`.
     pub(in crate::caption) fn contexts(&self, contexts: &[f32]) -> Vec<f32> {
-        let mut contexts = each_head(&self.values, contexts, self.width, self.head);
-        for row in contexts.chunks_exact_mut(self.bias.len()) {
-            add_row(row, &self.bias);
-        }
-        contexts
+        each_head(&self.values, contexts, self.width, self.head, |which| Bias(&self.bias[which * self.head..]))
     }
 }
 
-/// The product of each head's part of the rows of `x`, `[rows, heads · from]`, with its weights: `[rows, heads · to]`.
-fn each_head(weights: &[Weight], x: &[f32], from: usize, to: usize) -> Vec<f32> {
+/// The product of each head's part of the rows of `x`, `[rows, heads · from]`, with its weights, finished as the head has
+/// it: `[rows, heads · to]`.
+fn each_head<F: Finish>(
+    weights: &[Weight],
+    x: &[f32],
+    from: usize,
+    to: usize,
+    finish: impl Fn(usize) -> F + Sync,
+) -> Vec<f32> {
     let heads = weights.len();
     let rows = x.len() / (heads * from);
     let mut y = Vec::with_capacity(rows * heads * to);
@@ -224,7 +195,7 @@ fn each_head(weights: &[Weight], x: &[f32], from: usize, to: usize) -> Vec<f32> 
     weights.par_iter().enumerate().for_each(|(which, weight)| {
         let x = Matrix::new(&x[which * from..], heads * from, rows, from);
         // SAFETY: each head has columns of its own in `y`, which has room for all of them.
-        unsafe { weight.product_here(x, target.from(0, which * to)) };
+        unsafe { weight.product_here(x, target.from(0, which * to), &finish(which)) };
     });
     // SAFETY: the heads have written all of it.
     unsafe { y.set_len(rows * heads * to) };

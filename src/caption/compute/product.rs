@@ -10,7 +10,8 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::lanes::{Isa, Lanes, for_isa};
+use super::finish::{Finish, finish_row};
+use super::lanes::{Isa, Lanes, One, for_isa, prefetch, prefetch_far};
 use super::packed::{Matrix, Number, Packed};
 
 /// Steps of the inner dimension after which sums go to memory: a panel's part then stays in the first cache.
@@ -42,6 +43,7 @@ impl Target {
     ///
     /// # Safety
     /// They must lie in the same allocation.
+    #[inline(always)]
     pub(in crate::caption) unsafe fn from(self, row: usize, column: usize) -> Self {
         // SAFETY: the caller's.
         Self { to: unsafe { self.to.add(row * self.stride + column) }, stride: self.stride }
@@ -51,29 +53,6 @@ impl Target {
     pub(in crate::caption) fn pointer(self) -> *mut f32 {
         self.to
     }
-
-    /// A part of a row.
-    ///
-    /// # Safety
-    /// It must have been written, and be nobody else's.
-    pub(in crate::caption) unsafe fn part<'a>(self, row: usize, columns: Range<usize>) -> &'a mut [f32] {
-        // SAFETY: the caller's.
-        unsafe { std::slice::from_raw_parts_mut(self.from(row, columns.start).to, columns.len()) }
-    }
-}
-
-/// What is done with the numbers of a finished product.
-pub(in crate::caption) trait Finish: Sync {
-    /// Finishes `y`, the numbers of `row` from `column` on.
-    fn finish(&self, y: &mut [f32], row: usize, column: usize);
-}
-
-/// Nothing is done with them.
-pub(in crate::caption) struct AsIs;
-
-impl Finish for AsIs {
-    #[inline(always)]
-    fn finish(&self, _: &mut [f32], _: usize, _: usize) {}
 }
 
 /// A left factor, as tiles read it.
@@ -118,7 +97,8 @@ pub(in crate::caption) fn product<N: Number>(left: Matrix<'_>, right: &Packed<N>
     if right.depth == 0 || size == 0 {
         let mut nothing = vec![0.0; size];
         for (row, y) in nothing.chunks_exact_mut(right.width.max(1)).enumerate() {
-            finish.finish(y, row, 0);
+            // SAFETY: every machine has these instructions.
+            unsafe { finish_row::<One>(finish, y, row, 0) };
         }
         return nothing;
     }
@@ -164,11 +144,28 @@ pub(in crate::caption) unsafe fn product_here<N: Number>(
 fn pack_left(isa: Isa, left: Matrix<'_>, tiles: &mut [MaybeUninit<f32>]) {
     let height = isa.rows();
     for (tile, to) in tiles.chunks_mut(height * left.width).enumerate() {
-        let rows = to.len() / left.width;
-        for row in 0..rows {
-            for (to, x) in to[row..].iter_mut().step_by(rows).zip(left.row(tile * height + row)) {
-                to.write(*x);
+        let rows = left.part(tile * height..tile * height + to.len() / left.width);
+        match rows.rows {
+            6 => pack_tile::<6>(rows, to),
+            12 => pack_tile::<12>(rows, to),
+            count => {
+                for row in 0..count {
+                    for (to, x) in to[row..].iter_mut().step_by(count).zip(rows.row(row)) {
+                        to.write(*x);
+                    }
+                }
             }
+        }
+    }
+}
+
+/// Packs a tile of so many rows, in the order in which it is written.
+fn pack_tile<const ROWS: usize>(left: Matrix<'_>, to: &mut [MaybeUninit<f32>]) {
+    let (steps, _) = to.as_chunks_mut::<ROWS>();
+    let rows: [&[f32]; ROWS] = std::array::from_fn(|row| &left.row(row)[..steps.len()]);
+    for (step, to) in steps.iter_mut().enumerate() {
+        for (row, to) in to.iter_mut().enumerate() {
+            to.write(rows[row][step]);
         }
     }
 }
@@ -223,7 +220,14 @@ for_isa! {
                 let column = panel * columns;
                 let real = columns.min(right.width - column);
                 let panel = &right.panels[panel * depth * columns..][from * columns..to * columns];
+                // The next panel comes to the second cache while the tiles of this one are made, a share with each.
+                let next = panel.as_ptr().wrapping_add(depth * columns);
+                let share = if tiles.len() <= 2 { 0 } else { (to - from).div_ceil(tiles.len()) };
                 for tile in tiles.clone() {
+                    let first = (tile - tiles.start) * share;
+                    for step in first..(first + share).min(to - from) {
+                        prefetch_far(next.wrapping_add(step * columns));
+                    }
                     let row = tile * V::ROWS;
                     let height = V::ROWS.min(rows - row);
                     let (left, apart) = left.tile(row, height, from);
@@ -234,18 +238,14 @@ for_isa! {
                         depth: to - from,
                         // SAFETY: the caller has room for it.
                         target: unsafe { target.from(row, column) },
+                        row,
+                        column,
                         real,
                         first: from == 0,
+                        last: to == depth,
                     };
                     // SAFETY: both factors have so many steps, and the tile is the caller's.
-                    unsafe { tile.make_rows::<V, L>(height) };
-                    if to == depth {
-                        for index in 0..height {
-                            // SAFETY: this part of a row is the caller's, and was written.
-                            let y = unsafe { tile.target.part(index, 0..real) };
-                            finish.finish(y, row + index, column);
-                        }
-                    }
+                    unsafe { tile.make_rows::<V, L, F>(height, finish) };
                 }
             }
         }
@@ -260,10 +260,15 @@ struct Tile<N> {
     panel: *const N,
     depth: usize,
     target: Target,
+    /// Where in the product it begins.
+    row: usize,
+    column: usize,
     /// Columns that are there; the rest of the panel fills up.
     real: usize,
     /// Whether nothing is there yet to be added to.
     first: bool,
+    /// Whether nothing will be added any more.
+    last: bool,
 }
 
 #[expect(clippy::inline_always, reason = "compiled for each set of instructions")]
@@ -271,12 +276,12 @@ impl<N: Number> Tile<N> {
     /// # Safety
     /// The pointers must have what the sizes say, and the tile be nobody else's.
     #[inline(always)]
-    unsafe fn make_rows<V: Lanes, L: Left>(&self, rows: usize) {
+    unsafe fn make_rows<V: Lanes, L: Left, F: Finish>(&self, rows: usize, finish: &F) {
         macro_rules! one_of {
             ($($rows:literal)*) => {
                 match rows {
                     // SAFETY: the caller's.
-                    $($rows => unsafe { self.make::<V, L, $rows>() },)*
+                    $($rows => unsafe { self.make::<V, L, F, $rows>(finish) },)*
                     _ => unreachable!("a tile has {} rows at most", V::ROWS),
                 }
             };
@@ -287,15 +292,22 @@ impl<N: Number> Tile<N> {
     /// # Safety
     /// As [`Self::make_rows`].
     #[inline(always)]
-    unsafe fn make<V: Lanes, L: Left, const ROWS: usize>(&self) {
+    unsafe fn make<V: Lanes, L: Left, F: Finish, const ROWS: usize>(&self, finish: &F) {
+        // Before the loop: there, each multiplication would be looked at for overflow.
+        let offsets: [usize; ROWS] = std::array::from_fn(|row| if L::ROW_BY_ROW { row * self.apart } else { row });
         // SAFETY: the caller's.
         unsafe {
+            if !self.first {
+                for row in 0..ROWS {
+                    prefetch(self.target.from(row, 0).to);
+                }
+            }
             let mut sums = [[V::zero(); 2]; ROWS];
             let (mut left, mut panel) = (self.left, self.panel);
             for _ in 0..self.depth {
                 let right = [N::load::<V>(panel), N::load::<V>(panel.add(V::COUNT))];
                 for (row, sums) in sums.iter_mut().enumerate() {
-                    let x = V::splat(*left.add(if L::ROW_BY_ROW { row * self.apart } else { row }));
+                    let x = V::splat(*left.add(offsets[row]));
                     sums[0] = x.mul_add(right[0], sums[0]);
                     sums[1] = x.mul_add(right[1], sums[1]);
                 }
@@ -305,21 +317,45 @@ impl<N: Number> Tile<N> {
             // By index: to iterate over an array by value would move the sums through memory.
             #[expect(clippy::needless_range_loop, reason = "see above")]
             for row in 0..ROWS {
-                let to = self.target.from(row, 0).to;
+                let [low, high] = sums[row];
                 if self.real == 2 * V::COUNT {
-                    for half in 0..2 {
-                        let (to, sum) = (to.add(half * V::COUNT), sums[row][half]);
-                        if self.first { sum } else { sum.add(V::load(to)) }.store(to);
-                    }
+                    self.settle(low, row, 0, finish);
+                    self.settle(high, row, V::COUNT, finish);
                 } else {
-                    let mut whole = [0f32; WIDEST];
-                    sums[row][0].store(whole.as_mut_ptr());
-                    sums[row][1].store(whole.as_mut_ptr().add(V::COUNT));
-                    for (column, x) in whole.into_iter().enumerate().take(self.real) {
-                        let to = to.add(column);
-                        to.write(if self.first { x } else { *to + x });
-                    }
+                    self.settle_some([low, high], row, finish);
                 }
+            }
+        }
+    }
+
+    /// Takes sums to their place, which is so far from the tile's first.
+    ///
+    /// # Safety
+    /// The place must be the tile's.
+    #[inline(always)]
+    unsafe fn settle<V: Lanes, F: Finish>(&self, sums: V, row: usize, column: usize, finish: &F) {
+        // SAFETY: the caller's.
+        unsafe {
+            let to = self.target.from(row, column).to;
+            let y = if self.first { sums } else { sums.add(V::load(to)) };
+            let y = if self.last { finish.finish(y, self.row + row, self.column + column) } else { y };
+            y.store(to);
+        }
+    }
+
+    /// The same for a row of the last panel, which is not full.
+    ///
+    /// # Safety
+    /// As [`Self::settle`].
+    #[inline(always)]
+    unsafe fn settle_some<V: Lanes, F: Finish>(&self, sums: [V; 2], row: usize, finish: &F) {
+        let mut whole = [0f32; WIDEST];
+        // SAFETY: no panel is wider, and the caller's.
+        unsafe {
+            sums[0].store(whole.as_mut_ptr());
+            sums[1].store(whole.as_mut_ptr().add(V::COUNT));
+            for column in 0..self.real {
+                self.settle(One::load(&raw const whole[column]), row, column, finish);
             }
         }
     }

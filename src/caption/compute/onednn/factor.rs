@@ -8,10 +8,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use half::bf16;
 use rayon::prelude::*;
 
+use super::super::finish::{AsIs, Finish, finish_row};
 use super::super::host::{narrow_row, quantize_row};
 use super::super::lanes::{Isa, for_isa};
 use super::super::packed::Matrix;
-use super::super::product::{AsIs, Finish, Target};
+use super::super::product::Target;
 use super::abi::{QUERY_SOURCE, QUERY_TARGET, QUERY_WEIGHTS, SOURCE, TARGET, WEIGHTS};
 use super::plan::{Aligned, Descriptor, Plan};
 use super::{Library, OneDnnError};
@@ -305,7 +306,8 @@ for_isa! {
                     *y = y.to_bits().cast_signed() as f32 * (of_rows[row] * scale);
                 }
             }
-            finish.finish(y, row, columns.start);
+            // SAFETY: the caller's.
+            unsafe { finish_row::<V>(finish, y, row, columns.start) };
         }
     }
 }

@@ -103,7 +103,7 @@ fn what_is_no_number_stays_none_and_an_empty_row_stays_empty() {
             let mut left = numbers(3 * 64, 2);
             left[70] = f32::NAN;
             left[128..].fill(0.0);
-            let y = factor.product(Matrix::new(&left, 64, 3, 64), &super::super::product::AsIs).unwrap();
+            let y = factor.product(Matrix::new(&left, 64, 3, 64), &super::super::finish::AsIs).unwrap();
             assert!(y[..64].iter().all(|y| y.is_finite()), "{number:?}");
             assert!(y[64..128].iter().all(|y| y.is_nan()), "{number:?}");
             assert!(y[128..].iter().all(|y| *y == 0.0), "{number:?}");
