@@ -16,6 +16,7 @@ mod lanes;
 mod linear;
 mod onednn;
 mod packed;
+mod peak;
 mod product;
 mod softmax;
 
@@ -26,6 +27,7 @@ pub use self::lanes::Isa;
 use self::linear::{Folded, HostLinear};
 pub(super) use self::onednn::{Factor, Library, Number, OneDnnError};
 pub(super) use self::packed::Packing;
+pub(super) use self::peak::multiply_adds;
 pub(super) use self::softmax::log_sum_exp;
 use super::load::LoadError;
 use super::weights::{Kept, Scope};

@@ -5,8 +5,9 @@ use std::time::{Duration, Instant};
 
 use candle_core::DType;
 use rayon::prelude::*;
+use serde::Serialize;
 
-use super::compute;
+use super::compute::{self, Isa};
 use super::config::BlipConfig;
 use super::weights::Kept;
 
@@ -44,8 +45,10 @@ impl BlipConfig {
 }
 
 /// What this machine's CPU can give, measured.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize)]
 pub struct Ceilings {
+    /// Operations a second in f32 on numbers that stay in registers, with the best instructions there are.
+    pub multiply_adds: f64,
     /// Operations a second of a product as large as the encoder's, on its kernels and in its precision.
     pub product: f64,
     /// Bytes a second read from memory.
@@ -67,6 +70,7 @@ impl Ceilings {
             black_box(sums.sum::<f32>());
         });
         Ok(Self {
+            multiply_adds: best_of(compute::multiply_adds(Isa::detect())),
             product: best_of(compute::large_product(encoder, dtype)?),
             memory: NUMBERS as f64 * size_of::<f32>() as f64 / memory.as_secs_f64(),
         })

@@ -44,6 +44,7 @@ impl Target {
     /// # Safety
     /// They must lie in the same allocation.
     #[inline(always)]
+    #[expect(clippy::inline_always, reason = "a part of hot loops")]
     pub(in crate::caption) unsafe fn from(self, row: usize, column: usize) -> Self {
         // SAFETY: the caller's.
         Self { to: unsafe { self.to.add(row * self.stride + column) }, stride: self.stride }
@@ -354,8 +355,8 @@ impl<N: Number> Tile<N> {
         unsafe {
             sums[0].store(whole.as_mut_ptr());
             sums[1].store(whole.as_mut_ptr().add(V::COUNT));
-            for column in 0..self.real {
-                self.settle(One::load(&raw const whole[column]), row, column, finish);
+            for (column, sum) in whole.iter().enumerate().take(self.real) {
+                self.settle(One::load(sum), row, column, finish);
             }
         }
     }

@@ -9,7 +9,7 @@ use bytesize::ByteSize;
 use serde::Serialize;
 
 use super::{ModelArgs, peak_memory, print_json};
-use crate::caption::{BlipEngine, Engine, Model, ModelInfo, Params, Phases, Pixels, caption, pictures};
+use crate::caption::{BlipEngine, Ceilings, Engine, Model, ModelInfo, Params, Phases, Pixels, caption, pictures};
 use crate::command::{Exit, Usage, telemetry};
 use crate::settings;
 
@@ -45,8 +45,8 @@ struct Report {
     first_caption: f64,
     /// In bytes.
     peak_memory: Option<u64>,
-    /// Of a CPU: operations a second of products in the encoder's precision, bytes a second of memory.
-    ceilings: Option<(f64, f64)>,
+    /// Of a CPU.
+    ceilings: Option<Ceilings>,
     batches: Vec<Batch>,
 }
 
@@ -106,7 +106,7 @@ pub(super) fn run(args: &CaptionerArgs) -> anyhow::Result<Exit> {
         tokens: args.tokens,
         first_caption,
         peak_memory,
-        ceilings: ceilings.map(|ceilings| (ceilings.product, ceilings.memory)),
+        ceilings,
         batches,
     };
     if args.json {
@@ -183,10 +183,11 @@ fn line(batch: &Batch) -> io::Result<()> {
 fn foot(report: &Report) -> io::Result<()> {
     let mut out = io::stdout().lock();
     writeln!(out)?;
-    if let Some((product, memory)) = report.ceilings {
+    if let Some(Ceilings { multiply_adds, product, memory }) = report.ceilings {
         writeln!(
             out,
-            "this machine at its best: {:.0} GFLOP/s of products in {} on {}, {:.1} GB/s from memory",
+            "this machine at its best: {:.0} GFLOP/s in registers (f32), {:.0} of products in {} on {}, {:.1} GB/s from memory",
+            multiply_adds / 1e9,
             product / 1e9,
             report.model.dtype,
             report.model.backend,

@@ -1,0 +1,48 @@
+//! What the arithmetic units of a CPU can give: multiplications and additions of numbers that stay in registers.
+
+use std::hint::black_box;
+
+use rayon::prelude::*;
+
+use super::lanes::{Isa, for_isa};
+
+/// Chains of dependent operations: enough for the latencies of today's machines, few enough for their registers.
+const CHAINS: usize = 12;
+/// Operations of a chain in one task.
+const STEPS: usize = 400_000;
+
+/// So many operations, a multiplication and an addition being two, and what does them, on all cores.
+pub(in crate::caption) fn multiply_adds(isa: Isa) -> (f64, impl FnMut()) {
+    assert!(isa.is_here(), "this machine has no {isa:?}");
+    let tasks = 4 * rayon::current_num_threads();
+    let work = move || {
+        (0..tasks).into_par_iter().for_each(|_| {
+            let mut sum = 0.0;
+            // SAFETY: the machine has the instructions.
+            unsafe { chains(isa, black_box(0.999), &mut sum) };
+            black_box(sum);
+        });
+    };
+    // A panel is two registers wide, and a step two operations.
+    ((isa.columns() * CHAINS * STEPS * tasks) as f64, work)
+}
+
+for_isa! {
+    unsafe fn chains<V>[](factor: f32, sum: &mut f32) {
+        // SAFETY: the caller's, and no register is wider.
+        unsafe {
+            let (factor, addend) = (V::splat(factor), V::splat(0.001));
+            let mut chains = [V::zero(); CHAINS];
+            for _ in 0..STEPS {
+                for chain in &mut chains {
+                    *chain = chain.mul_add(factor, addend);
+                }
+            }
+            let mut lanes = [0f32; 16];
+            for chain in chains {
+                chain.store(lanes.as_mut_ptr());
+                *sum += lanes[0];
+            }
+        }
+    }
+}
