@@ -8,7 +8,7 @@ CARGO_DENY := 0.20.2
 # Where `make kafka` keeps its node.
 KAFKA := ops/kafka/cluster target/kafka/hands-on
 
-.PHONY: help setup test-setup demo kafka test faults bench parts lint deny
+.PHONY: help setup test-setup demo kafka test faults bench parts cuda lint deny
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
@@ -52,6 +52,9 @@ bench: setup ## Measure against transformers and candle-transformers on this CPU
 
 parts: setup ## Measure the parts of the captioner one by one, with Criterion (3 min)
 	$(CARGO) bench --locked --profile dev --bench parts -- $(ARGS)
+
+cuda: setup ## Build the program for NVIDIA GPUs into target/cuda/dist, without a GPU or a CUDA toolkit (40 min)
+	CARGO="$(CARGO)" ops/cuda-build
 
 lint: setup ## Check format and lints
 	$(CARGO) fmt --check

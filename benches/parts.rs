@@ -65,9 +65,9 @@ fn preprocessing(criterion: &mut Criterion) {
         let jpeg = pictures::photograph(width, height, 1).unwrap();
         group.throughput(Throughput::Elements(u64::from(width * height)));
         for (gap, turbo) in [1, 2].into_iter().zip(std::iter::repeat_with(TurboJpeg::open)) {
-            let Ok(mut turbo) = turbo else { continue };
+            let Ok(turbo) = turbo else { continue };
             let mut work = || {
-                let picture = decode_at_least(&jpeg, &limits, gap * 384, &mut turbo).unwrap();
+                let picture = decode_at_least(&jpeg, &limits, gap * 384, &turbo).unwrap();
                 preprocessor.resize(&picture, &mut resizer).unwrap()
             };
             group.bench_function(

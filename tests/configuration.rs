@@ -343,7 +343,8 @@ fn values_out_of_range_are_refused() {
         ("model.dtype=f64", "one of auto, f32, bf16, f16"),
         ("model.devices=gpu", "\"gpu\" is no device"),
         ("model.devices=cpu,cpu", "twice"),
-        ("model.devices=auto,cpu", "stands alone"),
+        ("model.devices=auto,cpu", "stand alone"),
+        ("model.devices=cuda:0,all", "stand alone"),
         ("model.devices=", "at least one device"),
         ("model.hub_endpoint=ftp://x", "http or https"),
         ("model.hub_token_file=/", "is a folder"),
@@ -424,6 +425,14 @@ fn an_item_larger_than_its_pool_is_allowed_with_a_warning() {
     let warnings = loaded.warnings();
     assert_eq!(warnings.len(), 2, "{warnings:?}");
     assert!(warnings[0].contains("kafka.max_message_size") && warnings[1].contains("fetch.max_body"));
+}
+
+#[test]
+fn a_goal_for_a_size_that_is_given_is_a_warning() {
+    let sized = Case::new().set("batch.max_size=8").set("batch.latency_goal=250ms").load().unwrap();
+    let [warning] = &sized.warnings()[..] else { panic!("{:?}", sized.warnings()) };
+    assert!(warning.contains("batch.latency_goal has no effect"), "{warning}");
+    assert!(Case::new().set("batch.latency_goal=250ms").load().unwrap().warnings().is_empty());
 }
 
 #[derive(clap::Parser)]

@@ -2,14 +2,22 @@
 //!
 //! `tests/reference/pillow.py` writes the fixtures: images of every kind, and what Pillow makes of them.
 
+#[path = "support/turbo.rs"]
+mod turbo;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 
 use blipstream::caption::preprocess::{
     DecodeError, Limits, Picture, Preprocessor, Resizer, TurboJpeg, decode, decode_at_least,
 };
 use proptest::prelude::*;
+use turbo::turbo;
+
+/// For the cases of a property.
+static TURBO: LazyLock<Option<TurboJpeg>> = LazyLock::new(turbo);
 
 const LIMITS: Limits = Limits { max_pixels: 4_000_000, max_side: 8_192, max_memory: 64 << 20 };
 
@@ -111,20 +119,9 @@ fn lossy_images_equal_pillow_but_for_the_rounding_of_their_decoders() {
     }
 }
 
-/// libjpeg-turbo, which must be there under CI.
-fn turbo() -> Option<TurboJpeg> {
-    match TurboJpeg::open() {
-        Ok(turbo) => Some(turbo),
-        Err(error) => {
-            assert!(std::env::var_os("CI").is_none(), "{error}");
-            None
-        }
-    }
-}
-
 #[test]
 fn a_jpeg_at_a_part_of_its_size_has_the_means_of_its_blocks() {
-    let Some(mut turbo) = turbo() else { return };
+    let Some(turbo) = turbo() else { return };
     for name in ["420", "422", "444", "grey", "progressive", "restarts", "rotated"] {
         let bytes = fixture(&format!("lossy/{name}.jpg"));
         let whole = decode(&bytes, &LIMITS).unwrap();
@@ -138,7 +135,7 @@ fn a_jpeg_at_a_part_of_its_size_has_the_means_of_its_blocks() {
             picture.rgb[at..at + 3].iter().zip(weights).map(|(value, weight)| f64::from(*value) * weight).sum::<f64>()
         };
         for (least, block, (width, height)) in [(22, 8, (32, 22)), (23, 4, (63, 43)), (44, 2, (125, 85))] {
-            let picture = decode_at_least(&bytes, &LIMITS, least, &mut turbo).unwrap();
+            let picture = decode_at_least(&bytes, &LIMITS, least, &turbo).unwrap();
             assert_eq!((picture.width, picture.height, picture.full_size), (width, height, (250, 170)), "{name}");
             let mut difference = 0.0;
             for (x, y) in (0..height).flat_map(|y| (0..width).map(move |x| (x, y))) {
@@ -156,13 +153,31 @@ fn a_jpeg_at_a_part_of_its_size_has_the_means_of_its_blocks() {
 
 #[test]
 fn what_cannot_be_decoded_at_a_part_of_its_size_is_decoded_whole() {
-    let Some(mut turbo) = turbo() else { return };
+    let Some(turbo) = turbo() else { return };
     for name in SAMPLES {
         let bytes = fixture(name);
         let whole = decode(&bytes, &LIMITS).unwrap();
         let least = if name.ends_with("jpg") && !name.contains("cmyk") { 86 } else { 1 };
-        assert!(decode_at_least(&bytes, &LIMITS, least, &mut turbo).unwrap() == whole, "{name}");
+        assert!(decode_at_least(&bytes, &LIMITS, least, &turbo).unwrap() == whole, "{name}");
         assert_eq!(whole.full_size, (whole.width, whole.height), "{name}");
+    }
+}
+
+#[test]
+fn a_broken_header_leaves_no_trace_in_the_next_picture() {
+    let Some(turbo) = turbo() else { return };
+    let good = fixture("lossy/420.jpg");
+    let scaled = decode_at_least(&good, &LIMITS, 22, &turbo).unwrap();
+    assert_eq!((scaled.width, scaled.height), (32, 22));
+    let marker = |marker: u8| good.windows(2).position(|bytes| bytes == [0xFF, marker]).unwrap();
+    let (frame, scan) = (marker(0xC0), marker(0xDA));
+    let mut lossless = good.clone();
+    lossless[frame + 1] = 0xC3;
+    for (what, broken) in
+        [("cut before its frame", &good[..frame]), ("cut before its scan", &good[..scan]), ("lossless", &lossless)]
+    {
+        assert!(decode_at_least(broken, &LIMITS, 22, &turbo).is_err(), "{what}");
+        assert!(decode_at_least(&good, &LIMITS, 22, &turbo).unwrap() == scaled, "after one {what}");
     }
 }
 
@@ -219,12 +234,12 @@ fn a_truncated_image_is_an_error_or_whole_but_never_half_a_picture() {
 
 #[test]
 fn a_truncated_jpeg_is_broken_wherever_it_is_cut() {
-    let mut turbo = turbo();
+    let turbo = turbo();
     for name in SAMPLES.iter().filter(|name| name.ends_with("jpg")) {
         let bytes = fixture(name);
         for cut in (3..bytes.len()).step_by(997).chain(bytes.len() - 8..bytes.len()) {
             assert_eq!(kind(&decode(&bytes[..cut], &LIMITS)), "broken", "{name} cut to {cut} bytes");
-            if let Some(turbo) = &mut turbo {
+            if let Some(turbo) = &turbo {
                 assert_eq!(
                     kind(&decode_at_least(&bytes[..cut], &LIMITS, 9, turbo)),
                     "broken",
@@ -298,7 +313,7 @@ fn a_large_frame_on_a_small_webp_canvas_is_refused() {
 
 #[test]
 fn every_format_is_held_to_the_limits() {
-    let mut turbo = turbo();
+    let turbo = turbo();
     for name in SAMPLES {
         let bytes = fixture(name);
         let Picture { width, height, .. } = decode(&bytes, &LIMITS).unwrap();
@@ -310,7 +325,7 @@ fn every_format_is_held_to_the_limits() {
             (Limits { max_side: width.max(height), max_pixels: pixels, ..LIMITS }, "picture"),
         ] {
             assert_eq!(kind(&decode(&bytes, &limits)), verdict, "{name}");
-            if let Some(turbo) = &mut turbo {
+            if let Some(turbo) = &turbo {
                 assert_eq!(kind(&decode_at_least(&bytes, &limits, 9, turbo)), verdict, "{name} at a part of its size");
             }
         }
@@ -365,7 +380,7 @@ proptest! {
             prop_assert!(pixels <= LIMITS.max_pixels && picture.rgb.len() as u64 == pixels * 3);
             Preprocessor::blip(16).resize(&picture, &mut Resizer::new()).unwrap();
         }
-        if let Some(Ok(picture)) = turbo().map(|mut turbo| decode_at_least(&bytes, &LIMITS, 16, &mut turbo)) {
+        if let Some(Ok(picture)) = TURBO.as_ref().map(|turbo| decode_at_least(&bytes, &LIMITS, 16, turbo)) {
             let pixels = u64::from(picture.width) * u64::from(picture.height);
             prop_assert!(pixels <= LIMITS.max_pixels && picture.rgb.len() as u64 == pixels * 3);
             Preprocessor::blip(16).resize(&picture, &mut Resizer::new()).unwrap();

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use blipstream::config::{ConfigErrors, ConfigOptions, Keys, Loaded};
@@ -18,6 +19,8 @@ fn repository(path: &str) -> PathBuf {
 fn read(path: &str) -> String {
     fs::read_to_string(repository(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
+
+const DOCKERFILES: [&str; 2] = ["ops/Dockerfile", "ops/Dockerfile.cuda"];
 
 /// A key as a TOML file states it.
 struct Stated {
@@ -107,7 +110,9 @@ fn the_compose_file_sets_keys_that_exist_to_values_that_load() {
     assert_eq!(settings.kafka.bootstrap_servers, "kafka:19092");
     assert_eq!(settings.admin.listen.port(), Settings::default().admin.listen.port(), "Prometheus reads that port");
     assert!(read("ops/prometheus/prometheus.yml").contains(&format!("port: {}", settings.admin.listen.port())));
-    assert!(read("ops/Dockerfile").contains(&format!("127.0.0.1:{}/livez", settings.admin.listen.port())));
+    for file in DOCKERFILES {
+        assert!(read(file).contains(&format!("127.0.0.1:{}/livez", settings.admin.listen.port())), "{file}");
+    }
 
     let misspelt = [("BLIPSTREAM_MODEL__SORCE", "demo")];
     assert!(load(misspelt.into_iter()).is_err(), "this test would not notice a wrong key");
@@ -135,20 +140,49 @@ fn the_documentation_states_how_long_the_end_may_take() {
 }
 
 #[test]
-fn the_files_that_the_compose_file_and_the_dockerfile_name_exist() {
+fn the_files_that_the_compose_file_and_the_dockerfiles_name_exist() {
     let compose = read("docker-compose.yml");
     let words = compose.split(|c: char| c.is_whitespace() || matches!(c, '"' | '[' | ']' | ','));
     let mounted = words.filter_map(|word| word.strip_prefix("./")).filter_map(|word| word.split(':').next());
     let mut paths: Vec<&str> = mounted.collect();
     assert!(paths.len() >= 5, "{paths:?}");
-    let dockerfile = read("ops/Dockerfile");
-    let copied = dockerfile.lines().filter(|line| line.starts_with("COPY ") && !line.contains("--from"));
+    let dockerfiles = DOCKERFILES.map(read).join("\n");
+    let copied = dockerfiles.lines().filter(|line| line.starts_with("COPY ") && !line.contains("--from"));
     paths.extend(copied.filter_map(|line| line.split(' ').nth(1)));
-    paths.push("ops/Dockerfile");
     for path in paths {
         assert!(repository(path).exists(), "{path} does not exist");
     }
     assert!(compose.contains("dockerfile: ops/Dockerfile"));
+}
+
+#[test]
+fn the_image_for_gpus_says_what_is_missing_where_there_is_no_driver_and_starts_the_program_where_there_is_one() {
+    let start = |listed: &str, mounted: &[&str]| {
+        let folder = tempfile::tempdir().unwrap();
+        for file in mounted {
+            fs::write(folder.path().join(file), "").unwrap();
+        }
+        for (name, line) in [("ldconfig", listed), ("program", "echo \"started: $*\"")] {
+            let file = folder.path().join(name);
+            fs::write(&file, format!("#!/bin/sh\n{line}\n")).unwrap();
+            fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        }
+        let path = format!("{}:/usr/bin:/bin", folder.path().display());
+        let mut command = Command::new(repository("ops/cuda-start"));
+        command.arg("worker").env("PATH", path).env("BLIPSTREAM_PROGRAM", folder.path().join("program"));
+        command.env("LD_LIBRARY_PATH", format!("/nowhere:{}", folder.path().display()));
+        let output = command.output().unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        (output.status.code(), text(output.stdout), text(output.stderr))
+    };
+    let (code, _, error) = start("echo libcudart.so.13", &[]);
+    assert_eq!(code, Some(2));
+    assert!(error.contains("no NVIDIA driver") && error.contains("--gpus all"), "{error}");
+    let listed = "echo '  libcuda.so.1 (libc6,x86-64) => /usr/lib/libcuda.so.1'";
+    for (listed, mounted) in [(listed, &[][..]), ("exit 1", &["libcuda.so.1"])] {
+        let (code, said, error) = start(listed, mounted);
+        assert_eq!((code, said.as_str(), error.as_str()), (Some(0), "started: worker\n", ""));
+    }
 }
 
 #[test]

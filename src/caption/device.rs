@@ -46,6 +46,14 @@ impl fmt::Display for DeviceSpec {
 }
 
 impl DeviceSpec {
+    /// Every GPU of this machine, in the order of their numbers.
+    ///
+    /// # Errors
+    /// This build has no GPU support, or the driver does not answer.
+    pub fn gpus() -> Result<Vec<Self>, LoadError> {
+        Ok((0..count_gpus()?).map(Self::Cuda).collect())
+    }
+
     /// Opens the device; also says what `auto` became.
     pub(super) fn open(self) -> Result<(Self, Device), LoadError> {
         match self {
@@ -69,6 +77,18 @@ fn open_cuda(number: usize) -> Result<Device, LoadError> {
     // A stream of its own, so that engines on several threads do not wait for each other on the default stream.
     Device::new_cuda_with_stream(number)
         .map_err(|error| LoadError::Device(format!("cuda:{number} cannot be opened: {error}")))
+}
+
+#[cfg(feature = "cuda")]
+fn count_gpus() -> Result<usize, LoadError> {
+    let count = candle_core::cuda_backend::cudarc::driver::CudaContext::device_count();
+    let count = count.map_err(|error| LoadError::Device(format!("the GPU driver does not answer: {error}")))?;
+    Ok(usize::try_from(count).unwrap_or_default())
+}
+
+#[cfg(not(feature = "cuda"))]
+fn count_gpus() -> Result<usize, LoadError> {
+    Err(LoadError::Device("this build has no GPU support: build with `--features cuda`".into()))
 }
 
 #[cfg(not(feature = "cuda"))]
@@ -178,5 +198,7 @@ mod tests {
         let message = DeviceSpec::Cuda(1).open().unwrap_err().to_string();
         assert!(message.contains("--features cuda"), "{message}");
         assert_eq!(DeviceSpec::Auto.open().unwrap().0, DeviceSpec::Cpu);
+        let message = DeviceSpec::gpus().unwrap_err().to_string();
+        assert!(message.contains("--features cuda"), "{message}");
     }
 }

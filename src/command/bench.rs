@@ -7,13 +7,11 @@ mod policies;
 mod preprocessing;
 
 use std::fs;
-use std::io::{self, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Context;
 use clap::Subcommand;
-use serde::Serialize;
 
 use super::{Exit, Usage, models};
 use crate::caption::{LoadOptions, Model, load_model};
@@ -84,13 +82,6 @@ impl ModelArgs {
         };
         load_model(&options).with_context(|| format!("cannot load {}", self.model))
     }
-}
-
-/// One line of JSON on standard output.
-pub(super) fn print_json(value: &impl Serialize) -> anyhow::Result<()> {
-    let mut out = io::stdout().lock();
-    serde_json::to_writer(&mut out, value)?;
-    Ok(writeln!(out)?)
 }
 
 /// The middle of some numbers, the upper one of two.

@@ -50,7 +50,7 @@ pub struct CaptionArgs {
     /// Folder, hub id, or `demo` for the small bundled model
     #[arg(long, value_name = "DIR|HUB-ID")]
     model: Option<String>,
-    /// `auto`, `cpu` or `cuda:N`; may be given several times
+    /// `auto`, `all` (every GPU), `cpu` or `cuda:N`, which may be given several times
     #[arg(long)]
     device: Vec<String>,
     /// `auto`, `f32`, `bf16`, `f16` or `int8`

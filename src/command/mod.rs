@@ -15,10 +15,11 @@ mod submit;
 mod telemetry;
 pub mod worker;
 
-use std::io;
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
+use serde::Serialize;
 
 use crate::config::ConfigErrors;
 
@@ -142,6 +143,13 @@ pub fn run(cli: Cli) -> anyhow::Result<Exit> {
 /// The async runtime of a command.
 fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
     Ok(tokio::runtime::Builder::new_multi_thread().enable_all().build()?)
+}
+
+/// One line of JSON on standard output.
+fn print_json(value: &impl Serialize) -> anyhow::Result<()> {
+    let mut out = io::stdout().lock();
+    serde_json::to_writer(&mut out, value)?;
+    Ok(writeln!(out)?)
 }
 
 /// Whether an error only says that the reader of our output has gone (`blipstream … | head`).

@@ -7,11 +7,12 @@ use anyhow::Context;
 use super::{Usage, assets};
 use crate::caption::preprocess::Preprocessor;
 use crate::caption::{
-    Backend, BlipEngine, DeviceSpec, DtypeSpec, Engine, HubSource, LoadOptions, ModelInfo, ModelSource, load_model,
+    Backend, BlipEngine, DeviceSpec, DtypeSpec, Engine, HubSource, LoadError, LoadOptions, ModelInfo, ModelSource,
+    load_model,
 };
 use crate::pipeline::{Loaded, Parts};
 use crate::settings::{Batch, Model, Settings};
-use crate::stage::infer::{WarmUp, most_rows, warm_up};
+use crate::stage::infer::{Measured, WarmUp, most_rows, warm_up};
 
 /// Time for finding the best batch size of a device.
 const WARM_UP_BUDGET: Duration = Duration::from_secs(8);
@@ -44,14 +45,33 @@ fn configure(hub: &mut HubSource, model: &Model) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The devices of the configuration.
+/// The devices of the configuration: `auto` is every GPU, or the CPU where there is none, and `all` is every GPU.
 pub fn devices(model: &Model) -> anyhow::Result<Vec<DeviceSpec>> {
-    let parse = |text: &String| text.parse().map_err(|error| Usage(format!("model.devices: {error}")).into());
-    let mut devices: Vec<DeviceSpec> = model.devices.iter().map(parse).collect::<anyhow::Result<_>>()?;
-    if devices.is_empty() {
-        devices.push(DeviceSpec::Auto);
+    choose(&model.devices, DeviceSpec::gpus)
+}
+
+fn choose(
+    names: &[String],
+    gpus: impl FnOnce() -> Result<Vec<DeviceSpec>, LoadError>,
+) -> anyhow::Result<Vec<DeviceSpec>> {
+    let wrong = |text: String| anyhow::Error::from(Usage(format!("model.devices: {text}")));
+    match names {
+        [] => Ok(vec![DeviceSpec::Auto]),
+        [name] if name == "auto" => {
+            // Without a GPU the loading says what became of `auto`, and why.
+            let gpus = gpus().unwrap_or_default();
+            Ok(if gpus.is_empty() { vec![DeviceSpec::Auto] } else { gpus })
+        }
+        [name] if name == "all" => match gpus() {
+            Ok(gpus) if gpus.is_empty() => Err(wrong("all is every GPU, and this machine has none; write cpu".into())),
+            Ok(gpus) => Ok(gpus),
+            Err(error) => Err(wrong(format!("all is every GPU, and {error}; or write cpu"))),
+        },
+        names if names.iter().any(|name| name == "auto" || name == "all") => {
+            Err(wrong("auto and all stand alone, since they take every GPU".into()))
+        }
+        names => names.iter().map(|name| name.parse().map_err(|error: LoadError| wrong(error.to_string()))).collect(),
     }
-    Ok(devices)
 }
 
 /// A loaded model: engines for every device, and what goes before them.
@@ -64,44 +84,77 @@ pub struct LoadedModel {
     pub preprocessor: Preprocessor,
 }
 
-/// Loads the configured model once for each device, with its replicas, and finds the best batch sizes.
+/// Loads the configured model once for each device, with its replicas, and finds the best batch sizes. Of the devices
+/// that `auto` and `all` found, those that do not take the model are left out, as long as one does.
 pub fn load(model: &Model, batch: &Batch) -> anyhow::Result<LoadedModel> {
     let source = source(model)?;
     let dtype: DtypeSpec = model.dtype.parse().map_err(|error| Usage(format!("model.dtype: {error}")))?;
     let backend: Backend = model.backend.parse().map_err(|error| Usage(format!("model.backend: {error}")))?;
-    let mut engines = Vec::new();
-    let mut first = None;
-    for device in devices(model)? {
+    let devices = devices(model)?;
+    // What `auto` and `all` found is more than what was written, or it is the only one.
+    let named = devices.len() == model.devices.len();
+    let (mut all, mut failed) = (None::<LoadedModel>, None);
+    for device in devices {
         let onednn_library = model.onednn_library.clone();
         let options = LoadOptions { source: source.clone(), device, dtype, backend, onednn_library };
-        let loaded =
-            load_model(&options).with_context(|| format!("cannot load the model {} (model.source)", model.source))?;
-        let (info, preprocessor) = (loaded.info().clone(), loaded.preprocessor().clone());
-        let mut size = batch.max_size;
-        for replica in 0..model.replicas.max(1) {
-            let mut engine: Box<dyn Engine> = Box::new(BlipEngine::new(loaded.clone()));
-            let most = most_rows(engine.as_ref(), model);
-            if size == 0 {
-                size = best_batch_size(engine.as_mut(), most)?;
-            } else if size > most {
-                let device = &engine.model().device;
-                tracing::warn!(device, size, most, "batch.max_size is cut to what fits into model.max_state");
-                size = most;
+        match load_on_device(&options, model, batch) {
+            Ok(loaded) => match &mut all {
+                Some(all) => all.engines.extend(loaded.engines),
+                None => all = Some(loaded),
+            },
+            Err(error) if named || !is_of_device(&error) => return Err(error),
+            Err(error) => {
+                tracing::warn!(%device, error = format!("{error:#}"), "the device is left out");
+                failed = Some(error);
             }
-            let replica = (model.replicas > 1).then_some(replica);
-            engines.push(Loaded { engine, batch_size: size, replica });
         }
-        first.get_or_insert((info, preprocessor));
     }
-    let (info, preprocessor) = first.context("model.devices names no device")?;
-    Ok(LoadedModel { info, engines, preprocessor })
+    all.ok_or_else(|| failed.unwrap_or_else(|| anyhow::anyhow!("model.devices names no device")))
 }
 
-fn best_batch_size(engine: &mut dyn Engine, most: usize) -> anyhow::Result<usize> {
+/// Whether another device may fare better.
+fn is_of_device(error: &anyhow::Error) -> bool {
+    use LoadError::{Hub, Invalid, MissingFile, Unreadable};
+    let of_model = |error| matches!(error, &(MissingFile { .. } | Unreadable { .. } | Invalid { .. } | Hub { .. }));
+    !error.downcast_ref::<LoadError>().is_some_and(of_model)
+}
+
+fn load_on_device(options: &LoadOptions, model: &Model, batch: &Batch) -> anyhow::Result<LoadedModel> {
+    let loaded =
+        load_model(options).with_context(|| format!("cannot load the model {} (model.source)", model.source))?;
+    let mut size = batch.max_size;
+    let mut engines = Vec::new();
+    for replica in 0..model.replicas.max(1) {
+        let mut engine: Box<dyn Engine> = Box::new(BlipEngine::new(loaded.clone()));
+        let most = most_rows(engine.as_ref(), model);
+        if size == 0 {
+            size = best_batch_size(engine.as_mut(), most, model, batch)?;
+        } else if size > most {
+            let device = &engine.model().device;
+            tracing::warn!(device, size, most, "batch.max_size is cut to what fits into model.max_state");
+            size = most;
+        }
+        let replica = (model.replicas > 1).then_some(replica);
+        engines.push(Loaded { engine, batch_size: size, replica });
+    }
+    Ok(LoadedModel { info: loaded.info().clone(), preprocessor: loaded.preprocessor().clone(), engines })
+}
+
+/// Finds the batch size of a device. An image waits for the batch under way, for `batch.linger`, and for its own batch: each
+/// batch may take half of what `batch.latency_goal` leaves for both.
+fn best_batch_size(engine: &mut dyn Engine, most: usize, model: &Model, batch: &Batch) -> anyhow::Result<usize> {
     let max = if engine.model().device == "cpu" { MAX_BATCH.0 } else { MAX_BATCH.1 };
-    let plan = WarmUp { max: max.min(most), tokens: WARM_UP_TOKENS, budget: WARM_UP_BUDGET };
-    let size = warm_up(engine, plan).context("the model failed on a grey picture while it was warmed up")?;
-    tracing::info!(device = engine.model().device, size, "best batch size found at warm-up (batch.max_size sets it)");
+    let within = (!batch.latency_goal.is_zero()).then(|| batch.latency_goal.saturating_sub(batch.linger) / 2);
+    // Where time counts, captions are as long as they may be.
+    let tokens = if within.is_some() { model.max_new_tokens } else { WARM_UP_TOKENS };
+    let plan = WarmUp { max: max.min(most), tokens, within, budget: WARM_UP_BUDGET };
+    let Measured { size, time } =
+        warm_up(engine, plan).context("the model failed on a grey picture while it was warmed up")?;
+    let (device, ms) = (&engine.model().device, time.as_millis() as u64);
+    tracing::info!(device, size, ms, "best batch size found at warm-up (batch.max_size sets it)");
+    if within.is_some_and(|within| time > within) {
+        tracing::warn!(device, size, ms, "even a batch of one takes more than its part of batch.latency_goal");
+    }
     Ok(size)
 }
 
@@ -126,4 +179,43 @@ fn flag_terms(settings: &Settings) -> anyhow::Result<Vec<String>> {
         .with_context(|| format!("output.flag_terms_file: {} cannot be read", file.display()))?;
     let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
     Ok(lines.map(str::to_lowercase).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn chosen(names: &[&str], gpus: Result<usize, &str>) -> Result<String, String> {
+        let names: Vec<_> = names.iter().map(ToString::to_string).collect();
+        let gpus = || gpus.map(|count| (0..count).map(DeviceSpec::Cuda).collect());
+        let chosen = choose(&names, || gpus().map_err(|error| LoadError::Device(error.into())));
+        let names = |chosen: Vec<DeviceSpec>| chosen.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
+        chosen.map(names).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn auto_is_every_gpu_or_else_the_cpu_and_all_is_every_gpu() {
+        for name in ["auto", "all"] {
+            assert_eq!(chosen(&[name], Ok(3)).unwrap(), "cuda:0 cuda:1 cuda:2");
+        }
+        assert_eq!(chosen(&["auto"], Ok(0)).unwrap(), "auto");
+        assert_eq!(chosen(&["auto"], Err("no driver")).unwrap(), "auto");
+        assert!(chosen(&["all"], Ok(0)).unwrap_err().contains("this machine has none"));
+        assert!(chosen(&["all"], Err("no driver")).unwrap_err().contains("no driver"));
+    }
+
+    #[test]
+    fn named_devices_are_taken_as_they_are() {
+        assert_eq!(chosen(&["cuda:1", "cpu"], Err("nobody asks")).unwrap(), "cuda:1 cpu");
+        assert!(chosen(&["gpu"], Ok(1)).unwrap_err().contains("model.devices"));
+        assert!(chosen(&["auto", "cuda:0"], Ok(1)).unwrap_err().contains("stand alone"));
+    }
+
+    #[test]
+    fn only_what_another_device_may_do_better_leaves_a_device_out() {
+        let file = LoadError::MissingFile { place: "x".into(), file: "config.json".into(), hint: String::new() };
+        assert!(!is_of_device(&anyhow::Error::from(file).context("cannot load the model")));
+        assert!(is_of_device(&anyhow::Error::from(LoadError::Device("away".into())).context("cannot load the model")));
+        assert!(is_of_device(&anyhow::anyhow!("out of memory")));
+    }
 }

@@ -8,8 +8,7 @@ use anyhow::Context;
 use bytesize::ByteSize;
 use serde::Serialize;
 
-use super::bench::print_json;
-use super::{Exit, Usage};
+use super::{Exit, Usage, print_json};
 use crate::simulation::{Curve, sustained};
 
 /// Partitions a worker, so that shares stay nearly even when a worker comes or leaves.

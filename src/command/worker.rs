@@ -33,12 +33,16 @@ what is published is committed, and the group is left. However much hangs, the p
 and 13 seconds more: give the orchestrator's grace period that much. Exit code 1 says that something was unfinished. A \
 second signal stops at once; what was in flight is read again by the next worker.")]
 pub struct WorkerArgs {
+    /// How long an image may take, e.g. 250ms: bounds the batch size that is found at warm-up (batch.latency_goal)
+    #[arg(long, value_name = "TIME")]
+    latency_goal: Option<String>,
     #[command(flatten)]
     config: ConfigOptions,
 }
 
 /// Runs the command.
-pub fn run(args: WorkerArgs) -> anyhow::Result<Exit> {
+pub fn run(mut args: WorkerArgs) -> anyhow::Result<Exit> {
+    args.config.set.extend(args.latency_goal.map(|goal| format!("batch.latency_goal={goal}")));
     let loaded = args.config.load()?;
     telemetry::init(&loaded.settings.log)?;
     for warning in loaded.warnings() {

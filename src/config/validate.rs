@@ -103,6 +103,10 @@ pub(super) fn warnings(settings: &Settings) -> Vec<String> {
         fetch.connect_timeout > fetch.total_timeout,
         "fetch.connect_timeout is over fetch.total_timeout and has no effect".into(),
     );
+    warn(
+        settings.batch.max_size > 0 && !settings.batch.latency_goal.is_zero(),
+        "batch.latency_goal has no effect, since batch.max_size says the size".into(),
+    );
     found
 }
 
@@ -350,11 +354,11 @@ impl Check {
         let key = &["model.devices"];
         self.need(!devices.is_empty(), key, "must name at least one device; \"auto\" finds them");
         for device in devices {
-            let message = format!("{device:?} is no device: auto, cpu, cuda:0, cuda:1, …");
+            let message = format!("{device:?} is no device: auto, all, cpu, cuda:0, cuda:1, …");
             self.need(is_device(device), key, message);
         }
-        let auto = devices.iter().any(|device| device == "auto");
-        self.need(!auto || devices.len() == 1, key, "\"auto\" stands alone, since it takes every device");
+        let auto = devices.iter().any(|device| device == "auto" || device == "all");
+        self.need(!auto || devices.len() == 1, key, "\"auto\" and \"all\" stand alone, since they take every GPU");
         let distinct: BTreeSet<_> = devices.iter().collect();
         let message = "names a device twice; model.replicas sets the copies on each";
         self.need(auto || distinct.len() == devices.len(), key, message);
@@ -396,5 +400,5 @@ fn is_server(server: &str) -> bool {
 
 fn is_device(device: &str) -> bool {
     let gpu = device.strip_prefix("cuda:").is_some_and(|number| number.parse::<u16>().is_ok());
-    gpu || matches!(device, "auto" | "cpu")
+    gpu || matches!(device, "auto" | "all" | "cpu")
 }

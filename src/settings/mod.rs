@@ -83,6 +83,11 @@ impl Default for Decode {
 pub struct Batch {
     /// Images a device takes at once; 0 means: found at warm-up.
     pub max_size: usize,
+    /// Where the size is found at warm-up: how long an image may take, from pixels to a caption of `max_new_tokens`, while
+    /// the devices keep up. `linger` and two batches fit into it, the one under way and the image's own. 0 sets no bound.
+    #[serde(with = "humantime_serde")]
+    #[schemars(with = "String")]
+    pub latency_goal: Duration,
     /// How long a free device may wait for a fuller batch. 0 never waits.
     #[serde(with = "humantime_serde")]
     #[schemars(with = "String")]
@@ -93,7 +98,7 @@ pub struct Batch {
 
 impl Default for Batch {
     fn default() -> Self {
-        Self { max_size: 0, linger: Duration::ZERO, queue: 128 }
+        Self { max_size: 0, latency_goal: Duration::ZERO, linger: Duration::ZERO, queue: 128 }
     }
 }
 

@@ -12,7 +12,8 @@ use serde::{Deserialize, Serialize};
 pub struct Model {
     /// A local folder in the published layout, a hub id (`org/name` or `org/name@revision`), or `demo`.
     pub source: String,
-    /// `auto`, or a list like `["cpu"]`, `["cuda:0", "cuda:1"]`; `auto` takes the first GPU, or else the CPU.
+    /// `auto`, `all`, or a list like `["cpu"]`, `["cuda:0", "cuda:1"]`; `auto` takes every GPU, or the CPU where there is
+    /// none, and `all` every GPU.
     pub devices: Vec<String>,
     /// Copies of the model on each device; more than one is of use on a CPU only in tests.
     pub replicas: usize,

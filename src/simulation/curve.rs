@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use crate::stage::infer::{Measured, best_of};
+
 /// Measured batch sizes and their times. Between them the time runs straight; below the smallest it stays, beyond the
 /// largest it grows by the time that an image takes there.
 #[derive(Clone, Debug, PartialEq)]
@@ -75,11 +77,9 @@ impl Curve {
         size as f64 / self.time(size).as_secs_f64()
     }
 
-    /// The smallest measured size that gives 95 % of the best rate of those whose batches take `within` at most: beyond
-    /// it a batch only adds latency. The smallest of all where none is so quick.
+    /// The measured size that a device would be [given](best_of), had it this curve.
     pub fn best(&self, within: Option<Duration>) -> usize {
-        let quick = || self.0.iter().filter(|(_, time)| within.is_none_or(|within| *time <= within));
-        let best = quick().map(|(size, _)| self.rate(*size)).fold(0.0, f64::max);
-        quick().find(|(size, _)| self.rate(*size) >= 0.95 * best).map_or(self.0[0].0, |(size, _)| *size)
+        let sizes: Vec<_> = self.0.iter().map(|&(size, time)| Measured { size, time }).collect();
+        best_of(&sizes, within).map_or(1, |best| best.size)
     }
 }

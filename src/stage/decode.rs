@@ -129,10 +129,10 @@ pub fn spawn(
 ) -> std::io::Result<Vec<JoinHandle<()>>> {
     spawn_with(config, input, outputs, |config| {
         let (preprocessor, limits) = (config.preprocessor.clone(), config.limits);
-        let mut scaling = config.jpeg_least.and_then(|least| Some((least, TurboJpeg::open().ok()?)));
+        let scaling = config.jpeg_least.and_then(|least| Some((least, TurboJpeg::open().ok()?)));
         let mut resizer = Resizer::new();
         move |body: &[u8]| {
-            let picture = match &mut scaling {
+            let picture = match &scaling {
                 Some((least, turbo)) => preprocess::decode_at_least(body, &limits, *least, turbo)?,
                 None => preprocess::decode(body, &limits)?,
             };

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use async_channel::Sender;
 use jiff::Timestamp;
 
-pub use self::size::{WarmUp, most_rows, warm_up};
+pub use self::size::{Measured, WarmUp, best_of, most_rows, warm_up};
 pub use self::stats::DeviceStats;
 use self::stats::Life;
 use super::{Finished, Output, Ready, failed, send_blocking};

@@ -142,6 +142,29 @@ async fn a_device_that_breaks_gives_its_rows_to_the_others() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn devices_of_different_speeds_share_the_work_and_a_quick_one_does_more_than_a_slow_one() {
+    const COUNT: usize = 1500;
+    let flow = Flow::start(1);
+    flow.write((0..COUNT).map(|n| request(n, inline(n))));
+    // From 8 to 64 milliseconds a batch: the first is eight times as quick as the last.
+    let device = |n: u64| FakeOptions { encode_delay: Duration::from_millis(8 * n), ..FakeOptions::default() };
+    let worker = flow.worker_on((1..=8).map(device).collect());
+    let answers = flow.until_answered(COUNT);
+    let metrics = worker.control.render_metrics();
+    let captions = |n: usize| -> usize {
+        let name = format!("blipstream_captions_total{{device=\"cpu#{n}\",model=\"fake\"}} ");
+        metrics.lines().find_map(|line| line.strip_prefix(&name)).map_or(0, |count| count.parse().unwrap())
+    };
+    let each: Vec<_> = (0..8).map(captions).collect();
+    assert_eq!(each.iter().sum::<usize>(), COUNT, "{each:?}");
+    assert!(each.iter().all(|captions| *captions > 0), "a device had nothing to do: {each:?}");
+    assert!(each[0] > 2 * each[7], "the quick one waited for the slow one: {each:?}");
+    assert!(worker.stop().await.clean());
+    assert_all_captioned(&answers, COUNT);
+    assert_no_duplicate(&answers);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn without_a_device_the_worker_stops_and_the_next_one_captions_everything() {
     const COUNT: usize = 100;
     let flow = Flow::start(1);

@@ -195,8 +195,9 @@ impl<'a> Run<'a> {
     /// drawn partitions of retry topics only, which are nearly empty. Two messages, since one that is alone in its worker,
     /// where workers died before, is taken for the cause of the next death, by whatever it came, and quarantined.
     pub async fn pick(&mut self) -> Option<usize> {
+        let slots = self.running();
         self.until_in_flight(async |run| {
-            for slot in run.running() {
+            for &slot in &slots {
                 let in_flight = run.in_flight_in(slot).await;
                 if in_flight >= 2 {
                     return Some((slot, in_flight));

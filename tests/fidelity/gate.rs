@@ -4,13 +4,14 @@
 use std::io::Cursor;
 use std::path::{Path, PathBuf};
 
-use blipstream::caption::preprocess::{Limits, Resizer, TurboJpeg, decode, decode_at_least};
+use blipstream::caption::preprocess::{Limits, Resizer, decode, decode_at_least};
 use blipstream::caption::{Backend, BlipEngine, DtypeSpec, Model, Params, Pixels, caption};
 use image::imageops::{FilterType, resize};
 use image::{ImageFormat, RgbImage};
 use serde_json::Value;
 
 use crate::fixture::{load_if_here, load_on, report};
+use crate::turbo::turbo;
 
 /// Of the sheet: scenes in a row, and the side of one.
 const COLUMNS: usize = 20;
@@ -112,18 +113,12 @@ fn enlarged(rgb: Vec<u8>) -> Vec<u8> {
 #[test]
 fn jpegs_decoded_at_a_part_of_their_size_leave_99_of_100_captions_as_they_are() {
     let model = load_on(&root().join("models/demo"), DtypeSpec::F32, Backend::Native(None)).unwrap();
-    let mut turbo = match TurboJpeg::open() {
-        Ok(turbo) => turbo,
-        Err(error) => {
-            assert!(std::env::var_os("CI").is_none(), "{error}");
-            return report(&format!("left out: {error}"));
-        }
-    };
+    let Some(turbo) = turbo() else { return };
     let mut resizer = Resizer::new();
     let jpegs: Vec<_> = sheet().into_iter().map(enlarged).collect();
     let mut captions_at = |least: usize, side: u32| {
         let scene = |jpeg: &Vec<u8>| {
-            let picture = decode_at_least(jpeg, &LIMITS, least as u32, &mut turbo).unwrap();
+            let picture = decode_at_least(jpeg, &LIMITS, least as u32, &turbo).unwrap();
             assert_eq!((picture.width, picture.height), (side, side));
             (model.preprocessor().resize(&picture, &mut resizer).unwrap(), String::new())
         };

@@ -12,6 +12,8 @@ mod hub;
 mod layouts;
 mod oracle;
 mod precision;
+#[path = "../support/turbo.rs"]
+mod turbo;
 
 use std::collections::BTreeSet;
 

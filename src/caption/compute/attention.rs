@@ -3,7 +3,7 @@
 use half::bf16;
 use rayon::prelude::*;
 
-use super::finish::{AsIs, Shared};
+use super::finish::{AsIs, Shares};
 use super::lanes::Isa;
 use super::packed::{Matrix, Number, Packed, Packing};
 use super::product::{Target, product, product_here};
@@ -57,7 +57,7 @@ pub(super) fn attend_self(isa: Isa, qkv: &[f32], images: usize, tokens: usize, h
             // SAFETY: each job has queries and columns of its own in `contexts`, which has room for all of them.
             unsafe {
                 let to = target.from(image * tokens + first, which * head);
-                product_here(weights, values, to, &Shared(shares));
+                product_here(weights, values, to, &Shares(shares));
             }
         }
     });
@@ -96,7 +96,7 @@ impl<N: Number> Both<N> {
         let (rows, tokens) = (queries.rows, scores.len() / queries.rows);
         let mut shares = vec![0.0; rows];
         exponentials(self.keys.isa, &mut scores, tokens, scale, &mut shares);
-        product(Matrix::new(&scores, tokens, rows, tokens), &self.values, &Shared(&shares))
+        product(Matrix::new(&scores, tokens, rows, tokens), &self.values, &Shares(&shares))
     }
 
     /// On this thread.
@@ -117,7 +117,7 @@ impl<N: Number> Both<N> {
         assert_eq!(contexts.len(), rows * width, "contexts are as many as queries");
         let to = Target::new(contexts.as_mut_ptr(), width);
         // SAFETY: `contexts` has the room.
-        unsafe { product_here(Matrix::new(scores, tokens, rows, tokens), &self.values, to, &Shared(shares)) };
+        unsafe { product_here(Matrix::new(scores, tokens, rows, tokens), &self.values, to, &Shares(shares)) };
     }
 }
 

@@ -20,7 +20,7 @@ pub(super) struct BiasGelu<'a>(pub(super) &'a [f32]);
 /// Adds the bias and a matrix of the result's shape.
 pub(super) struct BiasAdd<'a>(pub(super) &'a [f32], pub(super) &'a [f32]);
 /// Multiplies each row by its share.
-pub(super) struct Shared<'a>(pub(super) &'a [f32]);
+pub(super) struct Shares<'a>(pub(super) &'a [f32]);
 
 #[expect(clippy::inline_always, reason = "a part of hot loops")]
 impl Finish for AsIs {
@@ -58,7 +58,7 @@ impl Finish for BiasAdd<'_> {
 }
 
 #[expect(clippy::inline_always, reason = "a part of hot loops")]
-impl Finish for Shared<'_> {
+impl Finish for Shares<'_> {
     #[inline(always)]
     unsafe fn finish<V: Lanes>(&self, y: V, row: usize, _: usize) -> V {
         // SAFETY: the caller's.
@@ -112,7 +112,7 @@ unsafe fn erf<V: Lanes>(x: V) -> V {
     // SAFETY: the caller's.
     unsafe {
         let number = |x: f32| V::splat(x);
-        // Of what is no number, the second is taken.
+        // In this order what is no number stays so.
         let x = number(4.0).min(number(-4.0).max(x));
         let square = x.mul(x);
         let above = number(-2.726_142_258_013_06e-10);
@@ -145,10 +145,15 @@ mod tests {
         }
     }
 
-    /// Numbers from a row of 1,031, which fills no register, each finished on every machine.
-    fn assert_finished(finish: &impl Finish, row: usize, error: f32, expected: impl Fn(&Tensor) -> Tensor) {
+    /// A row whose end fills no register is finished with every set of instructions that is here.
+    fn assert_finished(
+        finish: &impl Finish,
+        (row, width): (usize, usize),
+        error: f32,
+        expected: impl Fn(&Tensor) -> Tensor,
+    ) {
         let mut random = fastrand::Rng::with_seed(7);
-        let x: Vec<f32> = (0..1031).map(|_| random.f32() * 12.0 - 6.0).collect();
+        let x: Vec<f32> = (0..width).map(|_| random.f32() * 12.0 - 6.0).collect();
         let expected: Vec<f32> = expected(&Tensor::new(&*x, &Device::Cpu).unwrap()).to_vec1().unwrap();
         for isa in Isa::ALL.into_iter().filter(|isa| isa.is_here()) {
             let mut y = x.clone();
@@ -176,12 +181,12 @@ mod tests {
         let residual: Vec<f32> = (0..3 * 1031_u16).map(|x| f32::from(x % 23) / 7.0).collect();
         let added = |x: &Tensor| (x + Tensor::new(&*bias, &Device::Cpu).unwrap()).unwrap();
         let third = Tensor::new(&residual[2 * 1031..], &Device::Cpu).unwrap();
-        assert_finished(&Erf, 0, 1e-6, |x| x.erf().unwrap());
-        assert_finished(&AsIs, 0, f32::MIN_POSITIVE, Tensor::clone);
-        assert_finished(&Bias(&bias), 1, 1e-6, added);
-        assert_finished(&BiasGelu(&bias), 1, 5e-6, |x| added(x).gelu_erf().unwrap());
-        assert_finished(&BiasAdd(&bias, &residual), 2, 2e-6, |x| (added(x) + &third).unwrap());
-        assert_finished(&Shared(&[0.0, 0.5]), 1, 1e-6, |x| (x * 0.5).unwrap());
+        assert_finished(&Erf, (0, 100_003), 1e-6, |x| x.erf().unwrap());
+        assert_finished(&AsIs, (0, 1031), f32::MIN_POSITIVE, Tensor::clone);
+        assert_finished(&Bias(&bias), (1, 1031), 1e-6, added);
+        assert_finished(&BiasGelu(&bias), (1, 1031), 5e-6, |x| added(x).gelu_erf().unwrap());
+        assert_finished(&BiasAdd(&bias, &residual), (2, 1031), 2e-6, |x| (added(x) + &third).unwrap());
+        assert_finished(&Shares(&[0.0, 0.5]), (1, 1031), 1e-6, |x| (x * 0.5).unwrap());
     }
 
     #[test]

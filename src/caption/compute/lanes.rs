@@ -2,6 +2,9 @@
 
 use half::bf16;
 
+/// Numbers of the widest register.
+pub(super) const WIDEST: usize = 16;
+
 /// A vector register of f32.
 ///
 /// # Safety

@@ -179,8 +179,8 @@ impl Folded {
     }
 }
 
-/// The product of each head's part of the rows of `x`, `[rows, heads · from]`, with its weights, finished as the head has
-/// it: `[rows, heads · to]`.
+/// The product of each head's part of the rows of `x`, `[rows, heads · from]`, with its weights, and what `finish` makes
+/// for the head done to it: `[rows, heads · to]`.
 fn each_head<F: Finish>(
     weights: &[Weight],
     x: &[f32],

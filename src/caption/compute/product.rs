@@ -1,5 +1,5 @@
 //! Matrix products in f32 on a CPU, with right factors that are packed once, in f32 or bf16, and with what follows a
-//! product done while its result is still in the caches.
+//! product done while its numbers are still in registers.
 //!
 //! The scheme is Goto's and van de Geijn's (Anatomy of High-Performance Matrix Multiplication, 2008): the result is made
 //! in tiles whose sums stay in registers, from panels of the right factor, two registers wide, and from tiles of the left
@@ -11,15 +11,17 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::finish::{Finish, finish_row};
-use super::lanes::{Isa, Lanes, One, for_isa, prefetch, prefetch_far};
+use super::lanes::{self, Isa, Lanes, One, for_isa, prefetch, prefetch_far};
 use super::packed::{Matrix, Number, Packed};
 
 /// Steps of the inner dimension after which sums go to memory: a panel's part then stays in the first cache.
 const DEPTH: usize = 384;
 /// Numbers of the left factor that one task reads again for each panel, from the second cache.
 const LEFT: usize = 64 << 10;
+/// Bytes that come from memory at once.
+const LINE: usize = 64;
 /// Columns of the widest panel.
-const WIDEST: usize = 32;
+const WIDEST: usize = 2 * lanes::WIDEST;
 
 /// Where a product goes: a row every `stride` numbers.
 #[derive(Clone, Copy)]
@@ -221,13 +223,15 @@ for_isa! {
                 let column = panel * columns;
                 let real = columns.min(right.width - column);
                 let panel = &right.panels[panel * depth * columns..][from * columns..to * columns];
-                // The next panel comes to the second cache while the tiles of this one are made, a share with each.
+                // The next panel comes to the second cache while the tiles of this one are made, some lines with each. One or
+                // two tiles leave no time for it; past the last panel nothing is lost.
                 let next = panel.as_ptr().wrapping_add(depth * columns);
-                let share = if tiles.len() <= 2 { 0 } else { (to - from).div_ceil(tiles.len()) };
+                let lines = if tiles.len() <= 2 { 0 } else { size_of_val(panel).div_ceil(LINE) };
+                let share = lines.div_ceil(tiles.len().max(1));
                 for tile in tiles.clone() {
-                    let first = (tile - tiles.start) * share;
-                    for step in first..(first + share).min(to - from) {
-                        prefetch_far(next.wrapping_add(step * columns));
+                    let begun = (tile - tiles.start) * share;
+                    for line in begun..(begun + share).min(lines) {
+                        prefetch_far(next.wrapping_byte_add(line * LINE));
                     }
                     let row = tile * V::ROWS;
                     let height = V::ROWS.min(rows - row);
@@ -294,7 +298,7 @@ impl<N: Number> Tile<N> {
     /// As [`Self::make_rows`].
     #[inline(always)]
     unsafe fn make<V: Lanes, L: Left, F: Finish, const ROWS: usize>(&self, finish: &F) {
-        // Before the loop: there, each multiplication would be looked at for overflow.
+        // Before the loop: there, builds that look for overflow would do so at each step.
         let offsets: [usize; ROWS] = std::array::from_fn(|row| if L::ROW_BY_ROW { row * self.apart } else { row });
         // SAFETY: the caller's.
         unsafe {

@@ -1,9 +1,6 @@
 //! Exponentials of rows of scores, in f32 on a CPU.
 
-use super::lanes::{Isa, Lanes, for_isa};
-
-/// Numbers of the widest register.
-const WIDEST: usize = 16;
+use super::lanes::{Isa, Lanes, WIDEST, for_isa};
 
 /// Replaces each number x of a row by e^(scale · x − the row's largest); `shares` gets what makes the sum of a row 1.
 /// A row that has what is no number becomes none.
@@ -124,7 +121,7 @@ unsafe fn exp<V: Lanes>(x: V) -> V {
     // SAFETY: the caller's.
     unsafe {
         let number = |x: f32| V::splat(x);
-        // Of what is no number, the second is taken.
+        // In this order what is no number stays so.
         let x = number(88.3).min(number(-87.3).max(x));
         let shifted = x.mul_add(number(std::f32::consts::LOG2_E), number(ROUND));
         let twos = shifted.add(number(-ROUND));
@@ -136,8 +133,8 @@ unsafe fn exp<V: Lanes>(x: V) -> V {
         let p = p.mul_add(r, number(4.166_579_6e-2));
         let p = p.mul_add(r, number(1.666_666_55e-1));
         let p = p.mul_add(r, number(5.000_000_1e-1));
-        let y = p.mul_add(r.mul_add(r, V::zero()), r.add(number(1.0)));
-        y.mul_add(shifted.power_of_two(), V::zero())
+        let y = p.mul_add(r.mul(r), r.add(number(1.0)));
+        y.mul(shifted.power_of_two())
     }
 }
 

@@ -160,12 +160,7 @@ pub fn decode(bytes: &[u8], limits: &Limits) -> Result<Picture, DecodeError> {
 
 /// Decodes as [`decode`] does, but a large JPEG at a half, a quarter or an eighth of its size: the smallest of them with
 /// at least `least` pixels on both sides. The limits are for the whole picture all the same.
-pub fn decode_at_least(
-    bytes: &[u8],
-    limits: &Limits,
-    least: u32,
-    turbo: &mut TurboJpeg,
-) -> Result<Picture, DecodeError> {
+pub fn decode_at_least(bytes: &[u8], limits: &Limits, least: u32, turbo: &TurboJpeg) -> Result<Picture, DecodeError> {
     if image::guess_format(bytes).ok() == Some(ImageFormat::Jpeg)
         && let Some(picture) = turbo.decode(bytes, limits, least)?
     {

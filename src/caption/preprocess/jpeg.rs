@@ -36,27 +36,31 @@ const END_OF_IMAGE: u8 = 0xD9;
 /// Walks the markers (ITU T.81, annex B): segments by their length, entropy-coded data up to the next marker.
 pub(super) fn survey(bytes: &[u8]) -> Survey {
     let mut rest = bytes.get(2..).unwrap_or_default();
-    let mut scans = 0;
-    let mut frames = [false; 16];
-    let survey = |complete, scans, frames: [bool; 16]| {
-        let progressive = [2, 6, 10, 14].iter().any(|frame| frames[*frame]);
-        let usual = frames[..3].contains(&true) && !frames[3..].contains(&true);
-        Survey { complete, buffered: progressive || scans > 1, usual }
-    };
+    let (mut complete, mut scans) = (false, 0);
+    let (mut progressive, mut known, mut strange) = (false, false, false);
     while let Some(marker) = next_marker(&mut rest) {
         match marker {
-            END_OF_IMAGE => return survey(true, scans, frames),
+            END_OF_IMAGE => {
+                complete = true;
+                break;
+            }
             // Stuffed bytes and restarts inside a scan, TEM, and a repeated start: no segment follows.
             0x00 | 0x01 | 0xD0..=0xD8 => continue,
             TABLES_OF_HUFFMAN | TABLES_OF_ARITHMETIC => {}
-            0xC0..=0xCF => frames[usize::from(marker - 0xC0)] = true,
+            // Frames: baseline, extended and progressive; then lossless, of differences, and with arithmetic codes. Of
+            // each four, the third is progressive.
+            0xC0..=0xCF => {
+                progressive |= marker % 4 == 2;
+                known |= marker <= 0xC2;
+                strange |= marker > 0xC2;
+            }
             START_OF_SCAN => scans += 1,
             _ => {}
         }
         let Some(length) = rest.first_chunk().map(|&length| usize::from(u16::from_be_bytes(length))) else { break };
         rest = rest.get(length..).unwrap_or_default();
     }
-    survey(false, scans, frames)
+    Survey { complete, buffered: progressive || scans > 1, usual: known && !strange }
 }
 
 /// The byte behind the next 0xFF, fill bytes skipped; 0 for a stuffed 0xFF.

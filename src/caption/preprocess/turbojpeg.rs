@@ -53,15 +53,12 @@ pub enum TurboJpegError {
     /// It lacks a function.
     #[error("{NAME} is not of version 2 or 3 ({0})")]
     Version(libloading::Error),
-    /// It gives no decoder.
-    #[error("{NAME} gave no decoder: it is out of memory")]
-    Memory,
 }
 
-/// A decoder of libjpeg-turbo, for one image at a time. It starts no threads.
+/// libjpeg-turbo. It starts no threads, and remembers nothing of one picture when it decodes the next.
 #[derive(Debug)]
 pub struct TurboJpeg {
-    handle: Handle,
+    init: unsafe extern "C" fn() -> Handle,
     header: Header,
     decompress: Decompress,
     destroy: unsafe extern "C" fn(Handle) -> c_int,
@@ -69,11 +66,8 @@ pub struct TurboJpeg {
     _library: Library,
 }
 
-// SAFETY: any thread may use a handle, one at a time.
-unsafe impl Send for TurboJpeg {}
-
 impl TurboJpeg {
-    /// Loads the library, and makes a decoder.
+    /// Loads the library.
     pub fn open() -> Result<Self, TurboJpegError> {
         // SAFETY: what loading this library runs has no conditions.
         let library = unsafe { Library::new(NAME) }.map_err(TurboJpegError::Missing)?;
@@ -87,30 +81,27 @@ impl TurboJpeg {
             })()
         };
         let (init, header, decompress, destroy) = found.map_err(TurboJpegError::Version)?;
-        // SAFETY: it takes nothing.
-        let handle = unsafe { init() };
-        if handle.is_null() {
-            return Err(TurboJpegError::Memory);
-        }
-        Ok(Self { handle, header, decompress, destroy, _library: library })
+        Ok(Self { init, header, decompress, destroy, _library: library })
     }
 
     /// A JPEG at the smallest of an eighth, a quarter and a half of its size that has at least `least` pixels on both
     /// sides. `None` where there is no such size, or where the file is one for the other decoder: of a rare kind, or
-    /// damaged.
+    /// damaged; or where there is no memory for a decoder.
     ///
     /// # Errors
     /// The file is truncated, or the whole picture is over the limits.
-    pub(super) fn decode(&mut self, bytes: &[u8], limits: &Limits, least: u32) -> Result<Option<Picture>, DecodeError> {
+    pub(super) fn decode(&self, bytes: &[u8], limits: &Limits, least: u32) -> Result<Option<Picture>, DecodeError> {
+        let Some(mut decoder) = Decoder::new(self) else { return Ok(None) };
+        // The header first: to walk the markers is to read the whole file, for nothing where no size fits.
+        let Some(full_size) = decoder.size(bytes) else { return Ok(None) };
+        let scaled = |points: u32| [full_size.0, full_size.1].map(|side| (side * points).div_ceil(8));
+        let fitting = POINTS.map(scaled).into_iter().find(|sides| sides.iter().all(|side| *side >= least));
+        let Some([width, height]) = fitting else { return Ok(None) };
         let survey = survey(bytes);
         // The library does not scale lossless ones: it would write the whole picture.
         if !survey.usual {
             return Ok(None);
         }
-        let Some(full_size) = self.size(bytes) else { return Ok(None) };
-        let scaled = |points: u32| [full_size.0, full_size.1].map(|side| (side * points).div_ceil(8));
-        let fitting = POINTS.map(scaled).into_iter().find(|sides| sides.iter().all(|side| *side >= least));
-        let Some([width, height]) = fitting else { return Ok(None) };
         limits.check(full_size.0, full_size.1, 3 + survey.coefficient_bytes())?;
         if !survey.complete {
             return Err(truncated());
@@ -119,7 +110,7 @@ impl TurboJpeg {
         // SAFETY: the bytes are there, and the library writes no more than `height` rows of `width` pixels.
         let failed = unsafe {
             (self.decompress)(
-                self.handle,
+                decoder.handle,
                 bytes.as_ptr(),
                 bytes.len() as c_ulong,
                 rgb.as_mut_ptr(),
@@ -132,13 +123,28 @@ impl TurboJpeg {
         };
         Ok((failed == 0).then_some(Picture { width, height, full_size, format: Format::Jpeg, rgb }))
     }
+}
+
+/// A decoder for one picture. Another one would meet what is left of this one where its header is broken: version 2 then
+/// fails on every later file, and version 3 may answer with the size of an earlier one.
+struct Decoder<'a> {
+    handle: Handle,
+    library: &'a TurboJpeg,
+}
+
+impl<'a> Decoder<'a> {
+    fn new(library: &'a TurboJpeg) -> Option<Self> {
+        // SAFETY: it takes nothing.
+        let handle = unsafe { (library.init)() };
+        (!handle.is_null()).then(|| Self { handle, library })
+    }
 
     /// Width and height in the file; `None` where it cannot be read, or is not of brightness and colours.
     fn size(&mut self, bytes: &[u8]) -> Option<(u32, u32)> {
         let (mut width, mut height, mut sampling, mut colours) = (0, 0, 0, 0);
         // SAFETY: the bytes are there, and so are the numbers that are written.
         let failed = unsafe {
-            (self.header)(
+            (self.library.header)(
                 self.handle,
                 bytes.as_ptr(),
                 bytes.len() as c_ulong,
@@ -154,9 +160,9 @@ impl TurboJpeg {
     }
 }
 
-impl Drop for TurboJpeg {
+impl Drop for Decoder<'_> {
     fn drop(&mut self) {
         // SAFETY: nobody else has the handle, and nobody will.
-        unsafe { (self.destroy)(self.handle) };
+        unsafe { (self.library.destroy)(self.handle) };
     }
 }

@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use serde::Serialize;
 
-use super::{ModelArgs, median, print_json};
+use super::{ModelArgs, median};
 use crate::caption::{BlipEngine, Encoded, Engine, Model, ModelInfo, Params, Pixels, caption, pictures};
-use crate::command::{Exit, Usage, telemetry};
+use crate::command::{Exit, Usage, print_json, telemetry};
 use crate::settings;
 
 /// How often each way of feeding is measured, in turns.

@@ -8,9 +8,9 @@ use anyhow::Context;
 use bytesize::ByteSize;
 use serde::Serialize;
 
-use super::{ModelArgs, peak_memory, print_json};
+use super::{ModelArgs, peak_memory};
 use crate::caption::{BlipEngine, Ceilings, Engine, Model, ModelInfo, Params, Phases, Pixels, caption, pictures};
-use crate::command::{Exit, Usage, telemetry};
+use crate::command::{Exit, Usage, print_json, telemetry};
 use crate::settings;
 
 /// A batch that would take longer than this many times the time to measure is left out.

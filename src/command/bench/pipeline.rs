@@ -15,10 +15,10 @@ use serde::Serialize;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
-use super::{peak_memory, print_json};
+use super::peak_memory;
 use crate::caption::{Engine, Params, caption, pictures};
 use crate::command::models::LoadedModel;
-use crate::command::{Exit, Usage, demo, models, runtime, telemetry};
+use crate::command::{Exit, Usage, demo, models, print_json, runtime, telemetry};
 use crate::config::ConfigOptions;
 use crate::disposition::Stage;
 use crate::kafka::{EMBEDDED_PARTITION_BYTES, NewRecord, write_records};

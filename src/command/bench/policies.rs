@@ -1,5 +1,6 @@
 //! `blipstream bench policies`: what ways of batching make of loads and patterns of arrival, simulated.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -96,16 +97,18 @@ fn in_time(outcome: &Outcome) -> f64 {
 fn report(args: &PoliciesArgs, devices: &[Curve], sizes: &[usize], sweeps: &[Sweep]) -> String {
     let most = full_rate(devices, sizes);
     let goal = humantime::format_duration(args.goal);
+    let distinct: BTreeSet<_> = sizes.iter().collect();
     let mut text = format!(
-        "# Ways of batching, simulated\n\n`blipstream bench policies` wrote this page. Devices: {}, with batches of up to {} \
-         images, {most:.2} images/s together; {} images a row; the goal is {goal} from arrival to caption.\n\n\
+        "# Ways of batching, simulated\n\n`blipstream bench policies` wrote this page. Devices: {} of {}, with batches of up \
+         to {} images, {most:.2} images/s together; {} images a row; the goal is {goal} from arrival to caption.\n\n\
          - **timer**: a device starts when its batch is full or the oldest image has waited for {}, as servers do that batch \
          before their devices\n- **at once**: a free device takes what is there (`batch.linger = \"0s\"`, the default)\n\
          - **deadlines**: a free device waits for a full batch, as long as every image can still be done within the goal \
          (`batch.linger`, with a `deadline` in the requests)\n\nAt a load of 1 and more the queue grows without end, so those \
          rows depend on the number of images.\n",
         devices.len(),
-        sizes.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
+        args.curve.iter().map(|file| file.display().to_string()).collect::<Vec<_>>().join(", "),
+        distinct.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
         args.images,
         humantime::format_duration(args.goal / 4),
     );

@@ -8,10 +8,9 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use serde::Serialize;
 
-use super::print_json;
 use crate::caption::pictures;
 use crate::caption::preprocess::{Limits, Preprocessor, Resizer, TurboJpeg, decode, decode_at_least};
-use crate::command::{Exit, Usage};
+use crate::command::{Exit, Usage, print_json};
 
 /// Photographs that are made where no files are given.
 const SIZES: [(u32, u32); 4] = [(640, 427), (1024, 683), (2048, 1365), (4000, 3000)];
@@ -71,14 +70,14 @@ pub(super) fn run(args: &PreprocessingArgs) -> anyhow::Result<Exit> {
     if gap != 0.0 && !(1.0..=f64::from(u16::MAX)).contains(&gap) {
         return Err(Usage(format!("--gap is 0, or 1 or more, not {gap}")).into());
     }
-    let mut turbo = if gap > 0.0 { Some(TurboJpeg::open()?) } else { None };
+    let turbo = if gap > 0.0 { Some(TurboJpeg::open()?) } else { None };
     let mut out = io::stdout().lock();
     if !args.json {
         writeln!(out, "       size  decoded at      bytes   decode ms   resize ms   both ms")?;
     }
     let mut images = Vec::new();
     for (name, bytes) in pictures(&args.files)? {
-        let image = measure(name, &bytes, args, turbo.as_mut())?;
+        let image = measure(name, &bytes, args, turbo.as_ref())?;
         if !args.json {
             let Image { name, width, height, bytes, decoded, decode, resize, both } = &image;
             let [size, decoded] = [(*width, *height), *decoded].map(|(width, height)| format!("{width}x{height}"));
@@ -103,12 +102,7 @@ fn pictures(files: &[PathBuf]) -> anyhow::Result<Vec<(String, Vec<u8>)>> {
     files.iter().map(|file| Ok((file.display().to_string(), read(file)?))).collect()
 }
 
-fn measure(
-    name: String,
-    bytes: &[u8],
-    args: &PreprocessingArgs,
-    mut turbo: Option<&mut TurboJpeg>,
-) -> anyhow::Result<Image> {
+fn measure(name: String, bytes: &[u8], args: &PreprocessingArgs, turbo: Option<&TurboJpeg>) -> anyhow::Result<Image> {
     let (preprocessor, mut resizer) = (Preprocessor::blip(args.side), Resizer::new());
     let least = (args.side as f64 * args.gap).ceil() as u32;
     let mut times: [Vec<f64>; 3] = Default::default();
@@ -116,7 +110,7 @@ fn measure(
     let begun = Instant::now();
     while times[0].is_empty() || begun.elapsed() < args.time {
         let start = Instant::now();
-        let picture = match turbo.as_deref_mut() {
+        let picture = match turbo {
             Some(turbo) => decode_at_least(bytes, &LIMITS, least, turbo),
             None => decode(bytes, &LIMITS),
         };

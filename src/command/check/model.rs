@@ -117,7 +117,7 @@ pub fn devices(model: &Model) -> Item {
     }
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let word = |device: &DeviceSpec| match device {
-        DeviceSpec::Auto if gpus => "the GPU, if there is one, or else the CPU".to_owned(),
+        DeviceSpec::Auto if gpus => format!("the CPU ({cores} cores; no GPU was found)"),
         DeviceSpec::Auto => format!("the CPU ({cores} cores; this build has no GPU support)"),
         DeviceSpec::Cpu => format!("the CPU ({cores} cores)"),
         DeviceSpec::Cuda(number) => format!("GPU {number}"),

@@ -149,7 +149,7 @@ fn a_jpeg_decoded_at_a_part_of_its_size_is_recorded_with_its_own() {
     whole.write_to(&mut jpeg, image::ImageFormat::Jpeg).unwrap();
     let body = Bytes::from(jpeg.into_inner());
     let mut resizer = Resizer::new();
-    let mut turbo = match TurboJpeg::open() {
+    let turbo = match TurboJpeg::open() {
         Ok(turbo) => turbo,
         Err(error) => {
             assert!(std::env::var_os("CI").is_none(), "{error}");
@@ -167,7 +167,7 @@ fn a_jpeg_decoded_at_a_part_of_its_size_is_recorded_with_its_own() {
         assert_eq!((ready.image.width, ready.image.height), (128, 72));
         let least = (jpeg_reducing_gap * SIZE as f64) as u32;
         let least = if least == 0 { 999 } else { least };
-        let picture = preprocess::decode_at_least(&body, &config.limits, least, &mut turbo).unwrap();
+        let picture = preprocess::decode_at_least(&body, &config.limits, least, &turbo).unwrap();
         assert_eq!((picture.width, picture.height), sides);
         assert_eq!(ready.pixels, Preprocessor::blip(SIZE).resize(&picture, &mut resizer).unwrap());
     }
