@@ -289,27 +289,18 @@ pub(in crate::caption) mod x86 {
     }
 }
 
-/// Asks for a line of memory that is about to be used, in the first cache; any address will do.
-#[inline(always)]
-#[expect(clippy::inline_always, reason = "a part of hot loops")]
-pub(super) fn prefetch<T>(at: *const T) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: every machine of this architecture has the instruction, and it reads nothing.
-    unsafe {
-        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(at.cast());
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = at;
-}
+/// The caches that a line can be asked into, as the instruction of x86-64 numbers them.
+pub(super) const FIRST_CACHE: i32 = 3;
+pub(super) const SECOND_CACHE: i32 = 2;
 
-/// The same for the second cache.
+/// Asks for a line of memory that is about to be used; any address will do.
 #[inline(always)]
 #[expect(clippy::inline_always, reason = "a part of hot loops")]
-pub(super) fn prefetch_far<T>(at: *const T) {
+pub(super) fn prefetch<const CACHE: i32, T>(at: *const T) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: every machine of this architecture has the instruction, and it reads nothing.
     unsafe {
-        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(at.cast());
+        std::arch::x86_64::_mm_prefetch::<CACHE>(at.cast());
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = at;

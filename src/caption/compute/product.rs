@@ -11,7 +11,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::finish::{Finish, finish_row};
-use super::lanes::{self, Isa, Lanes, One, for_isa, prefetch, prefetch_far};
+use super::lanes::{self, FIRST_CACHE, Isa, Lanes, One, SECOND_CACHE, for_isa, prefetch};
 use super::packed::{Matrix, Number, Packed};
 
 /// Steps of the inner dimension after which sums go to memory: a panel's part then stays in the first cache.
@@ -231,7 +231,7 @@ for_isa! {
                 for tile in tiles.clone() {
                     let begun = (tile - tiles.start) * share;
                     for line in begun..(begun + share).min(lines) {
-                        prefetch_far(next.wrapping_byte_add(line * LINE));
+                        prefetch::<SECOND_CACHE, _>(next.wrapping_byte_add(line * LINE));
                     }
                     let row = tile * V::ROWS;
                     let height = V::ROWS.min(rows - row);
@@ -304,7 +304,7 @@ impl<N: Number> Tile<N> {
         unsafe {
             if !self.first {
                 for row in 0..ROWS {
-                    prefetch(self.target.from(row, 0).to);
+                    prefetch::<FIRST_CACHE, _>(self.target.from(row, 0).to);
                 }
             }
             let mut sums = [[V::zero(); 2]; ROWS];
