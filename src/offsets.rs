@@ -215,7 +215,13 @@ impl Ledger {
 
     /// Whether a message waits for something to be committed.
     pub fn is_urgent(&self, reach: Reach) -> bool {
-        self.lock().partitions.values().any(|partition| partition.standing.is_urgent(partition.reached(reach)))
+        self.is_urgent_of(reach, |_| true)
+    }
+
+    /// The same of some partitions.
+    pub fn is_urgent_of(&self, reach: Reach, of: impl Fn(&TopicPartition) -> bool) -> bool {
+        let held = &self.lock().partitions;
+        held.iter().any(|(name, held)| held.standing.is_urgent(held.reached(reach)) && of(name))
     }
 
     /// Returns when a message has begun to wait for something to be committed. For one waiter.

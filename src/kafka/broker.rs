@@ -18,6 +18,9 @@ use super::Error;
 /// a partition past 5 MiB, without a word.
 pub const EMBEDDED_PARTITION_BYTES: usize = 4 << 20;
 
+/// How long a new group waits for more members.
+const JOIN_TOGETHER_MS: i32 = 250;
+
 /// A broker can make requests fail; each of these is answered once, in order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
@@ -64,8 +67,9 @@ impl EmbeddedBroker {
         // SAFETY: the client owns a mock cluster for as long as it lives, and both calls are thread-safe.
         unsafe {
             let cluster = rd_kafka_handle_mock_cluster(broker.host.client().native_ptr());
-            // The default of 3 s serves large groups that start together; here it would only be waited for.
-            rd_kafka_mock_group_initial_rebalance_delay_ms(cluster, 0);
+            // The default of 3 s serves large groups that start together; here it would only be waited for. The members of one
+            // worker must come in together: whoever comes later waits until a session's time-out less a second is over.
+            rd_kafka_mock_group_initial_rebalance_delay_ms(cluster, JOIN_TOGETHER_MS);
         }
         for (topic, partitions) in topics {
             broker.cluster()?.create_topic(topic, *partitions, 1).map_err(starting)?;

@@ -81,10 +81,11 @@ fn set_login(settings: &Kafka, config: &mut ClientConfig) {
     set("ssl.key.location", path(&settings.ssl_key_file));
 }
 
-/// Settings of the group's consumer.
-pub(crate) fn consumer(settings: &Kafka) -> Result<ClientConfig, Error> {
+/// Settings of a member of the group that reads `topic`, and maybe others, beside `members` - 1 more of the same worker.
+pub(crate) fn consumer(settings: &Kafka, topic: &str, members: usize) -> Result<ClientConfig, Error> {
     let mut config = client(settings)?;
-    let fetch = settings.prefetch.as_u64().max(max_message_bytes(settings)).min(MAX_BYTES);
+    let prefetch = member_prefetch(settings, members);
+    let fetch = fetch_bytes(settings, members);
     config
         .set("group.id", &settings.group_id)
         .set("group.protocol", "classic")
@@ -99,17 +100,33 @@ pub(crate) fn consumer(settings: &Kafka) -> Result<ClientConfig, Error> {
         .set("enable.partition.eof", "true")
         .set("statistics.interval.ms", STATISTICS_INTERVAL_MS.to_string())
         .set("queued.min.messages", PREFETCH_MESSAGES.to_string())
-        .set("queued.max.messages.kbytes", (settings.prefetch.as_u64() / 1024).clamp(1, 2_097_151).to_string())
-        .set("fetch.message.max.bytes", PARTITION_FETCH_BYTES.min(settings.prefetch.as_u64().max(1)).to_string())
+        .set("queued.max.messages.kbytes", (prefetch / 1024).clamp(1, 2_097_151).to_string())
+        .set("fetch.message.max.bytes", PARTITION_FETCH_BYTES.min(prefetch).to_string())
         .set("fetch.max.bytes", fetch.to_string())
         .set("receive.message.max.bytes", (RESPONSE_BYTES.max(fetch) + FRAMING_BYTES).to_string());
     if let Some(name) = &settings.group_instance_id {
-        config.set("group.instance.id", name);
+        config.set("group.instance.id", format!("{name}-{topic}"));
     }
     if !settings.options.contains_key("heartbeat.interval.ms") {
         config.set("heartbeat.interval.ms", heartbeat_ms(settings).to_string());
     }
     Ok(config)
+}
+
+fn member_prefetch(settings: &Kafka, members: usize) -> u64 {
+    (settings.prefetch.as_u64() / members.max(1) as u64).max(1)
+}
+
+/// The longest answer to one fetch: librdkafka wants room for the longest message, whatever is to be read ahead.
+fn fetch_bytes(settings: &Kafka, members: usize) -> u64 {
+    member_prefetch(settings, members).max(max_message_bytes(settings)).min(MAX_BYTES)
+}
+
+/// Bytes of messages that are read ahead, at most: librdkafka fetches once more while a little less than its share of
+/// `kafka.prefetch` is there, for each member.
+pub fn read_ahead_bytes(settings: &Kafka) -> u64 {
+    let members = settings.subscriptions().len();
+    settings.prefetch.as_u64().saturating_add(fetch_bytes(settings, members).saturating_mul(members as u64))
 }
 
 /// A third of the session's time-out, and librdkafka's default of 3 s at most: two may get lost.
@@ -179,7 +196,7 @@ mod tests {
         for prefetch in sizes {
             for max_message_size in sizes {
                 let settings = Kafka { prefetch, max_message_size, ..Kafka::default() };
-                consumer(&settings).unwrap().create::<BaseConsumer>().unwrap();
+                consumer(&settings, "t", 2).unwrap().create::<BaseConsumer>().unwrap();
                 producer(&settings).unwrap().create::<BaseProducer>().unwrap();
             }
         }
@@ -190,7 +207,7 @@ mod tests {
         let mut settings = Kafka::default();
         settings.options.insert("socket.keepalive.enable".into(), "true".into());
         settings.options.insert("heartbeat.interval.ms".into(), "777".into());
-        for config in [consumer(&settings).unwrap(), producer(&settings).unwrap()] {
+        for config in [consumer(&settings, "t", 2).unwrap(), producer(&settings).unwrap()] {
             assert_eq!(config.get("socket.keepalive.enable"), Some("true"));
             assert_eq!(config.get("heartbeat.interval.ms"), Some("777"));
         }
@@ -219,7 +236,7 @@ mod tests {
             ssl_key_file: Some("x".into()),
             ..Kafka::default()
         };
-        for config in [consumer(&settings).unwrap(), producer(&settings).unwrap()] {
+        for config in [consumer(&settings, "t", 2).unwrap(), producer(&settings).unwrap()] {
             for key in config.config_map().keys() {
                 assert!(owned_option(key).is_some() || free.contains(key), "{key} is neither");
             }
@@ -230,7 +247,7 @@ mod tests {
     #[test]
     fn the_heartbeat_follows_a_short_session() {
         let settings = Kafka { session_timeout: Duration::from_secs(6), ..Kafka::default() };
-        assert_eq!(consumer(&settings).unwrap().get("heartbeat.interval.ms"), Some("2000"));
-        assert_eq!(consumer(&Kafka::default()).unwrap().get("heartbeat.interval.ms"), Some("3000"));
+        assert_eq!(consumer(&settings, "t", 2).unwrap().get("heartbeat.interval.ms"), Some("2000"));
+        assert_eq!(consumer(&Kafka::default(), "t", 2).unwrap().get("heartbeat.interval.ms"), Some("3000"));
     }
 }

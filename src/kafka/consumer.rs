@@ -1,30 +1,24 @@
-//! A member of the consumer group. One thread owns it and polls it all the time.
+//! A worker in its consumer group: one member for each input topic, and one for the retry topics.
+//!
+//! Of one that subscribes to all topics librdkafka's cooperative-sticky assignor counts the partitions together. Of two
+//! workers and four topics with six partitions each, one had all of the requests and the other one all of the retries,
+//! which are idle as a rule. Members that subscribe to different topics are balanced apart, so each topic is shared
+//! out evenly.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use rdkafka::bindings::{rd_kafka_commit_queue, rd_kafka_queue_destroy, rd_kafka_queue_get_consumer};
-use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _};
-use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::types::RDKafkaRespErr;
-use rdkafka::{Message as _, Offset};
+use rdkafka::Offset;
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
 
-use super::context::{ConsumerSide, partition_of};
-use super::ends::Question;
+use super::context::{ConsumerSide, Errors};
 use super::error::{Class, Error};
+use super::member::{self, Member};
 use super::transaction::GroupMetadata;
-use super::{config, messages};
 use crate::message::Message;
 use crate::offsets::{Committed, TopicPartition};
 use crate::settings::Kafka;
-
-/// Questions to the brokers that the consumer's thread waits for.
-const QUERY_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// What a person can do who reads that the broker has fenced a static member.
-const TWIN: &str =
-    "Another worker has joined under the same kafka.group_instance_id: every worker needs a name of its own";
 
 /// What the consumer's thread asks about commits; it owns the consumer, the answers are another room's.
 ///
@@ -32,34 +26,39 @@ const TWIN: &str =
 pub trait Committer: Send {
     /// What to commit now, beyond what the group has.
     fn due(&mut self) -> Vec<(TopicPartition, Committed)>;
-    /// Whether a message waits for something that is due.
-    fn is_urgent(&self) -> bool;
+    /// Whether a message of one of these partitions waits for something that is due.
+    fn is_urgent(&self, of: &dyn Fn(&TopicPartition) -> bool) -> bool;
     /// The result of a commit.
     fn committed(&mut self, offsets: &[(TopicPartition, Committed)], result: &Result<(), Error>);
     /// Whether somebody else is still to commit something of these partitions.
     fn is_elsewhere(&self, partitions: &[TopicPartition]) -> bool;
 }
 
+/// Which member of the group, of the several that a worker is: a number from 0 to [`Consumer::members`], exclusive.
+pub type MemberId = usize;
+
 /// Something that happened to the consumer.
 #[derive(Debug)]
 pub enum Event {
     /// A message.
     Message(Message),
-    /// The end of a partition with this number was reached; librdkafka does not say of which topic.
-    End(i32),
+    /// The end of a partition with this number was reached; librdkafka does not say of which of the member's topics.
+    End(MemberId, i32),
     /// Partitions are ours once [`Consumer::assign`] is called; the group waits for it.
-    Assigned(Vec<TopicPartition>),
+    Assigned(MemberId, Vec<TopicPartition>),
     /// Partitions go to others once [`Consumer::unassign`] is called; the group waits for it.
     Revoked {
+        /// Who had them.
+        member: MemberId,
         /// Which.
         partitions: Vec<TopicPartition>,
         /// Others have them already: nothing may be committed.
         lost: bool,
     },
     /// A commit that did not wait has its result.
-    Committed(Vec<(TopicPartition, Committed)>, Result<(), Error>),
-    /// Statistics, once a second.
-    Stats(Stats),
+    Committed(MemberId, Vec<(TopicPartition, Committed)>, Result<(), Error>),
+    /// Statistics, once a second of each member.
+    Stats(MemberId, Stats),
     /// The last readable offset of partitions, exclusive, as [`Consumer::ask_ends`] asked.
     Ends(Vec<(TopicPartition, i64)>),
     /// An error that librdkafka deals with itself; it was logged.
@@ -70,16 +69,16 @@ pub enum Event {
     Fatal(Error),
 }
 
-/// Statistics of the consumer.
+/// Statistics of a member; what is not of its partitions is of all members.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Stats {
     /// Brokers that are connected.
     pub brokers_up: usize,
-    /// Whether the group has settled with us in it, be it without a partition.
+    /// Whether the group has settled with all of us in it, be it without a partition.
     pub joined: bool,
     /// Bytes of messages fetched and not delivered.
     pub prefetched_bytes: u64,
-    /// The partitions that librdkafka knows of.
+    /// The partitions of the member that librdkafka knows of.
     pub partitions: Vec<PartitionStats>,
 }
 
@@ -92,7 +91,7 @@ pub struct PartitionStats {
     pub log_end: Option<i64>,
     /// Where librdkafka stands at the end of the partition, if it does.
     pub end_seen: Option<i64>,
-    /// Messages fetched and not delivered, of all partitions together.
+    /// Messages fetched and not delivered, of all partitions of the member together.
     pub prefetched: u64,
 }
 
@@ -114,197 +113,204 @@ impl From<Start> for Offset {
     }
 }
 
-/// A member of the consumer group `kafka.group_id` that reads `kafka.inputs` and `kafka.retry_topics`.
+/// What a worker reads of `kafka.inputs` and `kafka.retry_topics` as part of the group `kafka.group_id`. One thread owns it
+/// and polls it all the time.
+#[derive(Debug)]
 pub struct Consumer {
-    /// For ends of partitions. Stands before the client, so that it goes first.
-    question: RefCell<Option<Question>>,
-    base: Arc<BaseConsumer<ConsumerSide>>,
-    inputs: Vec<String>,
-    /// Names that messages share.
-    topics: RefCell<Vec<Arc<str>>>,
+    members: Vec<Member>,
+    /// Who is asked first, so that no member waits behind a busy one.
+    turn: Cell<MemberId>,
+    /// Who had the newest message: the wait for the next one is there.
+    busy: Cell<MemberId>,
+    /// The newest statistics of each.
+    stats: RefCell<Vec<Stats>>,
+    errors: Arc<Errors>,
 }
 
 impl Consumer {
-    /// Creates the client; it joins its group with [`Consumer::subscribe`].
+    /// Creates the clients; they join the group with [`Consumer::subscribe`].
     pub fn new(settings: &Kafka) -> Result<Self, Error> {
-        let starting = |error| Error::from_kafka("starting the consumer", &error);
-        let config = config::consumer(settings)?;
-        let base: BaseConsumer<ConsumerSide> = config.create_with_context(ConsumerSide::default()).map_err(starting)?;
-        let inputs = settings.consumed_topics().map(str::to_owned).collect();
-        Ok(Self { base: Arc::new(base), inputs, topics: RefCell::default(), question: RefCell::default() })
+        let (subscriptions, errors) = (settings.subscriptions(), Arc::new(Errors::default()));
+        let of = subscriptions.len();
+        let members = subscriptions.iter().enumerate();
+        let members = members.map(|(id, topics)| Member::new(settings, topics, (id, of), errors.clone()));
+        let members = members.collect::<Result<Vec<_>, _>>()?;
+        let stats = RefCell::new(vec![Stats::default(); of]);
+        Ok(Self { members, turn: Cell::default(), busy: Cell::default(), stats, errors })
     }
 
-    /// Asks for a share of the inputs. From here on the consumer must be polled.
+    /// How many members of the group this is.
+    pub fn members(&self) -> usize {
+        self.members.len()
+    }
+
+    /// Whose partition this is, ours or not.
+    pub fn member_of(&self, partition: &TopicPartition) -> MemberId {
+        member_of(&self.members, partition)
+    }
+
+    /// Asks for a share of the topics. From here on the consumer must be polled.
     pub fn subscribe(&self) -> Result<(), Error> {
-        let topics: Vec<&str> = self.inputs.iter().map(String::as_str).collect();
-        self.base.subscribe(&topics).map_err(|error| Error::from_kafka("starting the consumer", &error))
+        self.members.iter().try_for_each(Member::subscribe)
     }
 
     /// What a producer of transactions needs to know of the group, for as long as this consumer lives.
     pub fn membership(&self) -> Membership {
-        Membership(Arc::downgrade(&self.base))
+        let of = |member: &Member| (member.topics().to_vec(), member.client());
+        Membership(self.members.iter().map(of).collect())
     }
 
-    /// The next event, or `None` after `timeout`.
+    /// The next event, or `None` after `timeout`. What another member has than the one whose message was the last is noticed
+    /// after `timeout`, too.
     pub fn poll(&self, timeout: Duration) -> Option<Event> {
-        // What was written down before came first.
-        self.base.context().next().or_else(|| self.ends()).or_else(|| {
-            let polled = self.base.poll(timeout);
-            polled.map(|result| self.event(result)).or_else(|| self.base.context().next())
+        let (first, count) = (self.turn.get(), self.members.len());
+        let now = (first..first + count).filter(|_| count > 1);
+        let found = now.map(|turn| turn % count).find_map(|at| Some((at, self.members[at].poll(Duration::ZERO)?)));
+        let waiting = || Some((self.busy.get(), self.members[self.busy.get()].poll(timeout)?));
+        let (at, event) = found.or_else(waiting)?;
+        self.turn.set((at + 1) % count);
+        Some(match event {
+            Event::Stats(at, stats) => Event::Stats(at, self.together(at, stats)),
+            Event::Message(message) => {
+                self.busy.set(at);
+                Event::Message(message)
+            }
+            event => event,
         })
     }
 
-    fn event(&self, result: Result<rdkafka::message::BorrowedMessage<'_>, KafkaError>) -> Event {
-        let error = match result {
-            Ok(message) => return Event::Message(messages::owned(&message, self.topic(message.topic()))),
-            Err(KafkaError::PartitionEOF(partition)) => return Event::End(partition),
-            Err(error) => error,
-        };
-        let class = Class::of_error(&error);
-        if matches!(error, KafkaError::MessageConsumptionFatal(_)) || class == Class::Fatal {
-            return Event::Fatal(self.fatal(&error));
+    /// Statistics of a member, with what all members have in common.
+    fn together(&self, at: MemberId, mut stats: Stats) -> Stats {
+        // A client may know others' partitions, of which it fetches nothing.
+        stats.partitions.retain(|known| self.member_of(&known.partition) == at);
+        let mut newest = self.stats.borrow_mut();
+        newest[at] = Stats { partitions: Vec::new(), ..stats.clone() };
+        Stats {
+            brokers_up: newest.iter().map(|of| of.brokers_up).max().unwrap_or_default(),
+            joined: newest.iter().all(|of| of.joined),
+            prefetched_bytes: newest.iter().map(|of| of.prefetched_bytes).sum(),
+            partitions: stats.partitions,
         }
-        if class == Class::OffsetOutOfRange { Event::OffsetOutOfRange } else { Event::Passing(class) }
-    }
-
-    fn fatal(&self, error: &KafkaError) -> Error {
-        match self.base.client().fatal_error() {
-            Some((RDKafkaErrorCode::FencedInstanceId, reason)) => Error::Fatal { reason: format!("{reason}. {TWIN}") },
-            Some((_, reason)) => Error::Fatal { reason },
-            None => Error::Fatal { reason: error.to_string() },
-        }
-    }
-
-    fn topic(&self, name: &str) -> Arc<str> {
-        let mut topics = self.topics.borrow_mut();
-        if let Some(topic) = topics.iter().find(|topic| &***topic == name) {
-            return topic.clone();
-        }
-        let topic: Arc<str> = name.into();
-        topics.push(topic.clone());
-        topic
     }
 
     /// The newest error that librdkafka reported, if things have not been well again since.
     pub fn last_error(&self) -> Option<(Class, String)> {
-        self.base.context().errors.last()
+        self.errors.last()
     }
 
     /// What the group has committed for each partition. Waits for the brokers, two seconds at most.
     pub fn committed(&self, partitions: &[TopicPartition]) -> Result<Vec<(TopicPartition, Option<Committed>)>, Error> {
-        committed(&self.base, partitions)
+        self.members[0].committed(partitions)
     }
 
-    /// Takes partitions on, each from where it is to be read.
-    pub fn assign(&self, partitions: &[(TopicPartition, Start)]) -> Result<(), Error> {
-        let list = messages::list(partitions.iter().map(|(partition, start)| (partition, (*start).into())));
-        let taking = |error| Error::from_kafka("taking partitions on", &error);
-        self.base.incremental_assign(&list).map_err(taking)
+    /// Takes partitions on that a member was assigned, each from where it is to be read.
+    pub fn assign(&self, member: MemberId, partitions: &[(TopicPartition, Start)]) -> Result<(), Error> {
+        self.members[member].assign(partitions)
     }
 
-    /// Lets partitions go.
-    pub fn unassign(&self, partitions: &[TopicPartition]) -> Result<(), Error> {
-        let list = messages::list(partitions.iter().map(|partition| (partition, Offset::Invalid)));
-        self.base.incremental_unassign(&list).map_err(|error| Error::from_kafka("giving partitions back", &error))
+    /// Lets partitions go that are revoked of a member.
+    pub fn unassign(&self, member: MemberId, partitions: &[TopicPartition]) -> Result<(), Error> {
+        self.members[member].unassign(partitions)
     }
 
-    /// Whether others already have what we thought was ours.
-    pub fn assignment_lost(&self) -> bool {
-        self.base.assignment_lost()
+    /// Whether others already have what we thought was this member's.
+    pub fn assignment_lost(&self, member: MemberId) -> bool {
+        self.members[member].assignment_lost()
     }
 
     /// Stops the delivery of partitions; what was prefetched of them is thrown away and read again later.
     pub fn pause(&self, partitions: &[TopicPartition]) -> Result<(), Error> {
-        let list = messages::list(partitions.iter().map(|partition| (partition, Offset::Invalid)));
-        self.base.pause(&list).map_err(|error| Error::from_kafka("pausing partitions", &error))
+        self.by_member(partitions, Member::pause)
     }
 
     /// Goes on with the delivery of partitions.
     pub fn resume(&self, partitions: &[TopicPartition]) -> Result<(), Error> {
-        let list = messages::list(partitions.iter().map(|partition| (partition, Offset::Invalid)));
-        self.base.resume(&list).map_err(|error| Error::from_kafka("resuming partitions", &error))
+        self.by_member(partitions, Member::resume)
+    }
+
+    /// Does the same to the partitions of each member; the first error is told.
+    fn by_member(
+        &self,
+        partitions: &[TopicPartition],
+        does: impl Fn(&Member, &[TopicPartition]) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let mut done = Ok(());
+        for (id, member) in self.members.iter().enumerate() {
+            let of = partitions.iter().filter(|partition| self.member_of(partition) == id);
+            let of: Vec<_> = of.cloned().collect();
+            if !of.is_empty() {
+                done = done.and(does(member, &of));
+            }
+        }
+        done
     }
 
     /// Reads a partition from `start` on, without waiting.
     pub fn seek(&self, partition: &TopicPartition, start: Start) -> Result<(), Error> {
-        let seeking = |error| Error::from_kafka("seeking", &error);
-        self.base.seek(&partition.topic, partition.partition, start.into(), Duration::ZERO).map_err(seeking)
+        self.members[self.member_of(partition)].seek(partition, start)
     }
 
-    /// Commits exactly these offsets with their notes; the result comes as [`Event::Committed`].
-    pub fn commit(&self, offsets: &[(TopicPartition, Committed)]) -> Result<(), Error> {
-        let list = messages::offset_list(offsets);
-        let client = self.base.client().native_ptr();
-        // rdkafka's own asynchronous commit tells nobody its result: librdkafka 2.12 reports it only to a C callback,
-        // which rdkafka does not set, or to the queue that is named here.
-        // SAFETY: client and list outlive the call, which copies the list; the queue is a counted reference.
-        let code = unsafe {
-            let queue = rd_kafka_queue_get_consumer(client);
-            let code = rd_kafka_commit_queue(client, list.ptr(), queue, None, std::ptr::null_mut());
-            rd_kafka_queue_destroy(queue);
-            code
-        };
-        if code == RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR {
-            return Ok(());
-        }
-        Err(Error::from_kafka("committing offsets", &KafkaError::ConsumerCommit(code.into())))
+    /// Commits exactly these offsets of a member with their notes; the result comes as [`Event::Committed`].
+    pub fn commit(&self, member: MemberId, offsets: &[(TopicPartition, Committed)]) -> Result<(), Error> {
+        self.members[member].commit(offsets)
     }
 
-    /// Commits exactly these offsets with their notes and waits for the broker; at most a session's time-out when it is away, which is why
-    /// the end of a worker does not use it.
-    pub fn commit_now(&self, offsets: &[(TopicPartition, Committed)]) -> Result<(), Error> {
-        if offsets.is_empty() {
-            return Ok(());
-        }
-        match self.base.commit(&messages::offset_list(offsets), CommitMode::Sync) {
-            // Nothing to commit is no failure.
-            Ok(()) | Err(KafkaError::ConsumerCommit(RDKafkaErrorCode::NoOffset)) => Ok(()),
-            Err(error) => Err(Error::from_kafka("committing offsets", &error)),
-        }
+    /// Commits exactly these offsets of a member with their notes and waits for the broker; at most a session's time-out
+    /// when it is away, which is why the end of a worker does not use it.
+    pub fn commit_now(&self, member: MemberId, offsets: &[(TopicPartition, Committed)]) -> Result<(), Error> {
+        self.members[member].commit_now(offsets)
     }
 
     /// First and last readable offset of a partition, the latter exclusive. Waits for the broker, two seconds at most.
     pub fn bounds(&self, partition: &TopicPartition) -> Result<(i64, i64), Error> {
-        let asking = |error| Error::from_kafka("asking for the bounds of a partition", &error);
-        self.base.fetch_watermarks(&partition.topic, partition.partition, QUERY_TIMEOUT).map_err(asking)
+        self.members[0].bounds(partition)
     }
 
     /// Asks for the ends of partitions, unless that is being asked already; the answer comes as [`Event::Ends`]. Of
     /// paused ones the statistics tell the ends only as they were before.
     pub fn ask_ends(&self, partitions: &[TopicPartition]) {
-        let mut question = self.question.borrow_mut();
-        if question.is_none() && !partitions.is_empty() {
-            // SAFETY: the client is valid, and its last use is in `close`, after the question is gone.
-            *question = Some(unsafe { Question::ask(self.base.client().native_ptr(), partitions) });
-        }
-    }
-
-    fn ends(&self) -> Option<Event> {
-        let mut question = self.question.borrow_mut();
-        let ends = question.as_ref()?.answer()?;
-        *question = None;
-        Some(Event::Ends(ends))
+        self.members[0].ask_ends(partitions);
     }
 
     /// Leaves the group. Commit before; what is polled for is over.
     pub fn close(self) {
-        self.question.take();
-        self.base.context().close();
-        drop(self.base);
+        // At once: the group settles once, and brokers that are away are waited for once.
+        std::thread::scope(|scope| {
+            for member in self.members {
+                scope.spawn(|| member.close());
+            }
+        });
     }
 }
 
-/// The group as a producer of transactions sees it, from another thread than the consumer's.
-pub struct Membership(Weak<BaseConsumer<ConsumerSide>>);
+/// Topics are few. One that nobody reads is the first member's, which is asked for offsets of any.
+fn member_of(members: &[Member], partition: &TopicPartition) -> MemberId {
+    members.iter().position(|member| member.reads(&partition.topic)).unwrap_or_default()
+}
+
+type Client = Weak<BaseConsumer<ConsumerSide>>;
+
+/// The group as a producer of transactions sees it, from another thread than the consumer's: the topics of each member,
+/// and its client.
+pub struct Membership(Vec<(Vec<Arc<str>>, Client)>);
+
+/// Offsets of one member, and who it is.
+pub type OfMember = (GroupMetadata, Vec<(TopicPartition, Committed)>);
 
 impl Membership {
-    /// Who we are in the group now; `None` when the consumer has ended.
+    /// Offsets by the members whose they are, and who these are in the group now; `None` when the consumer has ended.
     ///
     /// Take it first and look at the ledger afterwards: partitions leave the ledger before they leave the group, so what
     /// the ledger still has was ours in the generation that was taken, and the brokers refuse that generation from the
     /// moment on when the partitions are another worker's.
-    pub fn metadata(&self) -> Option<GroupMetadata> {
-        self.0.upgrade()?.group_metadata().map(GroupMetadata)
+    pub fn split(&self, offsets: &[(TopicPartition, Committed)]) -> Option<Vec<OfMember>> {
+        let of = |(topics, client): &(Vec<Arc<str>>, Client)| {
+            let of = offsets.iter().filter(|(partition, _)| topics.contains(&partition.topic));
+            let of: Vec<_> = of.cloned().collect();
+            Some((GroupMetadata(client.upgrade()?.group_metadata()?), of))
+        };
+        let members = self.0.iter().map(of).collect::<Option<Vec<_>>>();
+        members.map(|members| members.into_iter().filter(|(_, offsets)| !offsets.is_empty()).collect())
     }
 
     /// What the group has committed for each partition; transactions that are under way are waited for. Waits for the
@@ -314,34 +320,13 @@ impl Membership {
     /// The brokers do not answer in time, or the consumer has ended.
     pub fn committed(&self, partitions: &[TopicPartition]) -> Result<Vec<(TopicPartition, Option<Committed>)>, Error> {
         let ended = || Error::Other { doing: "asking for the committed offsets", reason: "the consumer ended".into() };
-        committed(&*self.0.upgrade().ok_or_else(ended)?, partitions)
+        let client = self.0.first().and_then(|(_, client)| client.upgrade());
+        member::committed(&*client.ok_or_else(ended)?, partitions)
     }
-}
-
-fn committed(
-    consumer: &BaseConsumer<ConsumerSide>,
-    partitions: &[TopicPartition],
-) -> Result<Vec<(TopicPartition, Option<Committed>)>, Error> {
-    let asking = |error| Error::from_kafka("asking for the committed offsets", &error);
-    let list = messages::list(partitions.iter().map(|partition| (partition, Offset::Invalid)));
-    let list = consumer.committed_offsets(list, QUERY_TIMEOUT).map_err(asking)?;
-    let elements = list.elements();
-    let answer = elements.iter().zip(messages::notes(&list)).map(|(element, note)| {
-        element.error().map_err(asking)?;
-        let committed = messages::exact_offset(element).map(|offset| Committed { offset, note });
-        Ok((partition_of(element.topic(), element.partition()), committed))
-    });
-    answer.collect()
 }
 
 impl std::fmt::Debug for Membership {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Membership").finish_non_exhaustive()
-    }
-}
-
-impl std::fmt::Debug for Consumer {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Consumer").finish_non_exhaustive()
     }
 }

@@ -13,7 +13,7 @@ use rdkafka::types::RDKafkaRespErr;
 use rdkafka::util::Timeout;
 use rdkafka::{Statistics, TopicPartitionList};
 
-use super::consumer::{Event, PartitionStats, Stats};
+use super::consumer::{Event, MemberId, PartitionStats, Stats};
 use super::error::{Class, Error, login_advice};
 use super::messages;
 use crate::offsets::{Committed, TopicPartition};
@@ -125,14 +125,21 @@ pub(crate) fn brokers_up(statistics: &Statistics) -> usize {
 }
 
 /// The consumer's side. Its callbacks only write down; [`super::Consumer::poll`] hands the events on.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct ConsumerSide {
-    pub(crate) errors: Errors,
+    /// Whose client this is.
+    pub(crate) member: MemberId,
+    /// Of all members: what is wrong with the brokers is said once.
+    errors: Arc<Errors>,
     events: Mutex<VecDeque<Event>>,
     closing: AtomicBool,
 }
 
 impl ConsumerSide {
+    pub(crate) fn new(member: MemberId, errors: Arc<Errors>) -> Self {
+        Self { member, errors, events: Mutex::default(), closing: AtomicBool::default() }
+    }
+
     fn push(&self, event: Event) {
         self.events.lock().unwrap_or_else(PoisonError::into_inner).push_back(event);
     }
@@ -158,7 +165,7 @@ impl ClientContext for ConsumerSide {
         if stats.brokers_up > 0 {
             self.errors.clear();
         }
-        self.push(Event::Stats(stats));
+        self.push(Event::Stats(self.member, stats));
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
@@ -180,9 +187,9 @@ impl ConsumerContext for ConsumerSide {
         }
         let partitions = partitions(list);
         self.push(if assigned {
-            Event::Assigned(partitions)
+            Event::Assigned(self.member, partitions)
         } else {
-            Event::Revoked { partitions, lost: consumer.assignment_lost() }
+            Event::Revoked { member: self.member, partitions, lost: consumer.assignment_lost() }
         });
     }
 
@@ -197,7 +204,7 @@ impl ConsumerContext for ConsumerSide {
             let offset = messages::exact_offset(element)?;
             Some((partition_of(element.topic(), element.partition()), Committed { offset, note }))
         });
-        self.push(Event::Committed(offsets.collect(), result));
+        self.push(Event::Committed(self.member, offsets.collect(), result));
     }
 
     fn main_queue_min_poll_interval(&self) -> Timeout {

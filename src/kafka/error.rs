@@ -150,7 +150,8 @@ impl Error {
             return Self::Setting { key: "the settings together".into(), reason: reason.clone() };
         }
         let code = error.rdkafka_error_code();
-        if code == Some(RDKafkaErrorCode::RebalanceInProgress) {
+        // The latter of a commit that is on its way while the group begins its next generation, with us in it.
+        if matches!(code, Some(RDKafkaErrorCode::RebalanceInProgress | RDKafkaErrorCode::IllegalGeneration)) {
             return Self::Rebalancing { doing };
         }
         let reason = code.map_or_else(|| error.to_string(), |code| code.to_string());

@@ -21,6 +21,7 @@ mod context;
 mod ends;
 mod error;
 mod follow;
+mod member;
 mod messages;
 mod native;
 mod producer;
@@ -33,8 +34,8 @@ pub use client::{
     Brokers, Found, FoundTopic, From, NewRecord, ReadLimits, TopicCheck, check_topics, find_topics, group_members,
     group_offsets, read_records, write_records,
 };
-pub use config::producer_queue_bytes;
-pub use consumer::{Committer, Consumer, Event, Membership, PartitionStats, Start, Stats};
+pub use config::{producer_queue_bytes, read_ahead_bytes};
+pub use consumer::{Committer, Consumer, Event, MemberId, Membership, OfMember, PartitionStats, Start, Stats};
 pub use error::{Class, Error};
 pub use follow::Follower;
 pub use producer::{Deliver, NotDelivered, NotSent, Producer, Record};

@@ -25,7 +25,8 @@ pub struct Kafka {
     /// Topics for what failed for a reason that may pass, from the first to the last; each comes back after its delay.
     /// What fails again after the last one is a dead letter. None: a dead letter at once.
     pub retry_topics: Vec<RetryTopic>,
-    /// Prefetch of the consumer, over all partitions; counted in the memory of the worker.
+    /// Prefetch of the consumer, over all partitions, in equal parts for each input and for the retry topics; counted in
+    /// the memory of the worker.
     #[schemars(with = "String")]
     pub prefetch: ByteSize,
     /// Largest message consumed or produced, with key and headers; a longer one that comes in is a dead letter
@@ -185,6 +186,14 @@ impl Kafka {
     pub fn consumed_topics(&self) -> impl Iterator<Item = &str> {
         let inputs = self.inputs.iter().map(|input| input.topic.as_str());
         inputs.chain(self.retry_topics.iter().map(|retry| retry.topic.as_str()))
+    }
+
+    /// The topics of each member that a worker is in its group: every input by itself, and the retry topics together. Each
+    /// of these is shared out among the workers by itself.
+    pub fn subscriptions(&self) -> Vec<Vec<&str>> {
+        let retries: Vec<_> = self.retry_topics.iter().map(|retry| retry.topic.as_str()).collect();
+        let inputs = self.inputs.iter().map(|input| vec![input.topic.as_str()]);
+        inputs.chain((!retries.is_empty()).then_some(retries)).collect()
     }
 
     /// Where a message that came from `topic` waits for its next try; `None` when it has had its last.

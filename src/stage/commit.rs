@@ -16,8 +16,8 @@ impl Committer for Watermarks {
         due.map(|Prefix { partition, end, .. }| (partition, end)).collect()
     }
 
-    fn is_urgent(&self) -> bool {
-        self.0.is_urgent(Reach::Resolved)
+    fn is_urgent(&self, of: &dyn Fn(&TopicPartition) -> bool) -> bool {
+        self.0.is_urgent_of(Reach::Resolved, of)
     }
 
     fn committed(&mut self, offsets: &[(TopicPartition, Committed)], result: &Result<(), Error>) {
@@ -50,7 +50,7 @@ impl Committer for InTransactions {
         Vec::new()
     }
 
-    fn is_urgent(&self) -> bool {
+    fn is_urgent(&self, _: &dyn Fn(&TopicPartition) -> bool) -> bool {
         false
     }
 

@@ -19,7 +19,7 @@ use async_channel::Sender;
 use jiff::Timestamp;
 use tokio::sync::oneshot;
 
-use self::group::{Closing, Rebalance};
+use self::group::{Closing, Membership, Rebalance};
 use self::held::Held;
 use self::partitions::Partitions;
 use self::solo::Admission;
@@ -107,7 +107,6 @@ pub fn start(setup: Setup, output: Sender<Tracked<Message>>, failures: Sender<Fi
 
 /// The times at which things are due.
 struct Clock {
-    commit: Instant,
     /// Before which a message that waits for a commit hurries nobody.
     urgent: Instant,
     sweep: Instant,
@@ -142,9 +141,8 @@ struct Worker {
     /// The partition that is read alone, one message at a time.
     solo: Option<TopicPartition>,
     pressure: Pressure,
-    rebalance: Option<Rebalance>,
-    /// Since when a commit waits for its result.
-    committing: Option<Instant>,
+    /// Of each member of the group that this worker is.
+    members: Vec<Membership>,
     /// How far the last commit has come.
     closing: Option<Closing>,
     clock: Clock,
@@ -155,6 +153,7 @@ impl Worker {
     fn new(setup: Setup, (output, failures): (Sender<Tracked<Message>>, Sender<Finished>), signals: Signals) -> Self {
         let now = Instant::now();
         let (pause, resume) = (setup.flow.pause_at, setup.flow.resume_at);
+        let first_commit = now + setup.kafka.commit_interval;
         Self {
             output: Some(output),
             failures: Some(failures),
@@ -168,10 +167,9 @@ impl Worker {
                 limit: Hysteresis::new(1.0, LIMIT_RESUME),
                 held: false,
             },
-            rebalance: None,
-            committing: None,
+            members: std::iter::repeat_with(|| Membership::new(first_commit)).take(setup.consumer.members()).collect(),
             closing: None,
-            clock: Clock { commit: now + setup.kafka.commit_interval, urgent: now, sweep: now, status: now, ends: now },
+            clock: Clock { urgent: now, sweep: now, status: now, ends: now },
             spare: Spare::default(),
             setup,
         }
@@ -191,7 +189,7 @@ impl Worker {
             }
             self.offer_held();
             let now = Instant::now();
-            self.advance_rebalance(now);
+            self.advance_rebalances(now);
             self.commit_if_due(now);
             self.sweep_if_due(now);
             if let Some(event) = self.setup.consumer.poll(self.patience()) {
@@ -209,19 +207,22 @@ impl Worker {
         let now = Instant::now();
         match event {
             Event::Message(message) => self.receive(message, now),
-            Event::End(number) => self.partitions.ended(number, now),
-            Event::Assigned(partitions) => {
-                self.signals.control.status().rebalances += 1;
-                self.rebalance = Some(Rebalance::Assign { partitions, next_try: now });
+            Event::End(member, number) => {
+                let Self { partitions, setup, .. } = self;
+                partitions.ended(number, |partition| setup.consumer.member_of(partition) == member, now);
             }
-            Event::Revoked { partitions, lost } => self.begin_revoke(partitions, lost, now),
-            Event::Committed(offsets, result) => {
-                if let (Some(since), Ok(())) = (self.committing.take(), &result) {
+            Event::Assigned(member, partitions) => {
+                self.signals.control.status().rebalances += 1;
+                self.members[member].rebalance = Some(Rebalance::Assign { partitions, next_try: now });
+            }
+            Event::Revoked { member, partitions, lost } => self.begin_revoke(member, partitions, lost, now),
+            Event::Committed(member, offsets, result) => {
+                if let (Some(since), Ok(())) = (self.members[member].committing.take(), &result) {
                     self.setup.metrics.stage(Stage::Commit, since.elapsed());
                 }
                 self.record_commit(&offsets, &result);
             }
-            Event::Stats(stats) => {
+            Event::Stats(_, stats) => {
                 self.partitions.learn(&stats, now);
                 self.look_for_work(stats.joined, now);
                 let mut status = self.signals.control.status();
@@ -416,9 +417,8 @@ impl Worker {
             self.look_at_span(&partition);
         }
         self.review(now);
-        self.signals
-            .control
-            .set_at_end(self.held.is_empty() && self.rebalance.is_none() && self.partitions.all_at_end());
+        let settled = self.members.iter().all(Membership::has_its_share);
+        self.signals.control.set_at_end(self.held.is_empty() && settled && self.partitions.all_at_end());
         if self.signals.control.status().brokers_up > 0 {
             self.seek_stuck(now);
         }

@@ -140,15 +140,23 @@ async fn of_the_images_that_wait_for_a_device_each_topic_has_its_share_by_weight
     flow.settings.kafka.inputs =
         [(REQUESTS, 1), ("live", 4)].map(|(topic, weight)| Input { topic: topic.into(), weight }).into();
     flow.settings.batch.queue = 2 * EACH;
+    let worker = flow.worker(FakeOptions { encode_delay: Duration::from_millis(40), ..FakeOptions::default() });
+    worker.control.pause();
+    let partitions = || worker.control.status().consumer.map_or(0, |consumer| consumer.partitions.len());
+    eventually("it has both topics", || partitions() == 2).await;
     flow.write((0..EACH).map(|n| request(format!("bulk {n}"), inline(n))));
     flow.write_to("live", (0..EACH).map(|n| request(format!("live {n}"), inline(n))));
-    let worker = flow.worker(FakeOptions { encode_delay: Duration::from_millis(40), ..FakeOptions::default() });
+    worker.control.resume();
     flow.until_answered(2 * EACH);
     assert!(worker.stop().await.clean());
     let answers = flow.read(CAPTIONS);
     let is_live = |message: &&Message| message.key.as_ref().unwrap().starts_with(b"live");
-    // The first batches are made of what came first; at the end only the bulk is left.
-    let together = &answers[15 * BATCH..30 * BATCH];
+    // The first batches are made of what came first, and one topic may come before the other; at the end only the bulk is
+    // left.
+    let first = |live: bool| answers.iter().position(|message| is_live(&message) == live).unwrap();
+    let (begin, end) = (first(true).max(first(false)) + 2 * BATCH, answers.iter().rposition(|m| is_live(&m)).unwrap());
+    assert!(begin + 10 * BATCH < end, "from {begin} to {end} both topics wait");
+    let together = &answers[begin..end];
     let live = together.iter().filter(is_live).count();
     let share = live as f64 / together.len() as f64;
     println!("{live} of {} captions are of the live topic, whose share is 4 of 5", together.len());

@@ -1,6 +1,7 @@
 //! What the workers promise, on Apache Kafka itself.
 
 mod bad_input;
+mod balance;
 mod cluster;
 mod delivery;
 mod exactly_once;

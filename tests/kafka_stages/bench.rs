@@ -69,13 +69,13 @@ impl Bench {
         consumer.subscribe().unwrap();
         let deadline = Instant::now() + PATIENCE;
         while Instant::now() < deadline {
-            if let Some(Event::Assigned(partitions)) = consumer.poll(Duration::from_millis(100)) {
+            if let Some(Event::Assigned(member, partitions)) = consumer.poll(Duration::from_millis(100)) {
                 let starts: Vec<_> = partitions.into_iter().map(|partition| (partition, Start::Beginning)).collect();
-                consumer.assign(&starts).unwrap();
+                consumer.assign(member, &starts).unwrap();
                 let of = |(topic, partition, committed): (&str, i32, Committed)| {
                     (TopicPartition { topic: topic.into(), partition }, committed)
                 };
-                consumer.commit_now(&offsets.map(of)).unwrap();
+                consumer.commit_now(member, &offsets.map(of)).unwrap();
                 return consumer.close();
             }
         }

@@ -180,14 +180,14 @@ fn statistics_tell_how_much_was_read_ahead() {
     while most == 0 || messages < 400 {
         assert!(Instant::now() < deadline, "{messages} messages, at most {most} bytes ahead");
         match consumer.poll(Duration::from_millis(100)) {
-            Some(Event::Assigned(partitions)) => {
-                consumer.assign(&[(partitions[0].clone(), Start::Beginning)]).unwrap();
+            Some(Event::Assigned(member, partitions)) => {
+                consumer.assign(member, &[(partitions[0].clone(), Start::Beginning)]).unwrap();
             }
             Some(Event::Message(_)) => {
                 messages += 1;
                 std::thread::sleep(Duration::from_millis(5));
             }
-            Some(Event::Stats(stats)) => most = most.max(stats.prefetched_bytes),
+            Some(Event::Stats(_, stats)) => most = most.max(stats.prefetched_bytes),
             _ => {}
         }
     }

@@ -163,7 +163,10 @@ async fn closing_ends_in_bounded_time_while_the_brokers_are_away() {
     assert!(began.elapsed() < CLOSE + Duration::from_secs(1), "{:?}", began.elapsed());
     assert!(closed.unwrap_err().to_string().starts_with("committing offsets: "));
     bench.broker.up().unwrap();
-    assert_eq!(bench.committed(), [Some(0)], "that the first message was begun, and no more");
+    // That the first message was begun, or all that was resolved: a commit that was under way may still arrive, if the
+    // client is back before the question is.
+    let committed = bench.committed();
+    assert!(matches!(committed[..], [Some(0 | 3)]), "{committed:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -14,10 +14,13 @@ pub fn items(kafka: &Kafka, timeout: Duration) -> Vec<Item> {
         Ok(Access { found: Found { addresses, topics }, group }) => {
             let broker = Item::ok("broker", format!("reached at {}{}", addresses.join(", "), login(kafka)));
             let inputs = checks.iter().zip(&topics).filter(|(check, _)| check.setting == "kafka.inputs");
-            let partitions = inputs.filter_map(|(_, found)| Some(found.as_ref().ok()?.partitions)).sum();
+            let partitions = inputs.filter_map(|(_, found)| Some(found.as_ref().ok()?.partitions)).max();
             let topics = checks.iter().zip(topics).map(|(check, found)| topic(kafka, check, found));
             let group = match group {
-                Ok(()) => spare(kafka, group_members(kafka, timeout), partitions),
+                Ok(()) => {
+                    let workers = group_members(kafka, timeout).div_ceil(kafka.subscriptions().len().max(1));
+                    spare(kafka, workers, partitions.unwrap_or_default())
+                }
                 Err(error) => Some(Item::failed("group", error.to_string())),
             };
             std::iter::once(broker).chain(topics).chain(group).collect()
@@ -30,14 +33,14 @@ pub fn items(kafka: &Kafka, timeout: Duration) -> Vec<Item> {
     }
 }
 
-/// Says when one more worker would have nothing to do.
-fn spare(kafka: &Kafka, members: usize, partitions: usize) -> Option<Item> {
+/// Says when one more worker would have nothing to do: each input topic is shared out by itself.
+fn spare(kafka: &Kafka, workers: usize, partitions: usize) -> Option<Item> {
     let text = format!(
-        "the group {} (kafka.group_id) has {members} workers, and the input topics have {partitions} partitions: one more \
-         worker stays idle until another one leaves, or until kafka.inputs have more partitions",
+        "the group {} (kafka.group_id) has {workers} workers, and no input topic has more than {partitions} partitions: \
+         one more worker stays idle until another one leaves, or until kafka.inputs have more partitions",
         kafka.group_id
     );
-    (members > 0 && members >= partitions).then(|| Item::warning("group", text))
+    (workers > 0 && workers >= partitions).then(|| Item::warning("group", text))
 }
 
 fn login(kafka: &Kafka) -> String {

@@ -8,7 +8,7 @@ use super::Item;
 use crate::caption::DeviceSpec;
 use crate::caption::config::BlipConfig;
 use crate::command::models;
-use crate::kafka::producer_queue_bytes;
+use crate::kafka::{producer_queue_bytes, read_ahead_bytes};
 use crate::settings::{Model, Settings};
 
 /// Adds up what a worker may take. `config` has the model's sizes, where they are known.
@@ -21,8 +21,10 @@ pub fn item(settings: &Settings, config: Option<&BlipConfig>) -> Item {
     let mut parts = vec![
         (flow.max_message_bytes.as_u64(), "messages (flow.max_message_bytes)"),
         (flow.max_image_bytes.as_u64(), "images (flow.max_image_bytes)"),
-        // librdkafka fetches once more while a little less than this is there.
-        (kafka.prefetch.as_u64().saturating_mul(2), "prefetch (twice kafka.prefetch)"),
+        (
+            read_ahead_bytes(kafka),
+            "messages read ahead (kafka.prefetch, and one more fetch for each input topic and the retries)",
+        ),
         (producer_queue_bytes(kafka), "records that are not acknowledged"),
         (
             decode.max_memory.as_u64().saturating_mul(threads as u64),

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::{Worker, partition_of};
 use crate::disposition::Stage;
-use crate::kafka::{Consumer, Error, Start};
+use crate::kafka::{Consumer, Error, MemberId, Start};
 use crate::offsets::{Committed, TopicPartition};
 
 /// Wait between two tries to learn the committed offsets of new partitions.
@@ -19,6 +19,33 @@ const RETRY_COMMIT: Duration = Duration::from_millis(50);
 
 /// Wait before a commit that has failed is tried again since a message waits for it.
 const RETRY_URGENT: Duration = Duration::from_millis(200);
+
+/// What one member is in the middle of.
+pub(super) struct Membership {
+    pub(super) rebalance: Option<Rebalance>,
+    /// Whether it was ever told its share, be that nothing.
+    assigned: bool,
+    /// Since when a commit waits for its result.
+    pub(super) committing: Option<Instant>,
+    /// When the next commit is due.
+    next_commit: Instant,
+}
+
+impl Membership {
+    pub(super) fn new(next_commit: Instant) -> Self {
+        Self { rebalance: None, assigned: false, committing: None, next_commit }
+    }
+
+    /// Whether what it reads is what it is to read.
+    pub(super) fn has_its_share(&self) -> bool {
+        self.assigned && self.rebalance.is_none()
+    }
+
+    /// Whether neither a rebalance nor a commit is under way.
+    fn is_settled(&self) -> bool {
+        self.rebalance.is_none() && self.committing.is_none()
+    }
+}
 
 /// A rebalance that the group waits for.
 pub(super) enum Rebalance {
@@ -44,7 +71,7 @@ pub(super) struct Leave {
 }
 
 impl Worker {
-    pub(super) fn begin_revoke(&mut self, partitions: Vec<TopicPartition>, lost: bool, now: Instant) {
+    pub(super) fn begin_revoke(&mut self, member: MemberId, partitions: Vec<TopicPartition>, lost: bool, now: Instant) {
         self.signals.control.status().rebalances += 1;
         self.signals.control.set_at_end(false);
         self.partitions.leaving(&partitions);
@@ -54,31 +81,34 @@ impl Worker {
         // Should a partition come back, its first message must be the committed one, not a held one.
         self.held.retain(|message| !partitions.contains(&partition_of(message)));
         let deadline = now + self.setup.kafka.revoke_drain;
-        self.rebalance = Some(Rebalance::Revoke(Leave { partitions, lost, next_try: now, deadline }));
+        self.members[member].rebalance = Some(Rebalance::Revoke(Leave { partitions, lost, next_try: now, deadline }));
     }
 
-    /// Takes the next step of a rebalance; the group waits until it is done.
-    pub(super) fn advance_rebalance(&mut self, now: Instant) {
-        match self.rebalance.take() {
-            None => {}
-            Some(Rebalance::Assign { partitions, next_try }) if now < next_try => {
-                self.rebalance = Some(Rebalance::Assign { partitions, next_try });
-            }
-            Some(Rebalance::Assign { partitions, .. }) => self.assign(partitions, now),
-            Some(Rebalance::Revoke(leave)) => {
-                let again = self.try_revoke(&leave, now);
-                self.rebalance = again.map(|next_try| Rebalance::Revoke(Leave { next_try, ..leave }));
+    /// Takes the next step of each rebalance; the group waits until it is done.
+    pub(super) fn advance_rebalances(&mut self, now: Instant) {
+        for member in 0..self.members.len() {
+            match self.members[member].rebalance.take() {
+                None => {}
+                Some(Rebalance::Assign { partitions, next_try }) if now < next_try => {
+                    self.members[member].rebalance = Some(Rebalance::Assign { partitions, next_try });
+                }
+                Some(Rebalance::Assign { partitions, .. }) => self.assign(member, partitions, now),
+                Some(Rebalance::Revoke(leave)) => {
+                    let again = self.try_revoke(member, &leave, now);
+                    let again = again.map(|next_try| Rebalance::Revoke(Leave { next_try, ..leave }));
+                    self.members[member].rebalance = again;
+                }
             }
         }
     }
 
-    fn assign(&mut self, partitions: Vec<TopicPartition>, now: Instant) {
+    fn assign(&mut self, member: MemberId, partitions: Vec<TopicPartition>, now: Instant) {
         let committed = if partitions.is_empty() { Ok(Vec::new()) } else { self.setup.consumer.committed(&partitions) };
         let committed = match committed {
             Ok(committed) => committed,
             Err(error) => {
                 tracing::warn!(%error, partitions = partitions.len(), "new partitions wait for the brokers");
-                self.rebalance = Some(Rebalance::Assign { partitions, next_try: now + RETRY_ASSIGN });
+                self.members[member].rebalance = Some(Rebalance::Assign { partitions, next_try: now + RETRY_ASSIGN });
                 return;
             }
         };
@@ -93,7 +123,8 @@ impl Worker {
             starts.push((partition, start));
         }
         self.tell_suspects(&partitions);
-        if let Err(error) = self.setup.consumer.assign(&starts) {
+        self.members[member].assigned = true;
+        if let Err(error) = self.setup.consumer.assign(member, &starts) {
             self.fail(error);
         }
         self.review(now);
@@ -101,17 +132,18 @@ impl Worker {
 
     /// Lets partitions go once they have drained and are committed, or the time is up. Otherwise returns when to try
     /// again.
-    fn try_revoke(&mut self, leave: &Leave, now: Instant) -> Option<Instant> {
+    fn try_revoke(&mut self, member: MemberId, leave: &Leave, now: Instant) -> Option<Instant> {
         let open: usize = leave.partitions.iter().map(|partition| self.setup.ledger.open_in(partition)).sum();
-        let (lost, late) = (leave.lost || self.setup.consumer.assignment_lost(), now >= leave.deadline);
+        let (lost, late) = (leave.lost || self.setup.consumer.assignment_lost(member), now >= leave.deadline);
         if lost {
             tracing::warn!(partitions = leave.partitions.len(), "partitions were lost to others; nothing is committed");
         } else {
             let elsewhere = self.setup.committer.is_elsewhere(&leave.partitions);
-            if !late && (open > 0 || elsewhere || self.committing.is_some() || now < leave.next_try) {
+            let committing = self.members[member].committing.is_some();
+            if !late && (open > 0 || elsewhere || committing || now < leave.next_try) {
                 return Some(leave.next_try);
             }
-            let committed = self.commit_now(|partition| leave.partitions.contains(partition));
+            let committed = self.commit_now(member, &leave.partitions);
             if !late && matches!(committed, Err(Error::Rebalancing { .. })) {
                 return Some(now + RETRY_COMMIT);
             }
@@ -120,7 +152,7 @@ impl Worker {
         }
         // The ledger first: what it still has when a transaction looks was ours in the generation that it names.
         self.forget(&leave.partitions);
-        if let Err(error) = self.setup.consumer.unassign(&leave.partitions) {
+        if let Err(error) = self.setup.consumer.unassign(member, &leave.partitions) {
             self.fail(error);
         }
         None
@@ -135,32 +167,48 @@ impl Worker {
 
     pub(super) fn commit_if_due(&mut self, now: Instant) {
         let stale = 2 * self.setup.kafka.session_timeout;
-        if self.committing.is_some_and(|since| now.saturating_duration_since(since) >= stale) {
-            self.committing = None;
-        }
-        if self.committing.is_some() || self.rebalance.is_some() {
-            return;
-        }
-        if now < self.clock.commit && (now < self.clock.urgent || !self.setup.committer.is_urgent()) {
-            return;
-        }
-        self.clock.commit = now + self.setup.kafka.commit_interval;
-        let due = self.setup.committer.due();
-        if due.is_empty() {
-            return;
-        }
-        match self.setup.consumer.commit(&due) {
-            Ok(()) => self.committing = Some(now),
-            Err(error) => self.record_commit(&due, &Err(error)),
+        for member in 0..self.members.len() {
+            let state = &mut self.members[member];
+            if state.committing.is_some_and(|since| now.saturating_duration_since(since) >= stale) {
+                state.committing = None;
+            }
+            if state.is_settled() && (now >= state.next_commit || self.is_urgent(member, now)) {
+                self.members[member].next_commit = now + self.setup.kafka.commit_interval;
+                let due = self.due_of(member);
+                self.commit(member, &due, now);
+            }
         }
     }
 
-    /// Commits what is due of some partitions and waits for it.
-    pub(super) fn commit_now(&mut self, of: impl Fn(&TopicPartition) -> bool) -> Result<(), Error> {
+    fn is_urgent(&self, member: MemberId, now: Instant) -> bool {
+        let Self { setup, clock, .. } = self;
+        now >= clock.urgent && setup.committer.is_urgent(&|partition| setup.consumer.member_of(partition) == member)
+    }
+
+    /// What is due of the partitions of a member.
+    fn due_of(&mut self, member: MemberId) -> Vec<(TopicPartition, Committed)> {
         let mut due = self.setup.committer.due();
-        due.retain(|(partition, _)| of(partition));
+        due.retain(|(partition, _)| self.setup.consumer.member_of(partition) == member);
+        due
+    }
+
+    /// Commits without waiting for the result.
+    fn commit(&mut self, member: MemberId, due: &[(TopicPartition, Committed)], now: Instant) {
+        if due.is_empty() {
+            return;
+        }
+        match self.setup.consumer.commit(member, due) {
+            Ok(()) => self.members[member].committing = Some(now),
+            Err(error) => self.record_commit(due, &Err(error)),
+        }
+    }
+
+    /// Commits what is due of some partitions of a member, and waits for it.
+    fn commit_now(&mut self, member: MemberId, of: &[TopicPartition]) -> Result<(), Error> {
+        let mut due = self.setup.committer.due();
+        due.retain(|(partition, _)| of.contains(partition));
         let began = Instant::now();
-        let result = self.setup.consumer.commit_now(&due);
+        let result = self.setup.consumer.commit_now(member, &due);
         if result.is_ok() && !due.is_empty() {
             self.setup.metrics.stage(Stage::Commit, began.elapsed());
         }
@@ -187,27 +235,32 @@ impl Worker {
     pub(super) fn last_commit(&mut self, now: Instant) -> Option<Result<(), Error>> {
         let closing = self.closing.get_or_insert(Closing { since: now, next_try: now, failure: None });
         let late = now.saturating_duration_since(closing.since) >= LAST_COMMIT;
-        if !late && (self.committing.is_some() || self.rebalance.is_some() || now < closing.next_try) {
+        if !late && (now < closing.next_try || !self.members.iter().all(Membership::is_settled)) {
             return None;
         }
-        if self.setup.consumer.assignment_lost() {
-            return Some(Ok(()));
-        }
-        self.setup.ledger.end();
-        let due = self.setup.committer.due();
-        if due.is_empty() {
-            return Some(Ok(()));
-        }
-        if late {
-            let silent = || Error::Other { doing: "committing offsets", reason: "the brokers do not answer".into() };
-            return Some(Err(closing.failure.take().unwrap_or_else(silent)));
-        }
         closing.next_try = now + RETRY_COMMIT;
-        match self.setup.consumer.commit(&due) {
-            Ok(()) => self.committing = Some(now),
-            Err(error) => self.record_commit(&due, &Err(error)),
+        self.setup.ledger.end();
+        let mut open = false;
+        for member in 0..self.members.len() {
+            if self.setup.consumer.assignment_lost(member) {
+                continue;
+            }
+            let due = self.due_of(member);
+            open |= !due.is_empty();
+            if !late {
+                self.commit(member, &due, now);
+            }
         }
-        None
+        match (open, late) {
+            (false, _) => Some(Ok(())),
+            (true, false) => None,
+            (true, true) => {
+                let silent =
+                    || Error::Other { doing: "committing offsets", reason: "the brokers do not answer".into() };
+                let failure = self.closing.as_mut().and_then(|closing| closing.failure.take());
+                Some(Err(failure.unwrap_or_else(silent)))
+            }
+        }
     }
 
     /// Lets go of everything but the membership of the group.

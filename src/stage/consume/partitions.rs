@@ -160,10 +160,11 @@ impl Partitions {
         self.0.get(partition).is_some_and(|state| !state.leaving)
     }
 
-    /// The end of a partition of this number was reached. Of which topic is not said; where several topics could be
-    /// meant, the statistics tell within a second.
-    pub(super) fn ended(&mut self, number: i32, now: Instant) {
-        let mut meant = self.0.iter_mut().filter(|(partition, state)| partition.partition == number && !state.at_end);
+    /// The end of one of these partitions was reached, and this is its number. Of which topic is not said; where several
+    /// topics could be meant, the statistics tell within a second.
+    pub(super) fn ended(&mut self, number: i32, of: impl Fn(&TopicPartition) -> bool, now: Instant) {
+        let numbered = self.0.iter_mut().filter(|(partition, _)| partition.partition == number);
+        let mut meant = numbered.filter(|(partition, state)| !state.at_end && of(partition));
         if let (Some((_, state)), None) = (meant.next(), meant.next()) {
             state.at_end = !state.turned_away;
             state.alive = now;

@@ -5,13 +5,14 @@ use std::time::{Duration, Instant};
 use super::Worker;
 
 impl Worker {
-    /// Says so when the group has no partition left for this worker.
+    /// Says so when the group has no partition of an input left for this worker.
     pub(super) fn look_for_work(&mut self, joined: bool, now: Instant) {
-        let has_work = self.partitions.iter().next().is_some();
+        let kafka = &self.setup.kafka;
+        let has_work = self.partitions.iter().any(|(partition, _)| kafka.retry_topic(&partition.topic).is_none());
         let settling = 2 * self.setup.kafka.revoke_drain;
         if self.spare.is_news(joined && !has_work && self.output.is_some(), settling, now) {
             tracing::warn!(
-                "this worker has nothing to do, since the group kafka.group_id has more workers than there are \
+                "this worker has nothing to do, since the group kafka.group_id has more workers than an input topic has \
                  partitions. It takes over when another one leaves; to use it now, add partitions to the topics"
             );
         }

@@ -248,7 +248,7 @@ impl Transactor {
     }
 
     fn send_offsets(&mut self, batch: &mut Batch) -> Result<(), Stop> {
-        let Some(group) = self.group.metadata() else {
+        let Some(members) = self.group.split(&batch.offsets()) else {
             return Err(self.abort(batch, Trouble::new(Class::Rebalancing, "the consumer has ended")));
         };
         // After the metadata was taken, see there.
@@ -256,8 +256,10 @@ impl Transactor {
             let trouble = Trouble::new(Class::Rebalancing, "partitions went to another worker meanwhile");
             return Err(self.abort(batch, trouble));
         }
-        let offsets = batch.offsets();
-        self.step(batch, |producer| producer.send_offsets(&offsets, &group, PATIENCE))
+        for (member, offsets) in members {
+            self.step(batch, |producer| producer.send_offsets(&offsets, &member, PATIENCE))?;
+        }
+        Ok(())
     }
 
     fn commit(&mut self, batch: &mut Batch) -> Result<(), Stop> {

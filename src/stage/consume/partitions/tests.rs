@@ -122,10 +122,10 @@ fn two_reasons_to_rest_do_not_fight() {
 fn an_end_is_believed_at_once_only_when_one_topic_can_be_meant() {
     let now = Instant::now();
     let mut partitions = two_topics(now);
-    partitions.ended(0, now);
+    partitions.ended(0, |_| true, now);
     assert!(partitions.iter().all(|(_, state)| !state.at_end));
     partitions.learn(&stats("a", Some(0), 0), now);
-    partitions.ended(0, now);
+    partitions.ended(0, |_| true, now);
     assert!(partitions.all_at_end());
     assert!(partitions.received(&partition("b", 0), 0, now));
     assert!(!partitions.all_at_end());
