@@ -6,12 +6,12 @@ use std::str::FromStr;
 
 use candle_core::{DType, Device};
 
-use super::compute::{Factor, Isa, Library, Number, OneDnnError, Packing};
+use super::compute::{Factor, Isa, Library, Number, OneDnnError, Packing, fused};
 use super::device::DtypeSpec;
 use super::load::LoadError;
 use super::weights::Kept;
 
-/// `auto`, `native`, `native:avx512` and its like, `onednn` or `candle`.
+/// `auto`, `native`, `native:avx512` and its like, `onednn`, `candle` or `fused`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Backend {
     /// The fastest that the machine has for the precision.
@@ -23,19 +23,24 @@ pub enum Backend {
     OneDnn,
     /// Candle's kernels, on any device.
     Candle,
+    /// Candle's products, and kernels of our own for what stands between them, on a GPU. On a CPU these are plain loops, to
+    /// which the kernels are held.
+    Fused,
 }
 
 impl FromStr for Backend {
     type Err = LoadError;
 
     fn from_str(text: &str) -> Result<Self, LoadError> {
-        let unknown = || LoadError::Device(format!("unknown backend {text:?}: write auto, native, onednn or candle"));
+        let unknown =
+            || LoadError::Device(format!("unknown backend {text:?}: write auto, native, onednn, candle or fused"));
         let isa = |name: &str| Isa::ALL.into_iter().find(|isa| isa.name() == name);
         match text.split_once(':') {
             None if text == "auto" => Ok(Self::Auto),
             None if text == "native" => Ok(Self::Native(None)),
             None if text == "onednn" => Ok(Self::OneDnn),
             None if text == "candle" => Ok(Self::Candle),
+            None if text == "fused" => Ok(Self::Fused),
             Some(("native", name)) => isa(name).map(|isa| Self::Native(Some(isa))).ok_or_else(|| {
                 let names = Isa::ALL.map(Isa::name).join(", ");
                 LoadError::Device(format!("unknown instructions {name:?} in the backend {text:?}: known are {names}"))
@@ -53,6 +58,7 @@ impl fmt::Display for Backend {
             Self::Native(Some(isa)) => write!(f, "native:{}", isa.name()),
             Self::OneDnn => f.write_str("onednn"),
             Self::Candle => f.write_str("candle"),
+            Self::Fused => f.write_str("fused"),
         }
     }
 }
@@ -71,14 +77,21 @@ impl Chosen {
     /// What it is called: `native avx2`, `onednn 3.2.0`, `candle`.
     pub(super) fn name(&self) -> String {
         match self.encoder {
-            Kept::Tensors => "candle".into(),
+            Kept::Tensors { fused: false } => "candle".into(),
+            Kept::Tensors { fused: true } => "fused".into(),
             Kept::Packed(packing) => format!("native {}", packing.isa.name()),
             Kept::OneDnn { library, .. } => format!("onednn {}", library.version()),
         }
     }
 
     fn candle(dtype: DtypeSpec, tensors: DType) -> Self {
-        Self { dtype, tensors, encoder: Kept::Tensors, decoder: Kept::Tensors }
+        let kept = Kept::Tensors { fused: false };
+        Self { dtype, tensors, encoder: kept, decoder: kept }
+    }
+
+    fn fused(self) -> Self {
+        let kept = Kept::Tensors { fused: true };
+        Self { encoder: kept, decoder: kept, ..self }
     }
 
     fn native(dtype: DtypeSpec, isa: Isa) -> Self {
@@ -97,29 +110,45 @@ impl Backend {
     /// An asked-for backend that cannot be had is an error; `auto` says in the log why a faster one is not taken.
     pub(super) fn choose(self, dtype: DtypeSpec, device: &Device, library: Option<&Path>) -> Result<Chosen, LoadError> {
         if !device.is_cpu() {
-            return match self {
-                Self::Auto | Self::Candle if dtype == DtypeSpec::Int8 => {
-                    Err(LoadError::Device("int8 is for CPUs: choose bf16, f16 or f32 on a GPU".into()))
-                }
-                Self::Auto | Self::Candle => {
-                    let (dtype, tensors) = dtype.on_gpu(device);
-                    Ok(Chosen::candle(dtype, tensors))
-                }
-                Self::Native(_) | Self::OneDnn => {
-                    Err(LoadError::Device(format!("the backend {self} is for CPUs: choose auto or candle on a GPU")))
-                }
-            };
+            return self.on_gpu(dtype, device);
         }
         match self {
             Self::Auto => auto(dtype, library),
             Self::Native(isa) => native(self, dtype, isa.unwrap_or_else(Isa::detect)),
             Self::OneDnn => onednn(dtype, library),
+            Self::Fused => Self::Candle.choose(dtype, device, library).map(Chosen::fused),
             Self::Candle => match dtype {
                 DtypeSpec::Auto | DtypeSpec::F32 => Ok(Chosen::candle(DtypeSpec::F32, DType::F32)),
                 DtypeSpec::Bf16 => Ok(Chosen::candle(dtype, DType::BF16)),
                 DtypeSpec::F16 => Ok(Chosen::candle(dtype, DType::F16)),
                 DtypeSpec::Int8 => Err(wrong(self, dtype, "int8 runs on onednn")),
             },
+        }
+    }
+
+    fn on_gpu(self, dtype: DtypeSpec, device: &Device) -> Result<Chosen, LoadError> {
+        if let Self::Native(_) | Self::OneDnn = self {
+            return Err(LoadError::Device(format!(
+                "the backend {self} is for CPUs: choose auto, fused or candle on a GPU"
+            )));
+        }
+        if dtype == DtypeSpec::Int8 {
+            return Err(LoadError::Device("int8 is for CPUs: choose bf16, f16 or f32 on a GPU".into()));
+        }
+        let (dtype, tensors) = dtype.on_gpu(device);
+        let candle = Chosen::candle(dtype, tensors);
+        if self == Self::Candle {
+            return Ok(candle);
+        }
+        match fused::check(device, tensors) {
+            Ok(()) => Ok(candle.fused()),
+            Err(error) if self == Self::Fused => {
+                Err(LoadError::Device(format!("the backend fused does not work on this GPU: {error}. Choose candle")))
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the fused kernels do not work on this GPU; candle's are taken, which are slower");
+                Ok(candle)
+            }
         }
     }
 }
@@ -207,7 +236,7 @@ mod tests {
 
     #[test]
     fn names_read_back_as_they_are_written() {
-        for name in ["auto", "native", "native:plain", "native:avx2", "native:avx512", "onednn", "candle"] {
+        for name in ["auto", "native", "native:plain", "native:avx2", "native:avx512", "onednn", "candle", "fused"] {
             assert_eq!(name.parse::<Backend>().unwrap().to_string(), name);
         }
     }
@@ -215,7 +244,7 @@ mod tests {
     #[test]
     fn an_unknown_name_is_answered_with_the_known_ones() {
         let message = |text: &str| text.parse::<Backend>().unwrap_err().to_string();
-        assert!(message("mkl").contains("auto, native, onednn or candle"));
+        assert!(message("mkl").contains("auto, native, onednn, candle or fused"));
         assert!(message("native:neon9").contains("plain, avx2, avx512"));
     }
 

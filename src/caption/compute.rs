@@ -5,10 +5,11 @@
 //! the seam stand candle's kernels, which run on any device in any precision, and our own for activations in f32 on a
 //! CPU, where candle's products are slow for a few rows and its element-wise operations scalar: [`product`] with weights
 //! that are [packed](packed) once, in f32 or bf16, or [`onednn`]'s, [`attention`] a head at a time, and the row kernels of
-//! [`host`].
+//! [`host`]. On a GPU what stands between candle's products is [`fused`].
 
 mod attention;
 mod finish;
+pub(super) mod fused;
 pub(super) mod host;
 #[doc(hidden)]
 pub mod kernels;
@@ -23,6 +24,7 @@ mod softmax;
 use candle_core::{CpuStorage, D, DType, Device, Layout, Result, Storage, Tensor};
 
 pub(super) use self::attention::Hidden;
+use self::fused::Follows;
 pub use self::lanes::Isa;
 use self::linear::{Folded, HostLinear};
 pub(super) use self::onednn::{Factor, Library, Number, OneDnnError};
@@ -64,6 +66,8 @@ pub(super) enum Linear {
         /// `[inputs, outputs]`.
         weight: Tensor,
         bias: Tensor,
+        /// Whether what follows the product is [`fused`].
+        fused: bool,
     },
     /// On packed weights: by our own products, or by oneDNN's.
     Host(HostLinear),
@@ -94,7 +98,7 @@ impl Linear {
     pub(super) fn new(weight: &Tensor, bias: &Tensor, kept: Kept) -> Result<Self> {
         let (storage, layout) = weight.storage_and_layout();
         let linear = match kept {
-            Kept::Tensors => return Ok(Self::Device { weight: weight.t()?, bias: bias.clone() }),
+            Kept::Tensors { fused } => return Ok(Self::Device { weight: weight.t()?, bias: bias.clone(), fused }),
             Kept::Packed(packing) => HostLinear::new(elements(&storage, layout)?, bias.to_vec1()?, packing),
             Kept::OneDnn { library, number } => {
                 let weight = elements(&storage, layout)?;
@@ -108,7 +112,12 @@ impl Linear {
     pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         match self {
             Self::Host(linear) => on_elements(x, |x| linear.forward(x)),
-            Self::Device { weight, bias } => x.matmul(weight)?.broadcast_add(bias),
+            Self::Device { weight, bias, fused: true } => {
+                let y = x.matmul(weight)?;
+                fused::finish(&y, bias, Follows::Bias)?;
+                Ok(y)
+            }
+            Self::Device { weight, bias, .. } => x.matmul(weight)?.broadcast_add(bias),
         }
     }
 
@@ -116,7 +125,12 @@ impl Linear {
     pub(super) fn forward_gelu(&self, x: &Tensor) -> Result<Tensor> {
         match self {
             Self::Host(linear) => on_elements(x, |x| linear.forward_gelu(x)),
-            Self::Device { weight, bias } => x.matmul(weight)?.broadcast_add(bias)?.gelu_erf(),
+            Self::Device { weight, bias, fused: true } => {
+                let y = x.matmul(weight)?;
+                fused::finish(&y, bias, Follows::Gelu)?;
+                Ok(y)
+            }
+            Self::Device { weight, bias, .. } => x.matmul(weight)?.broadcast_add(bias)?.gelu_erf(),
         }
     }
 
@@ -128,7 +142,12 @@ impl Linear {
                 let residual = elements(&storage, layout)?;
                 on_elements(x, |x| linear.forward_add(x, residual))
             }
-            Self::Device { weight, bias } => x.matmul(weight)?.broadcast_add(bias)? + residual,
+            Self::Device { weight, bias, fused: true } => {
+                let y = x.matmul(weight)?;
+                fused::finish_add(&y, bias, residual)?;
+                Ok(y)
+            }
+            Self::Device { weight, bias, .. } => x.matmul(weight)?.broadcast_add(bias)? + residual,
         }
     }
 
@@ -136,7 +155,15 @@ impl Linear {
     pub(super) fn forward_transposed(&self, x: &Tensor) -> Result<Tensor> {
         match self {
             Self::Host(_) => candle_core::bail!("the host folds these layers, and transposes none"),
-            Self::Device { weight, bias } => weight.t()?.matmul(&x.t()?)?.broadcast_add(&bias.unsqueeze(1)?),
+            Self::Device { weight, bias, .. } => weight.t()?.matmul(&x.t()?)?.broadcast_add(&bias.unsqueeze(1)?),
+        }
+    }
+
+    /// The result with its outputs parted, `[parts, rows, outputs / parts]`.
+    pub(super) fn forward_parts(&self, x: &Tensor, parts: usize) -> Result<Tensor> {
+        match self {
+            Self::Device { weight, bias, fused: true } => fused::split_parts(&x.matmul(weight)?, bias, parts),
+            _ => candle_core::bail!("only fused layers part their outputs"),
         }
     }
 
@@ -224,9 +251,19 @@ impl LayerNorm {
 
 /// The encoder's self-attention: every token of an image attends to all tokens of that image.
 ///
-/// `qkv` is `[images · tokens, 3 · width]`, queries, keys and values side by side, each split over the heads. The
-/// result is `[images · tokens, width]`.
-pub(super) fn attend_image(qkv: &Tensor, images: usize, heads: usize, isa: Isa) -> Result<Tensor> {
+/// `project` makes of `x`, `[images · tokens, width]`, queries, keys and values side by side, each split over the heads.
+/// The result is of the shape of `x`.
+pub(super) fn self_attention(project: &Linear, x: &Tensor, images: usize, heads: usize, isa: Isa) -> Result<Tensor> {
+    match project {
+        Linear::Device { weight, bias, fused: true } if fused::fits(x.dim(0)? / images, x.dtype()) => {
+            fused::attend(&x.matmul(weight)?, bias, images, heads)
+        }
+        _ => attend_image(&project.forward(x)?, images, heads, isa),
+    }
+}
+
+/// The same of what is projected already, `[images · tokens, 3 · width]`.
+fn attend_image(qkv: &Tensor, images: usize, heads: usize, isa: Isa) -> Result<Tensor> {
     let (rows, width) = qkv.dims2()?;
     let (tokens, width) = (rows / images, width / 3);
     let head = width / heads;

@@ -304,13 +304,15 @@ mod tests {
             let encoded: usize = host.encode(&images).unwrap().iter().map(Encoded::bytes).sum();
             assert_eq!(host.state_bytes(images.len(), 0), encoded, "{name}");
             let on_host = captions(&mut host, &images);
-            let options = LoadOptions { backend: Backend::Candle, ..options };
-            let mut device = BlipEngine::new(load_model(&options).unwrap());
-            let on_device = captions(&mut device, &images);
-            assert_eq!(on_host.len(), images.len());
-            for ((_, a), (_, b)) in on_host.iter().zip(&on_device) {
-                assert_eq!((&a.token_ids, &a.text), (&b.token_ids, &b.text), "{name}");
-                assert!((a.logprob - b.logprob).abs() < 1e-3);
+            for backend in [Backend::Candle, Backend::Fused] {
+                let options = LoadOptions { backend, ..options.clone() };
+                let mut device = BlipEngine::new(load_model(&options).unwrap());
+                let on_device = captions(&mut device, &images);
+                assert_eq!(on_host.len(), images.len());
+                for ((_, a), (_, b)) in on_host.iter().zip(&on_device) {
+                    assert_eq!((&a.token_ids, &a.text), (&b.token_ids, &b.text), "{name} on {backend}");
+                    assert!((a.logprob - b.logprob).abs() < 1e-3);
+                }
             }
         }
     }

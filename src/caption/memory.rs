@@ -3,26 +3,32 @@
 //!
 //! Keys and values are stored transposed, `[heads, head, length]`: a token is a column. So scores and contexts both run
 //! along contiguous memory. Of an image, a device has the keys and values of all layers, the plain result of one matrix
-//! product; the host has the hidden states, of which each layer makes its own; see [`Hidden`].
+//! product; the host has the hidden states, of which each layer makes its own; see [`Hidden`]. On the fused steps a token
+//! is a row.
 
 mod device;
+mod fused;
 mod host;
 
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Result, Tensor};
 
+use super::compute::fused::takes_heads_of;
 use super::compute::{Hidden, ImageProjection};
 use super::config::BlipConfig;
 use super::weights::Kept;
 
 pub(super) use device::DeviceMemory;
+pub(super) use fused::FusedMemory;
 pub(super) use host::HostMemory;
 
 /// What is remembered of one image.
 pub(super) enum ImageMemory {
     /// Its cross-attention keys and values, `[layers, 2, heads, head, tokens]`.
     Projected(Tensor),
+    /// The same with a token a row, `[layers · 2, tokens, hidden]`.
+    Rows(Tensor),
     /// Its hidden states.
     Hidden(Hidden),
 }
@@ -31,7 +37,7 @@ impl ImageMemory {
     /// Memory that it takes, in bytes.
     pub(super) fn bytes(&self) -> usize {
         match self {
-            Self::Projected(tensor) => tensor.elem_count() * tensor.dtype().size_in_bytes(),
+            Self::Projected(tensor) | Self::Rows(tensor) => tensor.elem_count() * tensor.dtype().size_in_bytes(),
             Self::Hidden(hidden) => hidden.bytes(),
         }
     }
@@ -100,6 +106,18 @@ impl Sizes {
         self.heads * self.head
     }
 
+    /// Whether an image is remembered a token a row, for [`FusedMemory`].
+    pub(super) fn in_rows(self, kept: Kept) -> bool {
+        matches!(kept, Kept::Tensors { fused: true }) && takes_heads_of(self.head)
+    }
+
+    /// What rows for sequences of so many tokens take in slots, in bytes, with their encoded images: such a one is copied
+    /// into its slot, and lives on until all rows of its batch are admitted.
+    fn bytes_in_slots(self, rows: usize, tokens: usize, dtype: DType) -> usize {
+        let (encoded, slot) = (self.elements(self.image_tokens), self.elements(self.image_tokens + tokens));
+        (rows * encoded + rows.next_power_of_two() * slot) * dtype.size_in_bytes()
+    }
+
     /// Numbers in the keys and values of so many tokens, in all layers.
     fn elements(&self, tokens: usize) -> usize {
         self.layers * 2 * self.hidden() * tokens
@@ -111,6 +129,7 @@ pub(super) fn new(sizes: Sizes, device: &Device, dtype: DType, kept: Kept) -> Bo
     match kept {
         Kept::Packed(packing) => Box::new(HostMemory::new(sizes, packing)),
         Kept::OneDnn { .. } => unreachable!("the decoder is never kept for oneDNN"),
-        Kept::Tensors => Box::new(DeviceMemory::new(sizes, device.clone(), dtype)),
+        Kept::Tensors { .. } if sizes.in_rows(kept) => Box::new(FusedMemory::new(sizes, device.clone(), dtype)),
+        Kept::Tensors { .. } => Box::new(DeviceMemory::new(sizes, device.clone(), dtype)),
     }
 }

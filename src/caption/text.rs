@@ -32,6 +32,8 @@ enum Words {
 enum Images {
     /// Its keys and values for all layers, `[layers · 2 · width, image width]`.
     Projected(Linear),
+    /// The same, a token a row.
+    Rows(Linear),
     /// Its hidden states, in bf16 or in f32: each layer folds its projections into queries and contexts.
     Hidden(Packing),
 }
@@ -74,14 +76,17 @@ impl TextDecoder {
             let attention = scope.part("crossattention.self");
             keys_values.extend(["key", "value"].map(|part| attention.part(part)));
         }
+        let sizes = Sizes::of(config);
+        let projection = || Linear::load_fused(&keys_values, config.vision.hidden_size, width);
         let images = match scope.kept() {
-            Kept::Tensors => Images::Projected(Linear::load_fused(&keys_values, config.vision.hidden_size, width)?),
+            kept @ Kept::Tensors { .. } if sizes.in_rows(kept) => Images::Rows(projection()?),
+            Kept::Tensors { .. } => Images::Projected(projection()?),
             Kept::Packed(packing) => Images::Hidden(packing),
             Kept::OneDnn { .. } => unreachable!("the decoder is never kept for oneDNN"),
         };
         Ok(Self {
             config: text.clone(),
-            sizes: Sizes::of(config),
+            sizes,
             words,
             positions: embeddings.tensor("position_embeddings.weight", &[text.max_position_embeddings, width])?,
             norm: LayerNorm::load(&embeddings.part("LayerNorm"), width, eps)?,
@@ -104,6 +109,7 @@ impl TextDecoder {
                 let keys_values = keys_values.forward_transposed(image)?;
                 Ok(ImageMemory::Projected(keys_values.reshape((layers, 2, heads, head, image_tokens))?))
             }
+            Images::Rows(keys_values) => Ok(ImageMemory::Rows(keys_values.forward_parts(image, 2 * layers)?)),
             Images::Hidden(packing) => {
                 let (storage, layout) = image.storage_and_layout();
                 Ok(ImageMemory::Hidden(Hidden::new(elements(&storage, layout)?, image_width, *packing)))

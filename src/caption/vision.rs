@@ -4,7 +4,7 @@ use candle_core::{DType, Device, Result, Tensor};
 use rayon::prelude::*;
 
 use super::Pixels;
-use super::compute::{Isa, LayerNorm, Linear, attend_image, on_host};
+use super::compute::{Isa, LayerNorm, Linear, on_host, self_attention};
 use super::config::VisionConfig;
 use super::load::LoadError;
 use super::preprocess::Normalize;
@@ -146,8 +146,8 @@ impl Layer {
     }
 
     fn forward(&self, x: &Tensor, images: usize, heads: usize, isa: Isa) -> Result<Tensor> {
-        let qkv = self.qkv.forward(&self.norm1.forward(x)?)?;
-        let x = self.projection.forward_add(&attend_image(&qkv, images, heads, isa)?, x)?;
+        let context = self_attention(&self.qkv, &self.norm1.forward(x)?, images, heads, isa)?;
+        let x = self.projection.forward_add(&context, x)?;
         let inner = self.up.forward_gelu(&self.norm2.forward(&x)?)?;
         self.down.forward_add(&inner, &x)
     }

@@ -152,8 +152,8 @@ fn unreadable(file: impl Into<String>, error: impl Into<Box<dyn Error + Send + S
 /// How linear layers keep their weights. Everything else is in f32 where they are not tensors.
 #[derive(Clone, Copy)]
 pub(super) enum Kept {
-    /// As tensors.
-    Tensors,
+    /// As tensors; what stands between the products may be fused.
+    Tensors { fused: bool },
     /// Packed for our own products.
     Packed(Packing),
     /// Packed for oneDNN's.
@@ -163,7 +163,7 @@ pub(super) enum Kept {
 impl Kept {
     /// Whether they are tensors.
     pub(super) fn are_tensors(self) -> bool {
-        matches!(self, Self::Tensors)
+        matches!(self, Self::Tensors { .. })
     }
 
     /// What the kernels beside the products run on.
@@ -174,7 +174,7 @@ impl Kept {
     /// Bytes of a packed weight.
     pub(super) fn bytes(self) -> Option<usize> {
         match self {
-            Self::Tensors => None,
+            Self::Tensors { .. } => None,
             Self::Packed(packing) => Some(if packing.narrow { 2 } else { 4 }),
             Self::OneDnn { number, .. } => Some(number.bytes()),
         }

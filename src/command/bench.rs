@@ -62,7 +62,8 @@ struct ModelArgs {
     /// `auto`, `f32`, `bf16`, `f16` or `int8`
     #[arg(long, default_value = "auto")]
     dtype: String,
-    /// `auto`, `native` (or `native:avx512`, `native:avx2`, `native:plain`), `onednn` or `candle`
+    /// `auto`, `native` (or `native:avx512`, `native:avx2`, `native:plain`), `onednn`, `fused` or
+    /// `candle`
     #[arg(long, default_value = "auto")]
     backend: String,
     /// oneDNN's file, where it is not the system's

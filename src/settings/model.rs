@@ -19,7 +19,7 @@ pub struct Model {
     pub replicas: usize,
     /// `auto`, `f32`, `bf16`, `f16` or `int8`.
     pub dtype: String,
-    /// `auto`, `native` (or `native:avx512`, `native:avx2`, `native:plain`), `onednn` or `candle`.
+    /// `auto`, `native` (or `native:avx512`, `native:avx2`, `native:plain`), `onednn`, `fused` or `candle`.
     pub backend: String,
     /// oneDNN's file, where it is not the system's `libdnnl.so.3` or `libdnnl.so.2`.
     pub onednn_library: Option<PathBuf>,

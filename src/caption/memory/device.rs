@@ -131,10 +131,7 @@ impl Memory for DeviceMemory {
     }
 
     fn bytes_for(&self, rows: usize, capacity: usize) -> usize {
-        // An encoded image is copied into its slot, and lives on until all rows of its batch are admitted.
-        let encoded = rows * self.sizes.elements(self.sizes.image_tokens);
-        let slot = self.sizes.elements(self.sizes.image_tokens + capacity.next_multiple_of(COLUMNS));
-        (encoded + rows.next_power_of_two() * slot) * self.dtype.size_in_bytes()
+        self.sizes.bytes_in_slots(rows, capacity.next_multiple_of(COLUMNS), self.dtype)
     }
 
     fn begin(&mut self, block: &Block) -> Result<()> {

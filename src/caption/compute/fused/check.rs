@@ -1,0 +1,86 @@
+//! Whether the kernels of a GPU do what the plain loops do, on that GPU.
+
+use candle_core::{DType, Device, Result, Tensor};
+
+use super::{Follows, NewTokens, append, attend, attend_rows, finish, finish_add, split_parts};
+
+/// Widths, heads and tokens of an image: sizes for 16 bytes at a time, and for one number.
+const SIZES: [(usize, usize, usize); 2] = [(64, 4, 13), (12, 2, 5)];
+
+/// Images of each.
+const IMAGES: usize = 3;
+
+/// Tries every step on a device in a precision, against the same on the CPU. Some milliseconds, and a second for compiling.
+///
+/// # Errors
+/// What went wrong: no compiler, a kernel that does not start, or a result that differs.
+pub(in crate::caption) fn check(device: &Device, dtype: DType) -> Result<()> {
+    for (width, heads, tokens) in SIZES {
+        let (here, there) =
+            (steps(&Device::Cpu, dtype, width, heads, tokens)?, steps(device, dtype, width, heads, tokens)?);
+        for ((name, expected), (_, found)) in here.into_iter().zip(there) {
+            let expected: Vec<f32> = expected.flatten_all()?.to_dtype(DType::F32)?.to_vec1()?;
+            let found: Vec<f32> = found.flatten_all()?.to_dtype(DType::F32)?.to_vec1()?;
+            let pairs = expected.iter().zip(&found);
+            let gap = pairs
+                .map(|(a, b)| (a - b).abs())
+                .fold(0.0, |most: f32, gap| if gap > most || gap.is_nan() { gap } else { most });
+            if expected.len() != found.len() || gap.is_nan() || gap > tolerance(dtype) {
+                candle_core::bail!("{name} of width {width} differs by {gap} from what it must be");
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Some units in the last place of numbers around 2.
+fn tolerance(dtype: DType) -> f32 {
+    match dtype {
+        DType::F32 => 1e-4,
+        DType::F16 => 6e-3,
+        _ => 5e-2,
+    }
+}
+
+type Named = (&'static str, Tensor);
+
+fn steps(device: &Device, dtype: DType, width: usize, heads: usize, tokens: usize) -> Result<Vec<Named>> {
+    let rows = IMAGES * tokens;
+    // Numbers from -2 to 2 without a pattern, the same everywhere.
+    let numbers = |shape: (usize, usize), seed: usize| {
+        let number = |at: usize| ((at * 7919 + seed * 104_729) % 4001) as f32 / 1000.0 - 2.0;
+        Tensor::from_iter((0..shape.0 * shape.1).map(number), &Device::Cpu)?
+            .reshape(shape)?
+            .to_dtype(dtype)?
+            .to_device(device)
+    };
+    let x = || numbers((rows, width), 1);
+    let bias = numbers((1, 3 * width), 2)?.flatten_all()?;
+    let short = bias.narrow(0, 0, width)?.contiguous()?;
+    let mut steps = Vec::new();
+    for (name, follows) in [("bias", Follows::Bias), ("GELU", Follows::Gelu)] {
+        let y = x()?;
+        finish(&y, &short, follows)?;
+        steps.push((name, y));
+    }
+    let y = x()?;
+    finish_add(&y, &short, &numbers((rows, width), 3)?)?;
+    steps.push(("residual", y));
+    let qkv = numbers((rows, 3 * width), 5)?;
+    steps.push(("attention", attend(&qkv, &bias, IMAGES, heads)?));
+
+    // A decoder of two rows, which have 4 and 9 tokens, and get `tokens` more.
+    let wide = numbers((tokens, 6 * width), 6)?;
+    let parts = split_parts(&wide, &numbers((1, 6 * width), 7)?.flatten_all()?, 6)?;
+    steps.push(("parted outputs", parts));
+    let (slots, columns) = (2, 9 + tokens);
+    let memory = numbers((slots * 6 * columns, width), 8)?.reshape((slots, 6, columns, width))?;
+    let new = NewTokens { block: tokens, starts: Tensor::new(&[4u32, 9], device)? };
+    let qkv = qkv.narrow(0, 0, slots * tokens)?.contiguous()?;
+    append(&memory, 2, &qkv, &new)?;
+    steps.push(("appended tokens", memory.copy()?));
+    steps.push(("attention of rows", attend_rows(&qkv, &memory, 2, heads, tokens, Some(&new.starts))?));
+    let queries = numbers((slots * tokens, width), 9)?;
+    steps.push(("attention to images", attend_rows(&queries, &memory, 4, heads, tokens, None)?));
+    Ok(steps)
+}
