@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::Path;
 use std::str::FromStr;
 
-use candle_core::{DType, Device};
+use candle_core::{DType, Device, Tensor};
 
 use super::compute::{Factor, Isa, Library, Number, OneDnnError, Packing, fused};
 use super::device::DtypeSpec;
@@ -144,6 +144,13 @@ impl Backend {
             Ok(()) => Ok(candle.fused()),
             Err(error) if self == Self::Fused => {
                 Err(LoadError::Device(format!("the backend fused does not work on this GPU: {error}. Choose candle")))
+            }
+            // After some faults of a kernel the driver refuses everything more to this process.
+            Err(error) if Tensor::zeros(1, tensors, device).and_then(|_| device.synchronize()).is_err() => {
+                Err(LoadError::Device(format!(
+                    "the backend fused does not work on this GPU, and has left it unusable to this process: {error}. Set \
+                     model.backend = \"candle\", which is slower, and start again"
+                )))
             }
             Err(error) => {
                 tracing::warn!(%error, "the fused kernels do not work on this GPU; candle's are taken, which are slower");

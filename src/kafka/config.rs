@@ -81,8 +81,8 @@ fn set_login(settings: &Kafka, config: &mut ClientConfig) {
     set("ssl.key.location", path(&settings.ssl_key_file));
 }
 
-/// Settings of a member of the group that reads `topic`, and maybe others, beside `members` - 1 more of the same worker.
-pub(crate) fn consumer(settings: &Kafka, topic: &str, members: usize) -> Result<ClientConfig, Error> {
+/// Settings of a member of the group, one of `members` of the same worker, with a name among these.
+pub(crate) fn consumer(settings: &Kafka, member: &str, members: usize) -> Result<ClientConfig, Error> {
     let mut config = client(settings)?;
     let prefetch = member_prefetch(settings, members);
     let fetch = fetch_bytes(settings, members);
@@ -105,7 +105,7 @@ pub(crate) fn consumer(settings: &Kafka, topic: &str, members: usize) -> Result<
         .set("fetch.max.bytes", fetch.to_string())
         .set("receive.message.max.bytes", (RESPONSE_BYTES.max(fetch) + FRAMING_BYTES).to_string());
     if let Some(name) = &settings.group_instance_id {
-        config.set("group.instance.id", format!("{name}-{topic}"));
+        config.set("group.instance.id", format!("{name}-{member}"));
     }
     if !settings.options.contains_key("heartbeat.interval.ms") {
         config.set("heartbeat.interval.ms", heartbeat_ms(settings).to_string());

@@ -72,9 +72,9 @@ pub enum Event {
 /// Statistics of a member; what is not of its partitions is of all members.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Stats {
-    /// Brokers that are connected.
+    /// Brokers that are connected; 0 where one of us has none.
     pub brokers_up: usize,
-    /// Whether the group has settled with all of us in it, be it without a partition.
+    /// Whether the group has settled with us in it, for an input at least, be it without a partition.
     pub joined: bool,
     /// Bytes of messages fetched and not delivered.
     pub prefetched_bytes: u64,
@@ -122,6 +122,8 @@ pub struct Consumer {
     turn: Cell<MemberId>,
     /// Who had the newest message: the wait for the next one is there.
     busy: Cell<MemberId>,
+    /// How many of the members read inputs: those that come first.
+    inputs: usize,
     /// The newest statistics of each.
     stats: RefCell<Vec<Stats>>,
     errors: Arc<Errors>,
@@ -136,7 +138,8 @@ impl Consumer {
         let members = members.map(|(id, topics)| Member::new(settings, topics, (id, of), errors.clone()));
         let members = members.collect::<Result<Vec<_>, _>>()?;
         let stats = RefCell::new(vec![Stats::default(); of]);
-        Ok(Self { members, turn: Cell::default(), busy: Cell::default(), stats, errors })
+        let inputs = settings.inputs.len();
+        Ok(Self { members, turn: Cell::default(), busy: Cell::default(), inputs, stats, errors })
     }
 
     /// How many members of the group this is.
@@ -185,9 +188,14 @@ impl Consumer {
         stats.partitions.retain(|known| self.member_of(&known.partition) == at);
         let mut newest = self.stats.borrow_mut();
         newest[at] = Stats { partitions: Vec::new(), ..stats.clone() };
+        let connected = newest.iter().all(|of| of.brokers_up > 0);
+        if connected {
+            self.errors.clear();
+        }
+        let most = newest.iter().map(|of| of.brokers_up).max().unwrap_or_default();
         Stats {
-            brokers_up: newest.iter().map(|of| of.brokers_up).max().unwrap_or_default(),
-            joined: newest.iter().all(|of| of.joined),
+            brokers_up: if connected { most } else { 0 },
+            joined: newest[..self.inputs].iter().any(|of| of.joined),
             prefetched_bytes: newest.iter().map(|of| of.prefetched_bytes).sum(),
             partitions: stats.partitions,
         }
@@ -198,9 +206,17 @@ impl Consumer {
         self.errors.last()
     }
 
-    /// What the group has committed for each partition. Waits for the brokers, two seconds at most.
-    pub fn committed(&self, partitions: &[TopicPartition]) -> Result<Vec<(TopicPartition, Option<Committed>)>, Error> {
-        self.members[0].committed(partitions)
+    /// What the group has committed for each partition, as a member asks that was assigned them. Waits for the brokers, two
+    /// seconds at most.
+    ///
+    /// Not as any member: of one that is joining, nothing is answered until all others have joined, and those that wait for
+    /// this answer never would.
+    pub fn committed(
+        &self,
+        member: MemberId,
+        partitions: &[TopicPartition],
+    ) -> Result<Vec<(TopicPartition, Option<Committed>)>, Error> {
+        self.members[member].committed(partitions)
     }
 
     /// Takes partitions on that a member was assigned, each from where it is to be read.
@@ -304,13 +320,16 @@ impl Membership {
     /// the ledger still has was ours in the generation that was taken, and the brokers refuse that generation from the
     /// moment on when the partitions are another worker's.
     pub fn split(&self, offsets: &[(TopicPartition, Committed)]) -> Option<Vec<OfMember>> {
-        let of = |(topics, client): &(Vec<Arc<str>>, Client)| {
+        let mut members = Vec::new();
+        for (topics, client) in &self.0 {
             let of = offsets.iter().filter(|(partition, _)| topics.contains(&partition.topic));
             let of: Vec<_> = of.cloned().collect();
-            Some((GroupMetadata(client.upgrade()?.group_metadata()?), of))
-        };
-        let members = self.0.iter().map(of).collect::<Option<Vec<_>>>();
-        members.map(|members| members.into_iter().filter(|(_, offsets)| !offsets.is_empty()).collect())
+            if !of.is_empty() {
+                members.push((GroupMetadata(client.upgrade()?.group_metadata()?), of));
+            }
+        }
+        let found: usize = members.iter().map(|(_, of)| of.len()).sum();
+        (found == offsets.len()).then_some(members)
     }
 
     /// What the group has committed for each partition; transactions that are under way are waited for. Waits for the
@@ -320,8 +339,16 @@ impl Membership {
     /// The brokers do not answer in time, or the consumer has ended.
     pub fn committed(&self, partitions: &[TopicPartition]) -> Result<Vec<(TopicPartition, Option<Committed>)>, Error> {
         let ended = || Error::Other { doing: "asking for the committed offsets", reason: "the consumer ended".into() };
-        let client = self.0.first().and_then(|(_, client)| client.upgrade());
-        member::committed(&*client.ok_or_else(ended)?, partitions)
+        let mut committed = Vec::with_capacity(partitions.len());
+        for (topics, client) in &self.0 {
+            // Each as the member that has it, see [`Consumer::committed`].
+            let of = partitions.iter().filter(|partition| topics.contains(&partition.topic));
+            let of: Vec<_> = of.cloned().collect();
+            if !of.is_empty() {
+                committed.extend(member::committed(&*client.upgrade().ok_or_else(ended)?, &of)?);
+            }
+        }
+        Ok(committed)
     }
 }
 

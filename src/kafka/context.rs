@@ -161,11 +161,7 @@ impl ClientContext for ConsumerSide {
     }
 
     fn stats(&self, statistics: Statistics) {
-        let stats = summary(&statistics);
-        if stats.brokers_up > 0 {
-            self.errors.clear();
-        }
-        self.push(Event::Stats(self.member, stats));
+        self.push(Event::Stats(self.member, summary(&statistics)));
     }
 
     fn error(&self, error: KafkaError, reason: &str) {

@@ -150,7 +150,8 @@ impl Error {
             return Self::Setting { key: "the settings together".into(), reason: reason.clone() };
         }
         let code = error.rdkafka_error_code();
-        // The latter of a commit that is on its way while the group begins its next generation, with us in it.
+        // The latter of a commit that is on its way while the group begins its next generation. Where we are no longer in it,
+        // the partitions are lost next.
         if matches!(code, Some(RDKafkaErrorCode::RebalanceInProgress | RDKafkaErrorCode::IllegalGeneration)) {
             return Self::Rebalancing { doing };
         }

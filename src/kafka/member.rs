@@ -27,6 +27,11 @@ const TWIN: &str =
 
 const STARTING: &str = "starting the consumer";
 
+/// What tells a member from the others of the same worker, whatever its topics are.
+fn name(settings: &Kafka, id: MemberId) -> String {
+    if id < settings.inputs.len() { id.to_string() } else { "retries".to_owned() }
+}
+
 /// One client of librdkafka in the group.
 pub(super) struct Member {
     /// For ends of partitions. Stands before the client, so that it goes first.
@@ -44,7 +49,7 @@ impl Member {
         (id, of): (MemberId, usize),
         errors: Arc<Errors>,
     ) -> Result<Self, Error> {
-        let config = config::consumer(settings, topics.first().copied().unwrap_or_default(), of)?;
+        let config = config::consumer(settings, &name(settings, id), of)?;
         let base = config.create_with_context(ConsumerSide::new(id, errors));
         let base: BaseConsumer<ConsumerSide> = base.map_err(|error| Error::from_kafka(STARTING, &error))?;
         let topics = topics.iter().map(|topic| (*topic).into()).collect();

@@ -101,18 +101,15 @@ async fn every_worker_has_its_share_of_every_topic_and_what_comes_back_is_captio
 #[tokio::test(flavor = "multi_thread")]
 async fn a_named_worker_that_comes_back_has_its_share_of_every_topic_again() {
     let Some(mut flow) = flow().await else { return };
-    let mut named = |name: &str| {
+    let named = |flow: &mut Flow, name: &str| {
         flow.settings.kafka.group_instance_id = Some(name.into());
         flow.worker(FakeOptions::default())
     };
-    let (stays, leaves) = (named("stays"), named("leaves"));
-    let workers = [&stays, &leaves];
-    eventually("both have something", || workers.iter().all(|worker| !share(worker).is_empty())).await;
-    let settled = || workers.iter().all(|worker| worker.control.status().consumer.is_some_and(|c| c.joined));
-    eventually("the group has settled", settled).await;
+    let (stays, leaves) = (named(&mut flow, "stays"), named(&mut flow, "leaves"));
+    until_even(&flow, &[&stays, &leaves]).await;
     let (kept, had) = (share(&stays), share(&leaves));
     assert!(leaves.stop().await.clean());
-    let back = named("leaves");
+    let back = named(&mut flow, "leaves");
     eventually("it has the same again", || share(&back) == had).await;
     assert_eq!(share(&stays), kept);
     until_even(&flow, &[&stays, &back]).await;

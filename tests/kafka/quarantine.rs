@@ -109,7 +109,7 @@ async fn on_kafka(delivery: Delivery) -> Option<Flow> {
 fn notes(flow: &Flow) -> Vec<Note> {
     let partition = |partition| TopicPartition { topic: flow.requests().into(), partition };
     let partitions: Vec<_> = (0..PARTITIONS).map(partition).collect();
-    let committed = Consumer::new(&flow.settings.kafka).unwrap().committed(&partitions).unwrap();
+    let committed = Consumer::new(&flow.settings.kafka).unwrap().committed(0, &partitions).unwrap();
     committed
         .into_iter()
         .map(|(_, committed)| committed.map_or_else(Note::default, |committed| committed.note))

@@ -85,7 +85,7 @@ impl Bench {
     /// What the group has of a partition of a topic.
     pub fn noted(&self, topic: &str, partition: i32) -> Option<Committed> {
         let asking = Consumer::new(&self.kafka).unwrap();
-        asking.committed(&[TopicPartition { topic: topic.into(), partition }]).unwrap()[0].1
+        asking.committed(0, &[TopicPartition { topic: topic.into(), partition }]).unwrap()[0].1
     }
 
     pub fn member(&self) -> Member {

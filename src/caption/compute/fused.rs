@@ -103,9 +103,9 @@ pub(in crate::caption) struct NewTokens {
 }
 
 /// Remembers the new tokens' keys and values, of `qkv` `[rows · block, 3 · width]`, in `memory`
-/// `[slots, parts, columns, width]`: those of a layer are two neighbours of the parts, from `part` on.
-pub(in crate::caption) fn append(memory: &Tensor, part: usize, qkv: &Tensor, new: &NewTokens) -> Result<()> {
-    let args = of_memory(memory, part, qkv.dim(0)?, new.block)?;
+/// `[slots, 2, columns, width]`.
+pub(in crate::caption) fn append(memory: &Tensor, qkv: &Tensor, new: &NewTokens) -> Result<()> {
+    let args = of_memory(memory, qkv.dim(0)?, new.block)?;
     memory.inplace_op2(qkv, &Step { kernel: Kernel::Append, args, starts: Some(new.starts.clone()) })
 }
 
@@ -114,23 +114,21 @@ pub(in crate::caption) fn append(memory: &Tensor, part: usize, qkv: &Tensor, new
 pub(in crate::caption) fn attend_rows(
     queries: &Tensor,
     memory: &Tensor,
-    part: usize,
     heads: usize,
     block: usize,
     starts: Option<&Tensor>,
 ) -> Result<Tensor> {
     let (rows, stride) = queries.dims2()?;
-    let args = of_memory(memory, part, rows, block)?;
+    let args = of_memory(memory, rows, block)?;
     let head = args.width / heads as u32;
     let scale = 1.0 / (head as f32).sqrt();
     let args = Args { heads: heads as u32, head, stride: stride as u32, tokens: args.columns, scale, ..args };
     queries.apply_op2_no_bwd(memory, &Step { kernel: Kernel::AttendRows, args, starts: starts.cloned() })
 }
 
-fn of_memory(memory: &Tensor, part: usize, rows: usize, block: usize) -> Result<Args> {
-    let (_, parts, columns, width) = memory.dims4()?;
-    let (parts, part, columns, block) = (parts as u32, part as u32, columns as u32, block as u32);
-    Ok(Args { parts, part, columns, block, ..of_rows(rows, width) })
+fn of_memory(memory: &Tensor, rows: usize, block: usize) -> Result<Args> {
+    let (_, _, columns, width) = memory.dims4()?;
+    Ok(Args { columns: columns as u32, block: block as u32, ..of_rows(rows, width) })
 }
 
 /// A kernel with the sizes of its tensors.

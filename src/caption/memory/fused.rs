@@ -1,6 +1,6 @@
-//! Memory on the fused steps: every active row has a slot in two buffers, one of its own tokens and one of its image, each
-//! with the keys and values of all layers, a token a row of them. So an image is taken in with one copy, and the
-//! attention reads what it needs where it lies. Slots are kept without gaps; a row that leaves is overwritten by the last.
+//! Memory on the fused steps: every active row has a slot in shared buffers, of its own tokens and of its image, with the
+//! keys and values of a layer side by side and a token a row of them: what an attention reads lies together. Slots are kept
+//! without gaps; a row that leaves is overwritten by the last.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use super::{Block, ImageMemory, Memory, Sizes};
 use crate::caption::compute::ImageProjection;
 use crate::caption::compute::fused::{self, NewTokens};
 
-/// The buffer of the rows' own tokens grows by this many columns at a time.
+/// The buffers of the rows' own tokens grow by this many columns at a time.
 const COLUMNS: usize = 32;
 
 /// See the [module](self).
@@ -19,72 +19,61 @@ pub(in crate::caption) struct FusedMemory {
     device: Device,
     dtype: DType,
     rows: usize,
-    buffers: Option<Buffers>,
+    slots: usize,
+    columns: usize,
+    layers: Vec<Layer>,
     new: Option<NewTokens>,
 }
 
-struct Buffers {
-    /// `[slots, layers · 2, columns, hidden]`.
+struct Layer {
+    /// `[slots, 2, columns, hidden]`.
     text: Tensor,
-    /// `[slots, layers · 2, image tokens, hidden]`.
+    /// `[slots, 2, image tokens, hidden]`.
     image: Tensor,
-}
-
-impl Buffers {
-    fn slots(&self) -> Result<usize> {
-        self.text.dim(0)
-    }
-
-    fn columns(&self) -> Result<usize> {
-        self.text.dim(2)
-    }
 }
 
 impl FusedMemory {
     pub(in crate::caption) fn new(sizes: Sizes, device: Device, dtype: DType) -> Self {
-        Self { sizes, device, dtype, rows: 0, buffers: None, new: None }
+        Self { sizes, device, dtype, rows: 0, slots: 0, columns: 0, layers: Vec::new(), new: None }
     }
 
     /// Makes room for `slots` rows of `columns` tokens.
     fn reserve(&mut self, slots: usize, columns: usize) -> Result<()> {
-        let (had_slots, had_columns) = match &self.buffers {
-            Some(buffers) => (buffers.slots()?, buffers.columns()?),
-            None => (0, 0),
-        };
-        if slots <= had_slots && columns <= had_columns {
+        if slots <= self.slots && columns <= self.columns {
             return Ok(());
         }
-        let slots = if slots > had_slots { slots.next_power_of_two() } else { had_slots };
-        let columns = columns.max(had_columns).next_multiple_of(COLUMNS);
-        let buffer = |tokens: usize| {
-            let shape = (slots, 2 * self.sizes.layers, tokens, self.sizes.hidden());
-            Tensor::zeros(shape, self.dtype, &self.device)
-        };
-        let text = buffer(columns)?;
-        let image = match &self.buffers {
-            Some(had) if slots == had_slots => had.image.clone(),
-            _ => buffer(self.sizes.image_tokens)?,
-        };
-        if let Some(had) = &self.buffers
-            && self.rows > 0
-        {
-            let rows = |buffer: &Tensor| buffer.narrow(0, 0, self.rows);
-            rows(&text)?.slice_set(&rows(&had.text)?, 2, 0)?;
-            if slots > had_slots {
-                image.slice_set(&rows(&had.image)?, 0, 0)?;
+        let slots = if slots > self.slots { slots.next_power_of_two() } else { self.slots };
+        let columns = columns.max(self.columns).next_multiple_of(COLUMNS);
+        let (hidden, dtype, device) = (self.sizes.hidden(), self.dtype, &self.device);
+        let buffer = |tokens: usize| Tensor::zeros((slots, 2, tokens, hidden), dtype, device);
+        if self.layers.is_empty() {
+            for _ in 0..self.sizes.layers {
+                self.layers.push(Layer { text: buffer(columns)?, image: buffer(self.sizes.image_tokens)? });
             }
         }
-        self.buffers = Some(Buffers { text, image });
+        // A layer at a time, so that old and new buffers of one only are there together.
+        for layer in &mut self.layers {
+            layer.text = grown(&layer.text, buffer(columns)?, self.rows)?;
+            if slots > self.slots {
+                layer.image = grown(&layer.image, buffer(self.sizes.image_tokens)?, self.rows)?;
+            }
+        }
+        (self.slots, self.columns) = (slots, columns);
         Ok(())
     }
 
-    fn buffers(&self) -> Result<&Buffers> {
-        self.buffers.as_ref().ok_or_else(|| candle_core::Error::Msg("no row was admitted".into()))
+    fn layer(&self, index: usize) -> Result<(&Layer, &NewTokens)> {
+        let unknown = || candle_core::Error::Msg("no row was admitted, or no block was announced".into());
+        self.layers.get(index).zip(self.new.as_ref()).ok_or_else(unknown)
     }
+}
 
-    fn announced(&self) -> Result<&NewTokens> {
-        self.new.as_ref().ok_or_else(|| candle_core::Error::Msg("no block was announced".into()))
+/// The larger buffer with the first rows of the smaller one.
+fn grown(from: &Tensor, to: Tensor, rows: usize) -> Result<Tensor> {
+    if rows > 0 {
+        to.narrow(0, 0, rows)?.slice_set(&from.narrow(0, 0, rows)?, 2, 0)?;
     }
+    Ok(to)
 }
 
 impl Memory for FusedMemory {
@@ -93,7 +82,9 @@ impl Memory for FusedMemory {
             candle_core::bail!("the image was encoded by another kind of engine")
         };
         self.reserve(self.rows + 1, capacity)?;
-        self.buffers()?.image.slice_set(&image.unsqueeze(0)?, 0, self.rows)?;
+        for (index, layer) in self.layers.iter().enumerate() {
+            layer.image.slice_set(&image.narrow(0, 2 * index, 2)?.unsqueeze(0)?, 0, self.rows)?;
+        }
         self.rows += 1;
         Ok(())
     }
@@ -101,8 +92,7 @@ impl Memory for FusedMemory {
     fn swap_remove(&mut self, row: usize) -> Result<()> {
         self.rows -= 1;
         if row < self.rows {
-            let buffers = self.buffers()?;
-            for buffer in [&buffers.text, &buffers.image] {
+            for buffer in self.layers.iter().flat_map(|layer| [&layer.text, &layer.image]) {
                 // A copy in between, since source and target share their storage.
                 let last = buffer.narrow(0, self.rows, 1)?.force_contiguous()?;
                 buffer.slice_set(&last, 0, row)?;
@@ -128,14 +118,14 @@ impl Memory for FusedMemory {
     }
 
     fn attend_text(&mut self, layer: usize, qkv: &Tensor) -> Result<Tensor> {
-        let (new, buffers) = (self.announced()?, self.buffers()?);
-        fused::append(&buffers.text, 2 * layer, qkv, new)?;
-        fused::attend_rows(qkv, &buffers.text, 2 * layer, self.sizes.heads, new.block, Some(&new.starts))
+        let (Layer { text, .. }, new) = self.layer(layer)?;
+        fused::append(text, qkv, new)?;
+        fused::attend_rows(qkv, text, self.sizes.heads, new.block, Some(&new.starts))
     }
 
     fn attend_image(&mut self, layer: usize, queries: &Tensor, _: Option<&ImageProjection>) -> Result<Tensor> {
-        let (new, buffers) = (self.announced()?, self.buffers()?);
-        fused::attend_rows(queries, &buffers.image, 2 * layer, self.sizes.heads, new.block, None)
+        let (Layer { image, .. }, new) = self.layer(layer)?;
+        fused::attend_rows(queries, image, self.sizes.heads, new.block, None)
     }
 }
 
@@ -154,8 +144,8 @@ mod tests {
         let mut memory = FusedMemory::new(SIZES, Device::Cpu, DType::F32);
         for rows in 1..=5 {
             memory.admit(&image(1.0), 40).unwrap();
-            let buffers = memory.buffers.as_ref().unwrap();
-            let held = buffers.text.elem_count() + buffers.image.elem_count();
+            let layers = memory.layers.iter();
+            let held: usize = layers.map(|layer| layer.text.elem_count() + layer.image.elem_count()).sum();
             let encoded = rows * image(1.0).bytes();
             assert_eq!(memory.bytes_for(rows, 40), held * DType::F32.size_in_bytes() + encoded, "{rows} rows");
         }

@@ -103,12 +103,15 @@ impl Worker {
     }
 
     fn assign(&mut self, member: MemberId, partitions: Vec<TopicPartition>, now: Instant) {
-        let committed = if partitions.is_empty() { Ok(Vec::new()) } else { self.setup.consumer.committed(&partitions) };
+        let committed =
+            if partitions.is_empty() { Ok(Vec::new()) } else { self.setup.consumer.committed(member, &partitions) };
         let committed = match committed {
             Ok(committed) => committed,
             Err(error) => {
                 tracing::warn!(%error, partitions = partitions.len(), "new partitions wait for the brokers");
-                self.members[member].rebalance = Some(Rebalance::Assign { partitions, next_try: now + RETRY_ASSIGN });
+                // Asking has taken its time, and others have theirs until the next try.
+                let next_try = Instant::now() + RETRY_ASSIGN;
+                self.members[member].rebalance = Some(Rebalance::Assign { partitions, next_try });
                 return;
             }
         };
@@ -235,7 +238,7 @@ impl Worker {
     pub(super) fn last_commit(&mut self, now: Instant) -> Option<Result<(), Error>> {
         let closing = self.closing.get_or_insert(Closing { since: now, next_try: now, failure: None });
         let late = now.saturating_duration_since(closing.since) >= LAST_COMMIT;
-        if !late && (now < closing.next_try || !self.members.iter().all(Membership::is_settled)) {
+        if !late && now < closing.next_try {
             return None;
         }
         closing.next_try = now + RETRY_COMMIT;
@@ -247,7 +250,8 @@ impl Worker {
             }
             let due = self.due_of(member);
             open |= !due.is_empty();
-            if !late {
+            // One that gives partitions back commits for itself, and holds up no other.
+            if !late && self.members[member].is_settled() {
                 self.commit(member, &due, now);
             }
         }

@@ -17,7 +17,7 @@ struct Args {
   const void *from;
   const void *bias;
   const void *residual;
-  const void *memory;  // keys and values, [slots, parts, columns, width]
+  const void *memory;  // keys and values of a layer, [slots, 2, columns, width]
   const u32 *starts;  // where the new tokens of each row of the decoder begin
   u32 rows;     // of what a block or a warp does one of
   u32 width;    // of a row
@@ -26,9 +26,8 @@ struct Args {
   u32 tokens;   // of an image
   u32 padded;   // the same, filled up
   u32 images;
-  u32 parts;    // keys and values of all layers
-  u32 part;     // the first of two that are meant
-  u32 columns;  // tokens that a part has room for
+  u32 parts;    // of a row, each as wide as `width`
+  u32 columns;  // tokens that a slot has room for
   u32 block;    // new tokens of a row
   u32 stride;   // from a token's queries to the next one's
   float scale;
@@ -132,13 +131,13 @@ template <class T, u32 N> __device__ inline void split_parts(const Args &a) {
   }
 }
 
-// from [rows, block, 3, width], of which the last two are keys and values, to the parts a.part and the next one of what is
-// remembered, which is `to` here: each row's behind what it has. A block does a token.
+// from [rows, block, 3, width], of which the last two are keys and values, to what is remembered, which is `to` here: each
+// row's behind what it has. A block does a token.
 template <class T, u32 N> __device__ inline void append(const Args &a) {
   u32 row = blockIdx.x / a.block, at = a.starts[row] + blockIdx.x % a.block;
   u64 from = ((u64)blockIdx.x * 3 + 1) * a.width;
   for (u32 column = threadIdx.x * N; column < 2 * a.width; column += blockDim.x * N) {
-    u64 to = ((u64)row * a.parts + a.part + column / a.width) * a.columns + at;
+    u64 to = ((u64)row * 2 + column / a.width) * a.columns + at;
     write<T, N>(a.to, to * a.width + column % a.width, read<T, N>(a.from, from + column));
   }
 }
@@ -191,9 +190,8 @@ template <class T, u32 N> __device__ inline void softmax(const Args &a) {
   }
 }
 
-// Attention of a few tokens of each row on keys and values that are remembered, parts a.part and the next one. from
-// [rows, block, stride] begins with the queries, to is [rows, block, width]. A token sees its row up to itself, where there
-// are starts, and a.tokens elsewhere.
+// Attention of a few tokens of each row on keys and values that are remembered. from [rows, block, stride] begins with the
+// queries, to is [rows, block, width]. A token sees its row up to itself, where there are starts, and a.tokens elsewhere.
 //
 // A block does a head of a token, so that keys and values are read once. Eight lanes do a column together, 32 such groups
 // every 32nd one; each keeps its highest score, and the sum and the context of what it saw relative to that (the online
@@ -206,7 +204,7 @@ template <class T, u32 N> __device__ inline void attend_rows(const Args &a) {
   u32 head = blockIdx.x % a.heads, token = blockIdx.x / a.heads, row = token / a.block;
   u32 length = a.starts ? a.starts[row] + token % a.block + 1 : a.tokens;
   u32 lane = threadIdx.x % LANES, group = threadIdx.y * (32 / LANES) + threadIdx.x / LANES;
-  u64 keys = ((u64)row * a.parts + a.part) * a.columns * a.width + head * a.head;
+  u64 keys = (u64)row * 2 * a.columns * a.width + head * a.head;
   u64 values = keys + (u64)a.columns * a.width;
   float query[PACKS][N], context[PACKS][N], top = -1e30f, sum = 0.0f;
 #pragma unroll

@@ -37,7 +37,6 @@ pub(super) struct Args {
     pub(super) padded: u32,
     pub(super) images: u32,
     pub(super) parts: u32,
-    pub(super) part: u32,
     pub(super) columns: u32,
     pub(super) block: u32,
     pub(super) stride: u32,

@@ -139,7 +139,7 @@ pub(super) fn split_parts(from: &[f32], bias: &[f32], args: &Args) -> Vec<f32> {
 
 /// Where a column of what is remembered begins.
 fn column(args: &Args, row: usize, part: usize, column: usize) -> usize {
-    ((row * args.parts as usize + args.part as usize + part) * args.columns as usize + column) * args.width as usize
+    ((row * 2 + part) * args.columns as usize + column) * args.width as usize
 }
 
 /// See `append` in `kernels.cu`.

@@ -162,14 +162,12 @@ fn new_tokens_are_remembered_and_attend_to_their_row_up_to_themselves() {
     // Heads for 16 bytes at a time, for a number at a time, the widest one, and one of BLIP's.
     for (heads, head, block, columns) in [(2, 16, 2, 40), (2, 6, 3, 9), (1, 128, 1, 33), (1, 64, 1, 70)] {
         for dtype in DTYPES {
-            let (slots, parts, width) = (2, 4, heads * head);
+            let (slots, width) = (2, heads * head);
             let starts = [columns as u32 - block, 5];
             let sizes = Args {
                 width: width as u32,
                 heads: heads as u32,
                 head: head as u32,
-                parts,
-                part: 2,
                 columns: columns as u32,
                 tokens: columns as u32,
                 block,
@@ -178,7 +176,7 @@ fn new_tokens_are_remembered_and_attend_to_their_row_up_to_themselves() {
                 rows: slots * block,
                 ..Args::default()
             };
-            let count = (slots * parts) as usize * columns * width;
+            let count = slots as usize * 2 * columns * width;
             let (mut remembered, qkv) = (numbers(dtype, count, 1), numbers(dtype, sizes.rows as usize * 3 * width, 2));
             let (memory, from) = (Memory::new(dtype, &remembered), Memory::new(dtype, &qkv));
             let args = Args { from: from.place(), starts: starts.as_ptr() as u64, ..sizes };

@@ -132,6 +132,16 @@ fn an_end_is_believed_at_once_only_when_one_topic_can_be_meant() {
 }
 
 #[test]
+fn an_end_is_that_of_the_member_that_tells_it() {
+    let now = Instant::now();
+    let mut partitions = two_topics(now);
+    partitions.ended(0, |partition| &*partition.topic == "b", now);
+    assert!(partitions.is_at_end(&partition("b", 0)) && !partitions.is_at_end(&partition("a", 0)));
+    partitions.ended(0, |partition| &*partition.topic == "a", now);
+    assert!(partitions.all_at_end());
+}
+
+#[test]
 fn statistics_show_an_end_behind_transaction_markers_and_not_before_prefetched_messages() {
     let now = Instant::now();
     let mut partitions = read_to(7, now);
