@@ -234,6 +234,22 @@ impl Ledger {
         self.lock().partitions.get(&prefix.partition).is_some_and(|partition| partition.epoch == prefix.epoch)
     }
 
+    /// A transaction is to commit this, now or when it is tried again.
+    pub fn transacting(&self, prefixes: &[Prefix]) {
+        let mut books = self.lock();
+        for prefix in prefixes {
+            if let Some(partition) = books.partitions.get_mut(&prefix.partition).filter(|p| p.epoch == prefix.epoch) {
+                partition.standing.transacting();
+            }
+        }
+    }
+
+    /// Whether a transaction may still commit something of these partitions.
+    pub fn is_under_way(&self, partitions: &[TopicPartition]) -> bool {
+        let held = &self.lock().partitions;
+        partitions.iter().filter_map(|partition| held.get(partition)).any(|held| held.standing.is_under_way())
+    }
+
     /// A transaction has committed this.
     pub fn transacted(&self, prefix: &Prefix) {
         let mut books = self.lock();

@@ -1,12 +1,13 @@
 //! Promises of the configuration: what wins, what is refused and how, and what the command prints.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use blipstream::caption::Backend;
 use blipstream::command::config::{ConfigAction, ConfigArgs, print_json, print_text, run};
 use blipstream::config::{ConfigErrors, ConfigOptions, Keys, Kind, Loaded, Origin};
 use blipstream::settings::{Input, OWNED_OPTIONS, SecurityProtocol, Settings};
@@ -367,6 +368,18 @@ fn values_out_of_range_are_refused() {
     }
     assert!(Case::new().set("flow.pause_at=nan").load().is_err());
     assert!(Case::new().set("decode.jpeg_reducing_gap=nan").load().is_err());
+}
+
+#[test]
+fn every_backend_that_the_captioner_knows_can_be_configured_and_no_other() {
+    let known: Vec<_> = Backend::all().map(|backend| backend.to_string()).collect();
+    for name in &known {
+        assert!(Case::new().set(&format!("model.backend={name}")).load().is_ok(), "{name}");
+    }
+    let error = Case::new().set("model.backend=mkl").only_error();
+    let listed = error.split("one of ").nth(1).unwrap().split(", not ").next().unwrap();
+    let listed: BTreeSet<_> = listed.split(", ").collect();
+    assert_eq!(listed, known.iter().map(String::as_str).collect());
 }
 
 #[test]

@@ -114,13 +114,35 @@ impl Sizes {
     /// What rows for sequences of so many tokens take in slots, in bytes, with their encoded images: such a one is copied
     /// into its slot, and lives on until all rows of its batch are admitted.
     fn bytes_in_slots(self, rows: usize, tokens: usize, dtype: DType) -> usize {
-        let (encoded, slot) = (self.elements(self.image_tokens), self.elements(self.image_tokens + tokens));
+        let columns = tokens.next_multiple_of(COLUMNS);
+        let (encoded, slot) = (self.elements(self.image_tokens), self.elements(self.image_tokens + columns));
         (rows * encoded + rows.next_power_of_two() * slot) * dtype.size_in_bytes()
     }
 
     /// Numbers in the keys and values of so many tokens, in all layers.
     fn elements(&self, tokens: usize) -> usize {
         self.layers * 2 * self.hidden() * tokens
+    }
+}
+
+/// The buffers of rows' own tokens grow by this many columns at a time.
+const COLUMNS: usize = 32;
+
+/// Slots and columns of buffers on a device.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+struct Room {
+    slots: usize,
+    columns: usize,
+}
+
+impl Room {
+    /// Larger room, where `slots` rows of `columns` tokens have none in this.
+    fn grown(self, slots: usize, columns: usize) -> Option<Self> {
+        if slots <= self.slots && columns <= self.columns {
+            return None;
+        }
+        let slots = if slots > self.slots { slots.next_power_of_two() } else { self.slots };
+        Some(Self { slots, columns: columns.max(self.columns).next_multiple_of(COLUMNS) })
     }
 }
 

@@ -81,10 +81,18 @@ impl Model {
         self.decoder.bytes().unwrap_or_else(|| self.dtype.size_in_bytes())
     }
 
-    /// What the CPU under it can give, measured on all cores, for a few seconds; `None` on a GPU.
-    pub fn ceilings(&self) -> std::result::Result<Option<Ceilings>, EngineError> {
-        let measure = || Ceilings::measure(self.encoder, self.dtype);
-        Ok(self.device.is_cpu().then(measure).transpose()?)
+    /// What the device under it can give, measured for a few seconds, on a CPU on all cores.
+    ///
+    /// # Errors
+    /// There is no memory for it.
+    pub fn ceilings(&self) -> std::result::Result<Ceilings, EngineError> {
+        let on_cpu = self.device.is_cpu();
+        let measured = if on_cpu {
+            Ceilings::measure(self.encoder, self.dtype)
+        } else {
+            Ceilings::of_gpu(&self.device, self.dtype)
+        };
+        Ok(measured?)
     }
 
     /// What makes its pixels of pictures.

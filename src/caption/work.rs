@@ -3,7 +3,7 @@
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-use candle_core::DType;
+use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
 use serde::Serialize;
 
@@ -44,19 +44,24 @@ impl BlipConfig {
     }
 }
 
-/// What this machine's CPU can give, measured.
+/// The side of a GPU's product, and the numbers that it copies: large enough to be at its best, small beside its memory.
+const DEVICE_SIZES: (usize, usize) = (8192, 256 << 20);
+
+/// What a device can give, measured.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Ceilings {
-    /// Operations a second in f32 on numbers that stay in registers, with the best instructions there are.
-    pub multiply_adds: f64,
-    /// Operations a second of a product as large as the encoder's, on its kernels and in its precision.
+    /// Operations a second in f32 on numbers that stay in registers, with the best instructions that a CPU has.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub multiply_adds: Option<f64>,
+    /// Operations a second of a product in the encoder's precision: on a CPU one as large as the encoder's, on its kernels,
+    /// on a GPU a larger one.
     pub product: f64,
-    /// Bytes a second read from memory.
+    /// Bytes a second read from memory, on a GPU read and written.
     pub memory: f64,
 }
 
 impl Ceilings {
-    /// Measures them on all cores, for a few seconds.
+    /// Measures a CPU on all cores, for a few seconds.
     pub(super) fn measure(encoder: Kept, dtype: DType) -> candle_core::Result<Self> {
         let numbers: Vec<f32> = (0..NUMBERS).into_par_iter().map(|x| x as f32).collect();
         let memory = best(|| {
@@ -70,9 +75,34 @@ impl Ceilings {
             black_box(sums.sum::<f32>());
         });
         Ok(Self {
-            multiply_adds: best_of(compute::multiply_adds(Isa::detect())),
+            multiply_adds: Some(best_of(compute::multiply_adds(Isa::detect()))),
             product: best_of(compute::large_product(encoder, dtype)?),
             memory: NUMBERS as f64 * size_of::<f32>() as f64 / memory.as_secs_f64(),
+        })
+    }
+}
+
+impl Ceilings {
+    /// Measures a GPU, for a few seconds.
+    pub(super) fn of_gpu(device: &Device, dtype: DType) -> candle_core::Result<Self> {
+        Self::of_device(device, dtype, DEVICE_SIZES)
+    }
+
+    fn of_device(device: &Device, dtype: DType, (side, numbers): (usize, usize)) -> candle_core::Result<Self> {
+        // Of random numbers, since zeros draw less power, and so are multiplied faster.
+        let factor = || Tensor::rand(-1f32, 1f32, (side, side), device)?.to_dtype(dtype);
+        let (a, b) = (factor()?, factor()?);
+        let product = || a.matmul(&b).and_then(|_| device.synchronize());
+        let (from, to) = (Tensor::zeros(numbers, dtype, device)?, Tensor::zeros(numbers, dtype, device)?);
+        let copy = || to.slice_set(&from, 0, 0).and_then(|()| device.synchronize());
+        // Once with what may fail, and to warm up.
+        product()?;
+        copy()?;
+        let bytes = 2 * numbers * dtype.size_in_bytes();
+        Ok(Self {
+            multiply_adds: None,
+            product: 2.0 * (side as f64).powi(3) / best(|| drop(product())).as_secs_f64(),
+            memory: bytes as f64 / best(|| drop(copy())).as_secs_f64(),
         })
     }
 }
@@ -95,6 +125,12 @@ fn best(mut work: impl FnMut()) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_device_is_measured_by_a_product_and_a_copy() {
+        let ceilings = Ceilings::of_device(&Device::Cpu, DType::F32, (64, 1 << 16)).unwrap();
+        assert!(ceilings.multiply_adds.is_none() && ceilings.product > 1e7 && ceilings.memory > 1e7, "{ceilings:?}");
+    }
 
     #[test]
     fn base_costs_what_is_known_of_it() {

@@ -14,7 +14,8 @@ use crate::settings::{Admin, Fetch, Flow, Input, Kafka, Log, Model, RetryTopic, 
 
 const MECHANISMS: [&str; 3] = ["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"];
 const DTYPES: [&str; 5] = ["auto", "f32", "bf16", "f16", "int8"];
-const BACKENDS: [&str; 7] = ["auto", "native", "native:plain", "native:avx2", "native:avx512", "onednn", "candle"];
+const BACKENDS: [&str; 8] =
+    ["auto", "native", "native:plain", "native:avx2", "native:avx512", "onednn", "fused", "candle"];
 /// Longest memory for failed fetches.
 const LONGEST_WINDOW: Duration = Duration::from_secs(3600);
 

@@ -23,6 +23,10 @@ pub(super) struct Standing {
     pub(super) had: Option<Committed>,
     /// What is to be committed before a message may be handed on.
     wanted: Option<Committed>,
+    /// What was wanted when the partition began to leave: it may be on its way, and still be written down.
+    asked: Option<Committed>,
+    /// Whether a transaction is to commit something of this that is not known to have ended.
+    under_way: bool,
     /// Whether this start is written down.
     begun: bool,
     /// Starts found, this one not among them; 0 once they no longer count.
@@ -178,11 +182,24 @@ impl Standing {
         }
         let over = had.note.until.is_some() && self.until.is_none();
         let drained = self.leaving && self.begun && had.note.starts > 0;
-        if had.note.alone || over || drained { self.note(idle) } else { had.note }
+        // Nothing was handed on for it.
+        let in_vain = self.leaving && self.asked == Some(had);
+        if had.note.alone || over || drained || in_vain { self.note(idle) } else { had.note }
+    }
+
+    /// A transaction is to commit something of this.
+    pub(super) fn transacting(&mut self) {
+        self.under_way = true;
+    }
+
+    /// Whether a transaction may still commit something of this.
+    pub(super) fn is_under_way(&self) -> bool {
+        self.under_way
     }
 
     /// The group has this now.
     pub(super) fn committed(&mut self, committed: Committed) {
+        self.under_way = false;
         if self.had.is_some_and(|had| had.offset > committed.offset) {
             return;
         }
@@ -213,7 +230,7 @@ impl Standing {
     /// The partition goes to another worker in order.
     pub(super) fn leave(&mut self) {
         self.leaving = true;
-        self.wanted = None;
+        self.asked = self.wanted.take();
     }
 
     /// The worker ends in order.

@@ -57,7 +57,10 @@ impl Committer for InTransactions {
     fn committed(&mut self, _: &[(TopicPartition, Committed)], _: &Result<(), Error>) {}
 
     fn is_elsewhere(&self, partitions: &[TopicPartition]) -> bool {
-        self.0.due(Reach::Ready).iter().any(|prefix| partitions.contains(&prefix.partition))
+        // Of what is under way nothing may be due any more, and it would be written down behind our back: a start that
+        // nobody takes back counts as a death.
+        self.0.is_under_way(partitions)
+            || self.0.due(Reach::Ready).iter().any(|prefix| partitions.contains(&prefix.partition))
     }
 }
 
@@ -66,7 +69,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::offsets::{Outcome, Ticket};
+    use crate::offsets::{Note, Outcome, Pass, Ticket};
 
     fn partition(number: i32) -> TopicPartition {
         TopicPartition { topic: "t".into(), partition: number }
@@ -94,6 +97,42 @@ mod tests {
         assert_eq!(watermarks.due(), due);
         watermarks.committed(&due, &Ok(()));
         assert_eq!(watermarks.due(), []);
+    }
+
+    #[test]
+    fn a_partition_does_not_go_while_a_transaction_may_write_of_it_and_a_start_in_vain_is_taken_back() {
+        let (ledger, partitions) = (Ledger::new(), [partition(0)]);
+        let committer = InTransactions(ledger.clone());
+        ledger.assign(partition(0));
+        ledger.found(&partition(0), None, 100);
+        assert_eq!(ledger.pass(&partition(0), 0), Pass::Later);
+        let start = ledger.due(Reach::Ready);
+        assert_eq!(start[0].end.note.starts, 1);
+        ledger.transacting(&start);
+        ledger.leave(&partitions);
+        assert!(committer.is_elsewhere(&partitions), "the start is on its way");
+        ledger.transacted(&start[0]);
+        let taken_back = ledger.due(Reach::Ready);
+        assert_eq!((taken_back[0].end.offset, taken_back[0].end.note.starts), (0, 0));
+        assert!(committer.is_elsewhere(&partitions), "it is to be taken back");
+        ledger.transacting(&taken_back);
+        ledger.transacted(&taken_back[0]);
+        assert!(!committer.is_elsewhere(&partitions));
+    }
+
+    #[test]
+    fn a_start_whose_commit_was_under_way_when_the_partition_left_is_taken_back() {
+        let ledger = Ledger::new();
+        let mut watermarks = Watermarks(ledger.clone());
+        ledger.assign(partition(0));
+        let died = Committed { offset: 7, note: Note { starts: 1, ..Note::default() } };
+        ledger.found(&partition(0), Some(died), 100);
+        assert_eq!(ledger.pass(&partition(0), 7), Pass::Later);
+        let start = watermarks.due();
+        assert_eq!(start[0].1.note.starts, 2);
+        ledger.leave(&[partition(0)]);
+        watermarks.committed(&start, &Ok(()));
+        assert_eq!(watermarks.due(), [(partition(0), died)], "the death that was found still counts");
     }
 
     #[test]

@@ -5,11 +5,8 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Result, Tensor};
 
-use super::{Block, ImageMemory, Memory, Sizes};
+use super::{Block, ImageMemory, Memory, Room, Sizes};
 use crate::caption::compute::{ImageProjection, attend_memory};
-
-/// The buffers of a row's own tokens grow by this many columns at a time.
-const COLUMNS: usize = 32;
 
 /// See the [module](self).
 pub(in crate::caption) struct DeviceMemory {
@@ -17,8 +14,7 @@ pub(in crate::caption) struct DeviceMemory {
     device: Device,
     dtype: DType,
     rows: usize,
-    slots: usize,
-    columns: usize,
+    room: Room,
     layers: Vec<Layer>,
     block: Option<Prepared>,
 }
@@ -48,39 +44,35 @@ struct Prepared {
 
 impl DeviceMemory {
     pub(in crate::caption) fn new(sizes: Sizes, device: Device, dtype: DType) -> Self {
-        Self { sizes, device, dtype, rows: 0, slots: 0, columns: 0, layers: Vec::new(), block: None }
+        Self { sizes, device, dtype, rows: 0, room: Room::default(), layers: Vec::new(), block: None }
     }
 
     /// Makes room for `slots` rows of `columns` tokens.
     fn reserve(&mut self, slots: usize, columns: usize) -> Result<()> {
-        if slots <= self.slots && columns <= self.columns {
-            return Ok(());
-        }
-        let slots = if slots > self.slots { slots.next_power_of_two() } else { self.slots };
-        let columns = columns.max(self.columns).next_multiple_of(COLUMNS);
+        let Some(room) = self.room.grown(slots, columns) else { return Ok(()) };
         let empty = |length: usize| -> Result<KeysValues> {
             // Zeros, since what a mask hides still takes part in products.
-            let shape = (slots, self.sizes.heads, self.sizes.head, length);
+            let shape = (room.slots, self.sizes.heads, self.sizes.head, length);
             let zeros = || Tensor::zeros(shape, self.dtype, &self.device);
             Ok(KeysValues { keys: zeros()?, values: zeros()? })
         };
         if self.layers.is_empty() {
             for _ in 0..self.sizes.layers {
-                self.layers.push(Layer { text: empty(columns)?, image: empty(self.sizes.image_tokens)? });
+                self.layers.push(Layer { text: empty(room.columns)?, image: empty(self.sizes.image_tokens)? });
             }
         } else {
             for layer in &mut self.layers {
-                let text = empty(columns)?;
+                let text = empty(room.columns)?;
                 text.copy_rows(&layer.text, self.rows)?;
                 layer.text = text;
-                if slots > self.slots {
+                if room.slots > self.room.slots {
                     let image = empty(self.sizes.image_tokens)?;
                     image.copy_rows(&layer.image, self.rows)?;
                     layer.image = image;
                 }
             }
         }
-        (self.slots, self.columns) = (slots, columns);
+        self.room = room;
         Ok(())
     }
 
@@ -131,7 +123,7 @@ impl Memory for DeviceMemory {
     }
 
     fn bytes_for(&self, rows: usize, capacity: usize) -> usize {
-        self.sizes.bytes_in_slots(rows, capacity.next_multiple_of(COLUMNS), self.dtype)
+        self.sizes.bytes_in_slots(rows, capacity, self.dtype)
     }
 
     fn begin(&mut self, block: &Block) -> Result<()> {

@@ -6,12 +6,9 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Result, Tensor};
 
-use super::{Block, ImageMemory, Memory, Sizes};
+use super::{Block, ImageMemory, Memory, Room, Sizes};
 use crate::caption::compute::ImageProjection;
 use crate::caption::compute::fused::{self, NewTokens};
-
-/// The buffers of the rows' own tokens grow by this many columns at a time.
-const COLUMNS: usize = 32;
 
 /// See the [module](self).
 pub(in crate::caption) struct FusedMemory {
@@ -19,8 +16,7 @@ pub(in crate::caption) struct FusedMemory {
     device: Device,
     dtype: DType,
     rows: usize,
-    slots: usize,
-    columns: usize,
+    room: Room,
     layers: Vec<Layer>,
     new: Option<NewTokens>,
 }
@@ -34,31 +30,28 @@ struct Layer {
 
 impl FusedMemory {
     pub(in crate::caption) fn new(sizes: Sizes, device: Device, dtype: DType) -> Self {
-        Self { sizes, device, dtype, rows: 0, slots: 0, columns: 0, layers: Vec::new(), new: None }
+        Self { sizes, device, dtype, rows: 0, room: Room::default(), layers: Vec::new(), new: None }
     }
 
     /// Makes room for `slots` rows of `columns` tokens.
     fn reserve(&mut self, slots: usize, columns: usize) -> Result<()> {
-        if slots <= self.slots && columns <= self.columns {
-            return Ok(());
-        }
-        let slots = if slots > self.slots { slots.next_power_of_two() } else { self.slots };
-        let columns = columns.max(self.columns).next_multiple_of(COLUMNS);
+        let Some(room) = self.room.grown(slots, columns) else { return Ok(()) };
         let (hidden, dtype, device) = (self.sizes.hidden(), self.dtype, &self.device);
-        let buffer = |tokens: usize| Tensor::zeros((slots, 2, tokens, hidden), dtype, device);
+        let buffer = |tokens: usize| Tensor::zeros((room.slots, 2, tokens, hidden), dtype, device);
         if self.layers.is_empty() {
-            for _ in 0..self.sizes.layers {
-                self.layers.push(Layer { text: buffer(columns)?, image: buffer(self.sizes.image_tokens)? });
-            }
+            let layer = |_| Ok(Layer { text: buffer(room.columns)?, image: buffer(self.sizes.image_tokens)? });
+            self.layers = (0..self.sizes.layers).map(layer).collect::<Result<_>>()?;
+            self.room = room;
+            return Ok(());
         }
         // A layer at a time, so that old and new buffers of one only are there together.
         for layer in &mut self.layers {
-            layer.text = grown(&layer.text, buffer(columns)?, self.rows)?;
-            if slots > self.slots {
+            layer.text = grown(&layer.text, buffer(room.columns)?, self.rows)?;
+            if room.slots > self.room.slots {
                 layer.image = grown(&layer.image, buffer(self.sizes.image_tokens)?, self.rows)?;
             }
         }
-        (self.slots, self.columns) = (slots, columns);
+        self.room = room;
         Ok(())
     }
 
@@ -106,7 +99,7 @@ impl Memory for FusedMemory {
     }
 
     fn bytes_for(&self, rows: usize, capacity: usize) -> usize {
-        self.sizes.bytes_in_slots(rows, capacity.next_multiple_of(COLUMNS), self.dtype)
+        self.sizes.bytes_in_slots(rows, capacity, self.dtype)
     }
 
     fn begin(&mut self, block: &Block) -> Result<()> {

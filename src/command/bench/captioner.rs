@@ -45,8 +45,7 @@ struct Report {
     first_caption: f64,
     /// In bytes.
     peak_memory: Option<u64>,
-    /// Of a CPU.
-    ceilings: Option<Ceilings>,
+    ceilings: Ceilings,
     batches: Vec<Batch>,
 }
 
@@ -183,17 +182,18 @@ fn line(batch: &Batch) -> io::Result<()> {
 fn foot(report: &Report) -> io::Result<()> {
     let mut out = io::stdout().lock();
     writeln!(out)?;
-    if let Some(Ceilings { multiply_adds, product, memory }) = report.ceilings {
-        writeln!(
-            out,
-            "this machine at its best: {:.0} GFLOP/s in registers (f32), {:.0} of products in {} on {}, {:.1} GB/s from memory",
-            multiply_adds / 1e9,
-            product / 1e9,
-            report.model.dtype,
-            report.model.backend,
-            memory / 1e9
-        )?;
-    }
+    let Ceilings { multiply_adds, product, memory } = report.ceilings;
+    let registers = multiply_adds.map(|most| format!("{:.0} GFLOP/s in registers (f32), ", most / 1e9));
+    writeln!(
+        out,
+        "this {} at its best: {}{:.0} GFLOP/s of products in {} on {}, {:.1} GB/s from memory",
+        if registers.is_some() { "machine" } else { "GPU" },
+        registers.unwrap_or_default(),
+        product / 1e9,
+        report.model.dtype,
+        report.model.backend,
+        memory / 1e9
+    )?;
     if let Some(peak) = report.peak_memory {
         writeln!(out, "most memory: {}", ByteSize::b(peak))?;
     }

@@ -77,6 +77,7 @@ impl Publisher {
                 let due = now >= self.next || hurry;
                 let batch = if due { self.form() } else { None };
                 if let Some(batch) = batch {
+                    self.ledger.transacting(&batch.prefixes);
                     running = self.start(|transactor| transactor.run(batch));
                 } else if !open && self.again.is_none() {
                     // Behind what is left here stands a message that was given up.
