@@ -1,14 +1,16 @@
 //! The kernels on a GPU.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use candle_core::backend::BackendStorage as _;
 use candle_core::cuda_backend::cudarc::driver::sys::CUdevice_attribute;
 use candle_core::cuda_backend::cudarc::driver::{DevicePtr as _, DeviceRepr, LaunchConfig, PushKernelArg as _};
+use candle_core::cuda_backend::cudarc::nvrtc::sys::nvrtcVersion;
 use candle_core::cuda_backend::cudarc::nvrtc::{CompileOptions, compile_ptx_with_opts};
 use candle_core::cuda_backend::{CudaStorageSlice, WrapErr as _};
 use candle_core::{CudaDevice, CudaStorage, DType, Layout, Result, Storage};
+use libloading::Library;
 
 use super::Step;
 use super::launch::Args;
@@ -32,6 +34,7 @@ fn assembly(device: &CudaDevice) -> Result<&'static str> {
     if let Some(assembly) = compiled.get(&(major, minor)) {
         return Ok(assembly);
     }
+    open_builtins();
     let architecture = format!("--gpu-architecture=compute_{major}{minor}");
     let options = CompileOptions { options: vec![architecture], ..CompileOptions::default() };
     let assembly = compile_ptx_with_opts(SOURCE, options).map_err(candle_core::Error::wrap)?.to_src();
@@ -39,6 +42,20 @@ fn assembly(device: &CudaDevice) -> Result<&'static str> {
     let assembly = String::leak(assembly);
     compiled.insert((major, minor), assembly);
     Ok(assembly)
+}
+
+/// Opens the file that NVRTC looks for by name alone, which finds it where it is open already: beside this program, whose
+/// libraries are found by their place. Where there is none, NVRTC says so.
+fn open_builtins() {
+    static OPENED: OnceLock<Option<Library>> = OnceLock::new();
+    OPENED.get_or_init(|| {
+        let (mut major, mut minor) = (0, 0);
+        // SAFETY: both are numbers that the call sets; the library only has data.
+        unsafe {
+            nvrtcVersion(&raw mut major, &raw mut minor).result().ok()?;
+            Library::new(format!("libnvrtc-builtins.so.{major}.{minor}")).ok()
+        }
+    });
 }
 
 /// Where a contiguous tensor begins.
