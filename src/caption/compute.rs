@@ -112,11 +112,7 @@ impl Linear {
     pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         match self {
             Self::Host(linear) => on_elements(x, |x| linear.forward(x)),
-            Self::Device { weight, bias, fused: true } => {
-                let y = x.matmul(weight)?;
-                fused::finish(&y, bias, Follows::Bias)?;
-                Ok(y)
-            }
+            Self::Device { weight, bias, fused: true } => fused::finish(x.matmul(weight)?, bias, Follows::Bias),
             Self::Device { weight, bias, .. } => x.matmul(weight)?.broadcast_add(bias),
         }
     }
@@ -125,11 +121,7 @@ impl Linear {
     pub(super) fn forward_gelu(&self, x: &Tensor) -> Result<Tensor> {
         match self {
             Self::Host(linear) => on_elements(x, |x| linear.forward_gelu(x)),
-            Self::Device { weight, bias, fused: true } => {
-                let y = x.matmul(weight)?;
-                fused::finish(&y, bias, Follows::Gelu)?;
-                Ok(y)
-            }
+            Self::Device { weight, bias, fused: true } => fused::finish(x.matmul(weight)?, bias, Follows::Gelu),
             Self::Device { weight, bias, .. } => x.matmul(weight)?.broadcast_add(bias)?.gelu_erf(),
         }
     }
@@ -142,11 +134,7 @@ impl Linear {
                 let residual = elements(&storage, layout)?;
                 on_elements(x, |x| linear.forward_add(x, residual))
             }
-            Self::Device { weight, bias, fused: true } => {
-                let y = x.matmul(weight)?;
-                fused::finish_add(&y, bias, residual)?;
-                Ok(y)
-            }
+            Self::Device { weight, bias, fused: true } => fused::finish_add(x.matmul(weight)?, bias, residual),
             Self::Device { weight, bias, .. } => x.matmul(weight)?.broadcast_add(bias)? + residual,
         }
     }

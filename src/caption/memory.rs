@@ -51,6 +51,13 @@ pub(super) struct Block {
     pub(super) counts: Vec<usize>,
 }
 
+impl Block {
+    /// How many tokens rows are of at most, fillers included, once they have these.
+    fn longest(&self) -> usize {
+        self.starts.iter().max().map_or(0, |start| start + self.width)
+    }
+}
+
 /// The memory of all active rows, and the attention on it. Rows are numbered from 0 without gaps.
 pub(super) trait Memory: Send {
     /// Adds a row at the end, for a sequence of at most `capacity` tokens.
@@ -144,6 +151,13 @@ impl Room {
         let slots = if slots > self.slots { slots.next_power_of_two() } else { self.slots };
         Some(Self { slots, columns: columns.max(self.columns).next_multiple_of(COLUMNS) })
     }
+}
+
+/// Overwrites a slot of a buffer with another one.
+fn move_slot(buffer: &Tensor, from: usize, to: usize) -> Result<()> {
+    // A copy in between, since source and target share their storage.
+    let slot = buffer.narrow(0, from, 1)?.force_contiguous()?;
+    buffer.slice_set(&slot, 0, to)
 }
 
 /// The memory that suits a device and a way to keep weights.

@@ -28,17 +28,19 @@ pub(super) enum Follows {
     Gelu,
 }
 
-/// `y + bias` and the exact GELU where asked for, in place; `y` is `[rows, width]`.
-pub(super) fn finish(y: &Tensor, bias: &Tensor, follows: Follows) -> Result<()> {
+/// `y + bias` and the exact GELU where asked for, in the place of `y`, which is `[rows, width]`.
+pub(super) fn finish(y: Tensor, bias: &Tensor, follows: Follows) -> Result<Tensor> {
     let (rows, width) = y.dims2()?;
     let kernel = if follows == Follows::Gelu { Kernel::FinishGelu } else { Kernel::FinishBias };
-    y.inplace_op2(bias, &Step { kernel, args: of_rows(rows, width), starts: None })
+    y.inplace_op2(bias, &Step { kernel, args: of_rows(rows, width), starts: None })?;
+    Ok(y)
 }
 
-/// `y + bias + residual`, in place; all but the bias are `[rows, width]`.
-pub(super) fn finish_add(y: &Tensor, bias: &Tensor, residual: &Tensor) -> Result<()> {
+/// `y + bias + residual`, in the place of `y`; all but the bias are `[rows, width]`.
+pub(super) fn finish_add(y: Tensor, bias: &Tensor, residual: &Tensor) -> Result<Tensor> {
     let (rows, width) = y.dims2()?;
-    y.inplace_op3(bias, residual, &Step { kernel: Kernel::FinishAdd, args: of_rows(rows, width), starts: None })
+    y.inplace_op3(bias, residual, &Step { kernel: Kernel::FinishAdd, args: of_rows(rows, width), starts: None })?;
+    Ok(y)
 }
 
 fn of_rows(rows: usize, width: usize) -> Args {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Result, Tensor};
 
-use super::{Block, ImageMemory, Memory, Room, Sizes};
+use super::{Block, ImageMemory, Memory, Room, Sizes, move_slot};
 use crate::caption::compute::{ImageProjection, attend_memory};
 
 /// See the [module](self).
@@ -128,7 +128,7 @@ impl Memory for DeviceMemory {
 
     fn begin(&mut self, block: &Block) -> Result<()> {
         let (rows, width) = (block.starts.len(), block.width);
-        let last = block.starts.iter().map(|start| start + width).max().unwrap_or(0);
+        let last = block.longest();
         self.reserve(rows, last)?;
         let positions = block.starts.iter().flat_map(|start| (0..width).map(move |offset| (start + offset) as u32));
         let targets = Tensor::from_iter(positions, &self.device)?
@@ -192,12 +192,8 @@ impl KeysValues {
     }
 
     fn move_row(&self, from: usize, to: usize) -> Result<()> {
-        for buffer in [&self.keys, &self.values] {
-            // A copy in between, since source and target share their storage.
-            let row = buffer.narrow(0, from, 1)?.force_contiguous()?;
-            buffer.narrow(0, to, 1)?.slice_set(&row, 0, 0)?;
-        }
-        Ok(())
+        move_slot(&self.keys, from, to)?;
+        move_slot(&self.values, from, to)
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Result, Tensor};
 
-use super::{Block, ImageMemory, Memory, Room, Sizes};
+use super::{Block, ImageMemory, Memory, Room, Sizes, move_slot};
 use crate::caption::compute::ImageProjection;
 use crate::caption::compute::fused::{self, NewTokens};
 
@@ -86,9 +86,7 @@ impl Memory for FusedMemory {
         self.rows -= 1;
         if row < self.rows {
             for buffer in self.layers.iter().flat_map(|layer| [&layer.text, &layer.image]) {
-                // A copy in between, since source and target share their storage.
-                let last = buffer.narrow(0, self.rows, 1)?.force_contiguous()?;
-                buffer.slice_set(&last, 0, row)?;
+                move_slot(buffer, self.rows, row)?;
             }
         }
         Ok(())
@@ -103,8 +101,7 @@ impl Memory for FusedMemory {
     }
 
     fn begin(&mut self, block: &Block) -> Result<()> {
-        let last = block.starts.iter().map(|start| start + block.width).max().unwrap_or(0);
-        self.reserve(block.starts.len(), last)?;
+        self.reserve(block.starts.len(), block.longest())?;
         let starts = Tensor::from_iter(block.starts.iter().map(|start| *start as u32), &self.device)?;
         self.new = Some(NewTokens { block: block.width, starts });
         Ok(())

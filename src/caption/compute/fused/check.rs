@@ -58,13 +58,9 @@ fn steps(device: &Device, dtype: DType, width: usize, heads: usize, tokens: usiz
     let short = bias.narrow(0, 0, width)?.contiguous()?;
     let mut steps = Vec::new();
     for (name, follows) in [("bias", Follows::Bias), ("GELU", Follows::Gelu)] {
-        let y = x()?;
-        finish(&y, &short, follows)?;
-        steps.push((name, y));
+        steps.push((name, finish(x()?, &short, follows)?));
     }
-    let y = x()?;
-    finish_add(&y, &short, &numbers((rows, width), 3)?)?;
-    steps.push(("residual", y));
+    steps.push(("residual", finish_add(x()?, &short, &numbers((rows, width), 3)?)?));
     let qkv = numbers((rows, 3 * width), 5)?;
     steps.push(("attention", attend(&qkv, &bias, IMAGES, heads)?));
 
