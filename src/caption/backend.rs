@@ -7,7 +7,7 @@ use std::str::FromStr;
 use candle_core::{DType, Device, Tensor};
 
 use super::compute::{Factor, Isa, Library, Number, OneDnnError, Packing, fused};
-use super::device::DtypeSpec;
+use super::device::{DtypeSpec, Gpu};
 use super::load::LoadError;
 use super::weights::Kept;
 
@@ -140,10 +140,10 @@ impl Backend {
                 "the backend {self} is for CPUs: choose auto, fused or candle on a GPU"
             )));
         }
-        if dtype == DtypeSpec::Int8 {
-            return Err(LoadError::Device("int8 is for CPUs: choose bf16, f16 or f32 on a GPU".into()));
-        }
-        let (dtype, tensors) = dtype.on_gpu(device);
+        let Some(gpu) = Gpu::of(device)? else {
+            return Err(LoadError::Device("the device is neither a CPU nor an NVIDIA GPU".into()));
+        };
+        let (dtype, tensors) = gpu.dtype(dtype)?;
         let candle = Chosen::candle(dtype, tensors);
         if self == Self::Candle {
             return Ok(candle);

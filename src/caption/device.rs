@@ -3,8 +3,11 @@
 use std::fmt;
 use std::str::FromStr;
 
-use candle_core::{DType, Device};
+mod gpu;
 
+use candle_core::Device;
+
+pub(super) use self::gpu::Gpu;
 use super::load::LoadError;
 
 /// `auto`, `cpu` or `cuda:N`.
@@ -58,8 +61,8 @@ impl DeviceSpec {
     pub(super) fn open(self) -> Result<(Self, Device), LoadError> {
         match self {
             Self::Cpu => Ok((Self::Cpu, Device::Cpu)),
-            Self::Cuda(number) => Ok((self, open_cuda(number)?)),
-            Self::Auto => match open_cuda(0) {
+            Self::Cuda(number) => Ok((self, open_suited(number)?)),
+            Self::Auto => match open_suited(0) {
                 Ok(device) => Ok((Self::Cuda(0), device)),
                 Err(reason) => {
                     if cfg!(feature = "cuda") {
@@ -72,11 +75,42 @@ impl DeviceSpec {
     }
 }
 
+/// Opens a GPU that runs this program.
+fn open_suited(number: usize) -> Result<Device, LoadError> {
+    let device = open_cuda(number)?;
+    if let Some(gpu) = Gpu::of(&device)? {
+        gpu.runs_this_program()?;
+    }
+    Ok(device)
+}
+
 #[cfg(feature = "cuda")]
 fn open_cuda(number: usize) -> Result<Device, LoadError> {
     // A stream of its own, so that engines on several threads do not wait for each other on the default stream.
-    Device::new_cuda_with_stream(number)
-        .map_err(|error| LoadError::Device(format!("cuda:{number} cannot be opened: {error}")))
+    let opened = Device::new_cuda_with_stream(number)
+        .map_err(|error| LoadError::Device(format!("cuda:{number} cannot be opened: {error}")))?;
+    if let Device::Cuda(device) = &opened {
+        // SAFETY: a model and all that its engines make are on this one stream, in whose order memory is given back.
+        unsafe { device.disable_event_tracking() };
+        keep_memory(device).map_err(|error| LoadError::Device(format!("cuda:{number} has no memory pool: {error}")))?;
+    }
+    Ok(opened)
+}
+
+/// Keeps memory that is given back for what comes next. Without that the driver takes it away at every wait for the device,
+/// which is after every batch.
+#[cfg(feature = "cuda")]
+fn keep_memory(device: &candle_core::CudaDevice) -> Result<(), Box<dyn std::error::Error>> {
+    use candle_core::cuda_backend::cudarc::driver::result::{device, mem_pool};
+    use candle_core::cuda_backend::cudarc::driver::sys::CUmemPool_attribute;
+    let mut all = u64::MAX;
+    // SAFETY: the device is open, and the attribute is a number of 64 bits, which is only read.
+    unsafe {
+        let pool = device::get_default_mem_pool(device.cuda_stream().context().cu_device())?;
+        let threshold = CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+        mem_pool::set_attribute(pool, threshold, (&raw mut all).cast())?;
+    }
+    Ok(())
 }
 
 #[cfg(feature = "cuda")]
@@ -140,35 +174,6 @@ impl fmt::Display for DtypeSpec {
             Self::Int8 => "int8",
         })
     }
-}
-
-impl DtypeSpec {
-    /// The precision of tensors on a GPU; also says what `auto` became.
-    pub(super) fn on_gpu(self, device: &Device) -> (Self, DType) {
-        match self {
-            Self::F32 => (self, DType::F32),
-            Self::Bf16 => (self, DType::BF16),
-            Self::Auto if has_bf16(device) => (Self::Bf16, DType::BF16),
-            Self::F16 | Self::Auto | Self::Int8 => (Self::F16, DType::F16),
-        }
-    }
-}
-
-/// bf16 arithmetic came with compute capability 8.0.
-#[cfg(feature = "cuda")]
-fn has_bf16(device: &Device) -> bool {
-    use candle_core::cuda_backend::cudarc::driver::sys::CUdevice_attribute;
-    let Device::Cuda(device) = device else { return false };
-    device
-        .cuda_stream()
-        .context()
-        .attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)
-        .is_ok_and(|major| major >= 8)
-}
-
-#[cfg(not(feature = "cuda"))]
-fn has_bf16(_device: &Device) -> bool {
-    false
 }
 
 #[cfg(test)]

@@ -102,7 +102,7 @@ impl BlipEngine {
         let end = self.model.config.text.sep_token_id;
         let logits = self.forward()?;
         let held_back: Vec<bool> = self.rows.iter().map(Row::holds_back_the_end).collect();
-        let choices = greedy(&logits, &held_back, end)?;
+        let choices = greedy(&logits, &held_back, end, self.model.is_fused())?;
         for (row, choice) in self.rows.iter_mut().zip(choices) {
             row.take(choice);
         }

@@ -3,8 +3,7 @@
 use candle_core::{CpuStorage, DType, Result, Storage, Tensor};
 use rayon::prelude::*;
 
-use super::compute::log_sum_exp;
-use super::compute::on_host;
+use super::compute::{fused, log_sum_exp, on_host};
 
 /// A chosen token, and the logarithm of the probability that the model gives it.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -14,9 +13,14 @@ pub(super) struct Choice {
 }
 
 /// The likeliest token of each row of `logits` `[rows, vocabulary]`, the first of equals; never `end` where the row is
-/// `held_back`. The probability is the model's own, also where a row is held back.
-pub(super) fn greedy(logits: &Tensor, held_back: &[bool], end: u32) -> Result<Vec<Choice>> {
-    let choices = if on_host(logits) { host(logits, held_back, end) } else { device(logits, held_back, end) }?;
+/// `held_back`. The probability is the model's own, also where a row is held back. One kernel does it all where steps are
+/// `fused`.
+pub(super) fn greedy(logits: &Tensor, held_back: &[bool], end: u32, fused: bool) -> Result<Vec<Choice>> {
+    let choices = match fused {
+        true => by_step(logits, held_back, end),
+        false if on_host(logits) => host(logits, held_back, end),
+        false => device(logits, held_back, end),
+    }?;
     if choices.iter().any(|choice| !choice.logprob.is_finite()) {
         candle_core::bail!("the model's scores are not numbers: a weight or a precision is unfit");
     }
@@ -44,6 +48,11 @@ fn best(row: &[f32], except: Option<u32>) -> Choice {
     Choice { token, logprob: top - log_sum_exp(row) }
 }
 
+fn by_step(logits: &Tensor, held_back: &[bool], end: u32) -> Result<Vec<Choice>> {
+    let choices = fused::choose(logits, held_back, end)?;
+    Ok(choices.into_iter().map(|(token, logprob)| Choice { token, logprob }).collect())
+}
+
 fn device(logits: &Tensor, held_back: &[bool], end: u32) -> Result<Vec<Choice>> {
     let logits = logits.to_dtype(DType::F32)?.contiguous()?;
     let normaliser = logits.log_sum_exp(1)?;
@@ -66,17 +75,18 @@ mod tests {
     use candle_core::Device;
 
     #[test]
-    fn both_ways_choose_alike_and_hold_the_end_back() {
+    fn all_ways_choose_alike_and_hold_the_end_back() {
         let logits = Tensor::new(&[[1f32, 3.0, 3.0, 5.0], [2.0, 0.0, 1.0, 4.0]], &Device::Cpu).unwrap();
         for held_back in [[false, false], [true, false], [true, true]] {
-            let (a, b) =
-                (host(&logits, &held_back, 3).unwrap(), device(&logits.copy().unwrap(), &held_back, 3).unwrap());
+            let a = host(&logits, &held_back, 3).unwrap();
+            let b = device(&logits.copy().unwrap(), &held_back, 3).unwrap();
+            let c = by_step(&logits, &held_back, 3).unwrap();
             let tokens: Vec<_> = a.iter().map(|choice| choice.token).collect();
             let expected = held_back.iter().zip([1, 0]).map(|(&held, other)| if held { other } else { 3 });
             assert_eq!(tokens, expected.collect::<Vec<u32>>());
-            for (a, b) in a.iter().zip(&b) {
-                assert_eq!(a.token, b.token);
-                assert!((a.logprob - b.logprob).abs() < 1e-5);
+            for (a, other) in a.iter().zip(&b).chain(a.iter().zip(&c)) {
+                assert_eq!(a.token, other.token);
+                assert!((a.logprob - other.logprob).abs() < 1e-5);
             }
         }
         let total: f32 = [1f32, 3.0, 3.0, 5.0].iter().map(|x| x.exp()).sum();
@@ -87,6 +97,8 @@ mod tests {
     #[test]
     fn scores_that_are_not_numbers_are_an_error() {
         let logits = Tensor::new(&[[1f32, f32::NAN]], &Device::Cpu).unwrap();
-        assert!(greedy(&logits, &[false], 0).is_err());
+        for fused in [false, true] {
+            assert!(greedy(&logits, &[false], 0, fused).is_err());
+        }
     }
 }

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use super::Engine;
 use super::backend::{Backend, Chosen};
 use super::config::BlipConfig;
-use super::device::{DeviceSpec, DtypeSpec};
+use super::device::{DeviceSpec, DtypeSpec, Gpu};
 use super::engine::BlipEngine;
 use super::files::ModelFiles;
 use super::hub::{self, HubSource};
@@ -173,6 +173,9 @@ pub fn load_model(options: &LoadOptions) -> Result<Arc<Model>, LoadError> {
             Parts::read(&ModelFiles::Dir(snapshot.path))?
         }
     };
+    if let Some(gpu) = Gpu::of(&device)? {
+        gpu.holds(&identity.id, parts.config.parameters() * chosen.tensors.size_in_bytes() as u64)?;
+    }
     let started = std::time::Instant::now();
     let Chosen { tensors, encoder, decoder, .. } = chosen;
     let scope = Scope::root(&parts.weights, &device, tensors, decoder);

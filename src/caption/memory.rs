@@ -115,7 +115,7 @@ impl Sizes {
 
     /// Whether an image is remembered a token a row, for [`FusedMemory`].
     pub(super) fn in_rows(self, kept: Kept) -> bool {
-        matches!(kept, Kept::Tensors { fused: true }) && takes_heads_of(self.head)
+        kept.is_fused() && takes_heads_of(self.head)
     }
 
     /// What rows for sequences of so many tokens take in slots, in bytes, with their encoded images: such a one is copied

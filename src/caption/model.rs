@@ -76,6 +76,11 @@ impl Model {
         self.config.work(!self.decoder.are_tensors())
     }
 
+    /// Whether its decoder runs on fused steps.
+    pub(super) fn is_fused(&self) -> bool {
+        self.decoder.is_fused()
+    }
+
     /// Bytes of one weight of the decoder's linear layers.
     pub fn weight_bytes(&self) -> usize {
         self.decoder.bytes().unwrap_or_else(|| self.dtype.size_in_bytes())

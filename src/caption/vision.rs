@@ -4,7 +4,7 @@ use candle_core::{DType, Device, Result, Tensor};
 use rayon::prelude::*;
 
 use super::Pixels;
-use super::compute::{Isa, LayerNorm, Linear, on_host, self_attention};
+use super::compute::{Isa, LayerNorm, Linear, fused, on_host, self_attention};
 use super::config::VisionConfig;
 use super::load::LoadError;
 use super::preprocess::Normalize;
@@ -17,6 +17,8 @@ pub(super) struct VisionEncoder {
     isa: Isa,
     /// The encoder's input for each of the 256 values of a byte, in red, green and blue.
     levels: [[f32; 256]; 3],
+    /// The same where patches are made by a fused step, `[3, 256]`.
+    fused_levels: Option<Tensor>,
     patch: Linear,
     class: Tensor,
     position: Tensor,
@@ -45,8 +47,12 @@ impl VisionEncoder {
         let layers = (0..config.num_hidden_layers)
             .map(|index| Layer::load(&scope.part("encoder.layers").part(index), config))
             .collect::<std::result::Result<_, _>>()?;
+        let levels = levels(normalize);
+        let on_device = || Tensor::from_slice(levels.as_flattened(), (3, 256), scope.device());
+        let fused_levels = scope.kept().is_fused().then(on_device).transpose();
         Ok(Self {
-            levels: levels(normalize),
+            levels,
+            fused_levels: fused_levels.map_err(|error| LoadError::Device(error.to_string()))?,
             patch: load_patch(&embeddings.part("patch_embedding"), config)?,
             class: embeddings.tensor("class_embedding", &[1, 1, width])?,
             position: embeddings.tensor("position_embedding", &[1, config.tokens(), width])?,
@@ -68,7 +74,11 @@ impl VisionEncoder {
 
     fn embed(&self, images: &[Pixels]) -> Result<Tensor> {
         let (tokens, width) = (self.config.tokens(), self.config.hidden_size);
-        let patches = if on_host(&self.class) { self.unfold(images)? } else { self.unfold_on_device(images)? };
+        let patches = match &self.fused_levels {
+            Some(levels) => fused::unfold(&self.upload(images)?, levels, self.config.patch_size, self.class.dtype())?,
+            None if on_host(&self.class) => self.unfold(images)?,
+            None => self.unfold_on_device(images)?,
+        };
         let patches = self.patch.forward(&patches)?.reshape((images.len(), tokens - 1, width))?;
         let class = self.class.broadcast_as((images.len(), 1, width))?;
         let x = Tensor::cat(&[&class, &patches], 1)?.broadcast_add(&self.position)?;
@@ -98,12 +108,17 @@ impl VisionEncoder {
         Tensor::from_vec(values, (images.len() * grid * grid, size), &Device::Cpu)
     }
 
-    /// The same on a device, to which the pixels go as bytes.
+    /// The pixels as bytes on the device, `[images, size, size, 3]`.
+    fn upload(&self, images: &[Pixels]) -> Result<Tensor> {
+        let size = self.config.image_size;
+        let bytes: Vec<&[u8]> = images.iter().map(Pixels::data).collect();
+        Tensor::from_vec(bytes.concat(), (images.len(), size, size, 3), self.class.device())
+    }
+
+    /// The patches on a device, by operations of candle.
     fn unfold_on_device(&self, images: &[Pixels]) -> Result<Tensor> {
         let (grid, patch, device) = (self.config.grid(), self.config.patch_size, self.class.device());
-        let bytes: Vec<u8> = images.iter().flat_map(Pixels::data).copied().collect();
-        let (size, side) = (self.config.image_size, grid * patch);
-        let bytes = Tensor::from_vec(bytes, (images.len(), size, size, 3), device)?;
+        let (bytes, side) = (self.upload(images)?, grid * patch);
         // Pixels at the edge that fill no patch are left out.
         let bytes =
             bytes.narrow(1, 0, side)?.narrow(2, 0, side)?.reshape((images.len(), grid, patch, grid, patch, 3))?;

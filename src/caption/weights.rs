@@ -166,6 +166,11 @@ impl Kept {
         matches!(self, Self::Tensors { .. })
     }
 
+    /// Whether what stands between the products is fused.
+    pub(super) fn is_fused(self) -> bool {
+        matches!(self, Self::Tensors { fused: true })
+    }
+
     /// What the kernels beside the products run on.
     pub(super) fn isa(self) -> Isa {
         if let Self::Packed(packing) = self { packing.isa } else { Isa::detect() }

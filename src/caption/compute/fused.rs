@@ -133,6 +133,28 @@ fn of_memory(memory: &Tensor, rows: usize, block: usize) -> Result<Args> {
     Ok(Args { columns: columns as u32, block: block as u32, ..of_rows(rows, width) })
 }
 
+/// The patches of pictures, a row each in the order of the convolution's weights: `[images · grid · grid, 3 · patch · patch]`
+/// in a precision, of bytes `[images, size, size, 3]`. `levels`, f32 `[3, 256]`, says what a byte of each channel becomes.
+pub(in crate::caption) fn unfold(bytes: &Tensor, levels: &Tensor, patch: usize, dtype: DType) -> Result<Tensor> {
+    let (images, size, _, _) = bytes.dims4()?;
+    let (rows, width) = (images * (size / patch).pow(2), 3 * patch * patch);
+    let patches = Tensor::zeros((rows, width), dtype, bytes.device())?;
+    let args = Args { size: size as u32, patch: patch as u32, ..of_rows(rows, width) };
+    patches.inplace_op3(bytes, levels, &Step { kernel: Kernel::Unfold, args, starts: None })?;
+    Ok(patches)
+}
+
+/// The first of the highest of each row of `scores` `[rows, vocabulary]`, never `end` in rows that are held back, and the
+/// logarithm of its share in the whole row's softmax.
+pub(in crate::caption) fn choose(scores: &Tensor, held_back: &[bool], end: u32) -> Result<Vec<(u32, f32)>> {
+    let (rows, width) = scores.dims2()?;
+    let held_back = Tensor::from_iter(held_back.iter().map(|held| u32::from(*held)), scores.device())?;
+    let choices = Tensor::zeros((rows, 2), DType::F32, scores.device())?;
+    let args = Args { end, ..of_rows(rows, width) };
+    choices.inplace_op2(scores, &Step { kernel: Kernel::Choose, args, starts: Some(held_back) })?;
+    Ok(choices.to_vec2()?.into_iter().map(|choice: Vec<f32>| (choice[0] as u32, choice[1])).collect())
+}
+
 /// A kernel with the sizes of its tensors.
 struct Step {
     kernel: Kernel,
@@ -181,6 +203,7 @@ impl InplaceOp2 for Step {
         plain::change(to, layout, |to| match self.kernel {
             Kernel::JoinHeads => plain::join_heads(to, &more, &self.args),
             Kernel::Append => plain::append(to, &more, &starts, &self.args),
+            Kernel::Choose => plain::choose(to, &more, &starts, &self.args),
             Kernel::FinishGelu => plain::finish(to, &more, |y, _| plain::gelu(y)),
             _ => plain::finish(to, &more, |y, _| y),
         })
@@ -189,8 +212,10 @@ impl InplaceOp2 for Step {
     #[cfg(feature = "cuda")]
     fn cuda_fwd(&self, to: &mut CudaStorage, layout: &Layout, more: &CudaStorage, of_more: &Layout) -> Result<()> {
         // A bias, or what is taken over.
-        let more = cuda::address(more, of_more)?;
-        cuda::run(self, Args { to: cuda::address(to, layout)?, bias: more, from: more, ..self.args }, to)
+        let from = cuda::address(more, of_more)?;
+        let args = Args { to: cuda::address(to, layout)?, bias: from, from, ..self.args };
+        // Scores are in a precision, choices never.
+        cuda::run(self, args, if self.kernel == Kernel::Choose { more } else { to })
     }
 }
 
@@ -203,13 +228,16 @@ impl InplaceOp3 for Step {
         &self,
         to: &mut CpuStorage,
         layout: &Layout,
-        bias: &CpuStorage,
-        of_bias: &Layout,
-        residual: &CpuStorage,
-        of_residual: &Layout,
+        first: &CpuStorage,
+        of_first: &Layout,
+        second: &CpuStorage,
+        of_second: &Layout,
     ) -> Result<()> {
-        let (bias, residual) = (plain::read(bias, of_bias)?, plain::read(residual, of_residual)?);
-        plain::change(to, layout, |to| plain::finish(to, &bias, |y, at| y + residual[at]))
+        let (first, second) = (plain::read(first, of_first)?, plain::read(second, of_second)?);
+        plain::change(to, layout, |to| match self.kernel {
+            Kernel::Unfold => plain::unfold(to, &first, &second, &self.args),
+            _ => plain::finish(to, &first, |y, at| y + second[at]),
+        })
     }
 
     #[cfg(feature = "cuda")]
@@ -217,13 +245,18 @@ impl InplaceOp3 for Step {
         &self,
         to: &mut CudaStorage,
         layout: &Layout,
-        bias: &CudaStorage,
-        of_bias: &Layout,
-        residual: &CudaStorage,
-        of_residual: &Layout,
+        first: &CudaStorage,
+        of_first: &Layout,
+        second: &CudaStorage,
+        of_second: &Layout,
     ) -> Result<()> {
-        let (bias, residual) = (cuda::address(bias, of_bias)?, cuda::address(residual, of_residual)?);
-        cuda::run(self, Args { to: cuda::address(to, layout)?, bias, residual, ..self.args }, to)
+        let (first, second) = (cuda::address(first, of_first)?, cuda::address(second, of_second)?);
+        let args = match self.kernel {
+            // Bytes, and what they become.
+            Kernel::Unfold => Args { from: first, bias: second, ..self.args },
+            _ => Args { bias: first, residual: second, ..self.args },
+        };
+        cuda::run(self, Args { to: cuda::address(to, layout)?, ..args }, to)
     }
 }
 

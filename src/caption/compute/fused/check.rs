@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Device, Result, Tensor};
 
-use super::{Follows, NewTokens, append, attend, attend_rows, finish, finish_add, split_parts};
+use super::{Follows, NewTokens, append, attend, attend_rows, choose, finish, finish_add, split_parts, unfold};
 
 /// Widths, heads and tokens of an image: sizes for 16 bytes at a time, for one number, and heads like those of BLIP with more
 /// tokens than a warp or a group does in one turn.
@@ -54,9 +54,28 @@ fn steps(device: &Device, dtype: DType, width: usize, heads: usize, tokens: usiz
         Tensor::from_vec(numbers, shape, &Device::Cpu)?.to_dtype(dtype)?.to_device(device)
     };
     let x = || numbers((rows, width), 1);
+    let mut steps = Vec::new();
+
+    // Patches of 16 bytes at a time, of one number, and pixels over.
+    let patch = if width == 12 { 3 } else { 8 };
+    let mut random = fastrand::Rng::with_seed(10);
+    let bytes: Vec<u8> = (0..IMAGES * 26 * 26 * 3).map(|_| random.u8(..)).collect();
+    let bytes = Tensor::from_vec(bytes, (IMAGES, 26, 26, 3), device)?;
+    let levels: Vec<f32> = (0..3 * 256).map(|_| random.f32() * 2.0 - 1.0).collect();
+    steps.push(("patches", unfold(&bytes, &Tensor::from_vec(levels, (3, 256), device)?, patch, dtype)?));
+    for held_back in [false, true] {
+        // The end is what would be chosen.
+        let scores = x()?;
+        let end = choose(&scores, &vec![false; rows], 0)?[0].0;
+        let choices = choose(&scores, &vec![held_back; rows], end)?;
+        let (tokens, logprobs): (Vec<_>, Vec<_>) =
+            choices.into_iter().map(|(token, share)| (token as f32, share)).unzip();
+        steps.push(("choice", Tensor::new(tokens, &Device::Cpu)?));
+        steps.push(("probability", Tensor::new(logprobs, &Device::Cpu)?));
+    }
+
     let bias = numbers((1, 3 * width), 2)?.flatten_all()?;
     let short = bias.narrow(0, 0, width)?.contiguous()?;
-    let mut steps = Vec::new();
     for (name, follows) in [("bias", Follows::Bias), ("GELU", Follows::Gelu)] {
         steps.push((name, finish(x()?, &short, follows)?));
     }

@@ -1,14 +1,16 @@
 //! The kernels on a GPU.
 
-use std::collections::BTreeMap;
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{LazyLock, Mutex, OnceLock, PoisonError};
 
 use candle_core::backend::BackendStorage as _;
-use candle_core::cuda_backend::cudarc::driver::sys::CUdevice_attribute;
-use candle_core::cuda_backend::cudarc::driver::{DevicePtr as _, DeviceRepr, LaunchConfig, PushKernelArg as _};
+use candle_core::cuda_backend::cudarc::driver::{
+    CudaFunction, DevicePtr as _, DeviceRepr, LaunchConfig, PushKernelArg as _,
+};
 use candle_core::cuda_backend::cudarc::nvrtc::sys::nvrtcVersion;
 use candle_core::cuda_backend::cudarc::nvrtc::{CompileOptions, compile_ptx_with_opts};
-use candle_core::cuda_backend::{CudaStorageSlice, WrapErr as _};
+use candle_core::cuda_backend::{CudaStorageSlice, DeviceId, WrapErr as _};
 use candle_core::{CudaDevice, CudaStorage, DType, Layout, Result, Storage};
 use libloading::Library;
 
@@ -24,12 +26,7 @@ unsafe impl DeviceRepr for Args {}
 /// The kernels in the assembly of a compute capability, compiled once for each: a second of work.
 fn assembly(device: &CudaDevice) -> Result<&'static str> {
     static COMPILED: Mutex<BTreeMap<(i32, i32), &str>> = Mutex::new(BTreeMap::new());
-    let stream = device.cuda_stream();
-    let of = |attribute| stream.context().attribute(attribute).w();
-    let (major, minor) = (
-        of(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
-        of(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
-    );
+    let (major, minor) = device.cuda_stream().context().compute_capability().w()?;
     let mut compiled = COMPILED.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(assembly) = compiled.get(&(major, minor)) {
         return Ok(assembly);
@@ -70,6 +67,7 @@ pub(super) fn address(storage: &CudaStorage, layout: &Layout) -> Result<u64> {
         CudaStorageSlice::BF16(slice) => slice.device_ptr(&stream).0,
         CudaStorageSlice::F16(slice) => slice.device_ptr(&stream).0,
         CudaStorageSlice::U32(slice) => slice.device_ptr(&stream).0,
+        CudaStorageSlice::U8(slice) => slice.device_ptr(&stream).0,
         _ => candle_core::bail!("a fused step takes f32, bf16 and f16"),
     };
     Ok(begin + (from * storage.dtype().size_in_bytes()) as u64)
@@ -90,6 +88,19 @@ pub(super) fn empty_like(storage: &CudaStorage, count: usize) -> Result<CudaStor
     Ok(CudaStorage { slice, device: device.clone() })
 }
 
+/// A kernel of a device, looked up once: the driver takes longer for that than for starting it.
+fn function(device: &CudaDevice, kernel: String) -> Result<CudaFunction> {
+    static FOUND: LazyLock<Mutex<HashMap<(DeviceId, String), CudaFunction>>> = LazyLock::new(Mutex::default);
+    let mut found = FOUND.lock().unwrap_or_else(PoisonError::into_inner);
+    Ok(match found.entry((device.id(), kernel)) {
+        Entry::Occupied(entry) => entry.get().clone(),
+        Entry::Vacant(entry) => {
+            let function = device.get_or_load_custom_func(&entry.key().1, MODULE, assembly(device)?)?;
+            entry.insert(function.into_cuda_function()).clone()
+        }
+    })
+}
+
 /// Runs a step's kernel on the device of `storage` and in its precision.
 pub(super) fn run(step: &Step, args: Args, storage: &CudaStorage) -> Result<()> {
     let starts = step.starts.as_ref().map(|starts| {
@@ -101,14 +112,14 @@ pub(super) fn run(step: &Step, args: Args, storage: &CudaStorage) -> Result<()> 
     let Some(launch) = step.kernel.launch(storage.dtype(), &args) else {
         candle_core::bail!("a fused step takes f32, bf16 and f16")
     };
-    let device = &storage.device;
-    let function = device.get_or_load_custom_func(&launch.kernel, MODULE, assembly(device)?)?;
+    let function = function(&storage.device, launch.kernel)?;
     let config = LaunchConfig {
         grid_dim: (launch.blocks, 1, 1),
         block_dim: (launch.threads.0, launch.threads.1, 1),
         shared_mem_bytes: 0,
     };
-    let mut builder = function.builder();
+    let stream = storage.device.cuda_stream();
+    let mut builder = stream.launch_builder(&function);
     builder.arg(&args);
     // SAFETY: the kernel takes these arguments; the addresses are of tensors that the caller holds, as large as the sizes
     // say, and memory is given back in the order of the stream.

@@ -18,7 +18,7 @@ struct Args {
   const void *bias;
   const void *residual;
   const void *memory;  // keys and values of a layer, [slots, 2, columns, width]
-  const u32 *starts;  // where the new tokens of each row of the decoder begin
+  const u32 *starts;  // of each row of the decoder: where its new tokens begin, or whether it does not take the end
   u32 rows;     // of what a block or a warp does one of
   u32 width;    // of a row
   u32 heads;
@@ -30,6 +30,9 @@ struct Args {
   u32 columns;  // tokens that a slot has room for
   u32 block;    // new tokens of a row
   u32 stride;   // from a token's queries to the next one's
+  u32 size;     // of a picture, in pixels: its side
+  u32 patch;    // of a patch
+  u32 end;      // the token that some rows do not take
   float scale;
 };
 
@@ -139,6 +142,23 @@ template <class T, u32 N> __device__ inline void append(const Args &a) {
   for (u32 column = threadIdx.x * N; column < 2 * a.width; column += blockDim.x * N) {
     u64 to = ((u64)row * 2 + column / a.width) * a.columns + at;
     write<T, N>(a.to, to * a.width + column % a.width, read<T, N>(a.from, from + column));
+  }
+}
+
+// from the bytes of pictures, [images, size, size, 3], to their patches, [images, grid, grid, 3, patch, patch]: a byte
+// becomes what bias, f32 [3, 256], says. Pixels that fill no patch are left out. A block does a patch.
+template <class T, u32 N> __device__ inline void unfold(const Args &a) {
+  u32 grid = a.size / a.patch, image = blockIdx.x / (grid * grid);
+  u32 top = blockIdx.x / grid % grid * a.patch, left = blockIdx.x % grid * a.patch;
+  const unsigned char *bytes = (const unsigned char *)a.from + (u64)image * a.size * a.size * 3;
+  const float *levels = (const float *)a.bias;
+  for (u32 column = threadIdx.x * N; column < a.width; column += blockDim.x * N) {
+    u32 channel = column / (a.patch * a.patch), y = top + column / a.patch % a.patch, x = left + column % a.patch;
+    Pack<T, N> to;
+    for (u32 i = 0; i < N; i++) {
+      narrow(levels[channel * 256 + bytes[((u64)y * a.size + x + i) * 3 + channel]], to.of[i]);
+    }
+    write<T, N>(a.to, (u64)blockIdx.x * a.width + column, to);
   }
 }
 
@@ -262,6 +282,43 @@ template <class T, u32 N> __device__ inline void attend_rows(const Args &a) {
   }
 }
 
+// from scores [rows, width], to f32 [rows, 2]: the first of each row's highest, which is not `end` where the row's start is
+// not 0, and the logarithm of its share in the softmax of the whole row. A token is below 2^24, which f32 has exactly.
+// A block does a row: a top, a sum relative to it and a choice for each thread, then each warp, then the block.
+template <class T, u32 N> __device__ inline void choose(const Args &a) {
+  const u32 WARPS = 8;
+  const float NONE = 16777216.0f;
+  __shared__ float tops[WARPS], sums[WARPS], bests[WARPS], tokens[WARPS];
+  bool held = a.starts[blockIdx.x] != 0;
+  float top = -3.4e38f, sum = 0.0f, best = -3.4e38f, token = NONE;
+  for (u32 column = (threadIdx.y * 32 + threadIdx.x) * N; column < a.width; column += 32 * WARPS * N) {
+    Pack<T, N> scores = read<T, N>(a.from, (u64)blockIdx.x * a.width + column);
+    for (u32 i = 0; i < N; i++) {
+      float score = wide(scores.of[i]), higher = fmaxf(top, score);
+      sum = sum * expf(top - higher) + expf(score - higher);
+      top = higher;
+      if (score > best && !(held && column + i == a.end)) best = score, token = column + i;
+    }
+  }
+  float of_all = of_warp(top, false), of_best = of_warp(best, false);
+  sum = of_warp(sum * expf(top - of_all), true);
+  token = -of_warp(best == of_best ? -token : -NONE, false);
+  if (threadIdx.x == 0) {
+    u32 warp = threadIdx.y;
+    tops[warp] = of_all, sums[warp] = sum, bests[warp] = of_best, tokens[warp] = token;
+  }
+  __syncthreads();
+  if (threadIdx.x != 0 || threadIdx.y != 0) return;
+  top = of_all, best = of_best, sum = 0.0f;
+  for (u32 warp = 1; warp < WARPS; warp++) {
+    top = fmaxf(top, tops[warp]);
+    if (bests[warp] > best || (bests[warp] == best && tokens[warp] < token)) best = bests[warp], token = tokens[warp];
+  }
+  for (u32 warp = 0; warp < WARPS; warp++) sum += sums[warp] * expf(tops[warp] - top);
+  ((float *)a.to)[2 * blockIdx.x] = token;
+  ((float *)a.to)[2 * blockIdx.x + 1] = best - top - logf(sum);
+}
+
 #ifdef SHIM
 #define BY_VALUE const Args &
 #else
@@ -286,3 +343,5 @@ KERNELS(split_parts)
 KERNELS(append)
 KERNELS(attend_rows)
 KERNELS(softmax)
+KERNELS(unfold)
+KERNELS(choose)

@@ -10,6 +10,9 @@ const WARP: u32 = 32;
 /// Rows that a block of the softmax does, a warp each.
 const SOFTMAX_ROWS: u32 = 8;
 
+/// Warps of a block that chooses a token: `WARPS` of `choose` in `kernels.cu`.
+const CHOICE_WARPS: u32 = 8;
+
 /// Warps of a block of the attention of rows: 32 groups of eight lanes.
 const ATTENTION_WARPS: u32 = 8;
 
@@ -40,6 +43,9 @@ pub(super) struct Args {
     pub(super) columns: u32,
     pub(super) block: u32,
     pub(super) stride: u32,
+    pub(super) size: u32,
+    pub(super) patch: u32,
+    pub(super) end: u32,
     pub(super) scale: f32,
 }
 
@@ -55,6 +61,8 @@ pub(super) enum Kernel {
     Append,
     AttendRows,
     Softmax,
+    Unfold,
+    Choose,
 }
 
 /// A kernel to run: its name, the blocks, and the threads of a block in two dimensions.
@@ -77,6 +85,8 @@ impl Kernel {
             Self::Append => "append",
             Self::AttendRows => "attend_rows",
             Self::Softmax => "softmax",
+            Self::Unfold => "unfold",
+            Self::Choose => "choose",
         }
     }
 
@@ -92,6 +102,7 @@ impl Kernel {
         let whole = match self {
             Self::SplitHeads | Self::JoinHeads | Self::AttendRows => args.head,
             Self::Softmax => args.padded,
+            Self::Unfold => args.patch,
             _ => args.width,
         };
         let pack = if whole.is_multiple_of(widest) { widest } else { 1 };
@@ -102,6 +113,7 @@ impl Kernel {
             Self::Append => (args.rows, row(2 * args.width)),
             Self::AttendRows => (args.rows * args.heads, (WARP, ATTENTION_WARPS)),
             Self::Softmax => (args.rows.div_ceil(SOFTMAX_ROWS), (WARP, SOFTMAX_ROWS)),
+            Self::Choose => (args.rows, (WARP, CHOICE_WARPS)),
             _ => (args.rows, row(args.width)),
         };
         Some(Launch { kernel: format!("{}_{suffix}_{pack}", self.name()), blocks, threads })

@@ -4,6 +4,7 @@ use candle_core::{CpuStorage, Layout, Result};
 use half::{bf16, f16};
 
 use super::launch::Args;
+use crate::caption::compute::log_sum_exp;
 
 /// The numbers of a contiguous tensor.
 pub(super) fn read(storage: &CpuStorage, layout: &Layout) -> Result<Vec<f32>> {
@@ -14,6 +15,7 @@ pub(super) fn read(storage: &CpuStorage, layout: &Layout) -> Result<Vec<f32>> {
         CpuStorage::F32(numbers) => Ok(numbers[from..to].to_vec()),
         CpuStorage::BF16(numbers) => Ok(numbers[from..to].iter().map(|number| number.to_f32()).collect()),
         CpuStorage::F16(numbers) => Ok(numbers[from..to].iter().map(|number| number.to_f32()).collect()),
+        CpuStorage::U8(bytes) => Ok(bytes[from..to].iter().map(|byte| f32::from(*byte)).collect()),
         _ => candle_core::bail!("a fused step takes f32, bf16 and f16"),
     }
 }
@@ -174,4 +176,29 @@ pub(super) fn attend_rows(from: &[f32], memory: &[f32], starts: Option<&[u32]>, 
         }
     }
     contexts
+}
+
+/// See `unfold` in `kernels.cu`.
+pub(super) fn unfold(to: &mut [f32], bytes: &[f32], levels: &[f32], args: &Args) {
+    let (size, patch) = (args.size as usize, args.patch as usize);
+    let grid = size / patch;
+    for (row, numbers) in to.chunks_exact_mut(args.width as usize).enumerate() {
+        let (image, top, left) = (row / (grid * grid), row / grid % grid * patch, row % grid * patch);
+        for (column, number) in numbers.iter_mut().enumerate() {
+            let (channel, y, x) = (column / (patch * patch), top + column / patch % patch, left + column % patch);
+            let byte = bytes[((image * size + y) * size + x) * 3 + channel];
+            *number = levels[channel * 256 + byte as usize];
+        }
+    }
+}
+
+/// See `choose` in `kernels.cu`.
+pub(super) fn choose(to: &mut [f32], scores: &[f32], held_back: &[u32], args: &Args) {
+    let rows = scores.chunks_exact(args.width as usize);
+    for ((scores, held_back), to) in rows.zip(held_back).zip(to.chunks_exact_mut(2)) {
+        let end = (*held_back != 0).then_some(args.end as usize);
+        let scored = scores.iter().copied().enumerate().filter(|(token, _)| Some(*token) != end);
+        let (token, best) = scored.fold((0, f32::MIN), |best, next| if next.1 > best.1 { next } else { best });
+        to.copy_from_slice(&[token as f32, best - log_sum_exp(scores)]);
+    }
 }

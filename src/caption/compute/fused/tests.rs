@@ -214,6 +214,73 @@ fn the_softmax_takes_rows_of_any_length_that_fits_and_clears_what_fills_up() {
 }
 
 #[test]
+fn pictures_become_patches_without_what_fills_none() {
+    // Sides of patches for 16 bytes at a time and for one number, pixels over, more columns than threads.
+    for (images, size, patch) in [(2, 16, 8), (2, 11, 3), (1, 40, 16)] {
+        for dtype in DTYPES {
+            let mut random = fastrand::Rng::with_seed(11);
+            let bytes: Vec<u8> = (0..images * size * size * 3).map(|_| random.u8(..)).collect();
+            let levels = numbers(DType::F32, 3 * 256, 12);
+            let (rows, width) = (images * (size / patch) * (size / patch), 3 * patch * patch);
+            let sizes = Args {
+                rows: rows as u32,
+                width: width as u32,
+                size: size as u32,
+                patch: patch as u32,
+                ..Args::default()
+            };
+            let to = Memory::new(dtype, &vec![f32::NAN; rows * width]);
+            let places = (to.place(), bytes.as_ptr() as u64, levels.as_ptr() as u64);
+            run(Kernel::Unfold, dtype, &Args { to: places.0, from: places.1, bias: places.2, ..sizes });
+            let mut expected = vec![0.0; rows * width];
+            let bytes: Vec<f32> = bytes.iter().map(|byte| f32::from(*byte)).collect();
+            plain::unfold(&mut expected, &bytes, &levels, &sizes);
+            assert_close(&format!("patches of {patch}"), dtype, &to, &expected);
+        }
+    }
+}
+
+#[test]
+fn the_first_of_the_highest_is_chosen_and_never_the_end_where_it_is_held_back() {
+    for width in [1, 5, 24, 3000] {
+        for dtype in DTYPES {
+            let mut scores = numbers(dtype, 4 * width, 13);
+            // Equals far apart; and scores far below all others, which have no share.
+            for row in scores.chunks_exact_mut(width) {
+                (row[width / 2], row[width - 1]) = (3.0, 3.0);
+                row[0] = if width > 1 { -60000.0 } else { row[0] };
+            }
+            for (end, held_back) in [(width as u32 / 2, [0, 1, 0, 1]), (width as u32 - 1, [1, 1, 0, 0])] {
+                // A row of one score has nothing else to choose.
+                let held_back = if width == 1 { [0; 4] } else { held_back };
+                let sizes = Args { rows: 4, width: width as u32, end, ..Args::default() };
+                let (to, from) = (Memory::new(DType::F32, &[f32::NAN; 8]), Memory::new(dtype, &scores));
+                let starts = held_back.as_ptr() as u64;
+                run(Kernel::Choose, dtype, &Args { to: to.place(), from: from.place(), starts, ..sizes });
+                let mut expected = [0.0; 8];
+                plain::choose(&mut expected, &scores, &held_back, &sizes);
+                assert_close(&format!("choice of {width}"), DType::F32, &to, &expected);
+                let tokens: Vec<u32> = to.numbers().chunks(2).map(|choice| choice[0] as u32).collect();
+                assert!(tokens.iter().zip(held_back).all(|(token, held)| held == 0 || *token != end), "{tokens:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn scores_that_are_not_numbers_get_no_probability() {
+    for scores in [[1.0, f32::NAN, 0.0], [f32::NAN; 3], [f32::NEG_INFINITY; 3], [1.0, f32::INFINITY, 0.0]] {
+        let (to, from) = (Memory::new(DType::F32, &[0.0; 2]), Memory::new(DType::F32, &scores));
+        let sizes = Args { rows: 1, width: 3, ..Args::default() };
+        let args = Args { to: to.place(), from: from.place(), starts: [0u32].as_ptr() as u64, ..sizes };
+        run(Kernel::Choose, DType::F32, &args);
+        let mut plainly = [0.0; 2];
+        plain::choose(&mut plainly, &scores, &[0], &sizes);
+        assert!(!to.numbers()[1].is_finite() && !plainly[1].is_finite(), "{scores:?}: {:?} {plainly:?}", to.numbers());
+    }
+}
+
+#[test]
 fn the_check_passes_where_a_device_does_as_it_should() {
     for dtype in DTYPES {
         check(&Device::Cpu, dtype).unwrap();
