@@ -7,8 +7,8 @@ use anyhow::Context;
 use super::{Usage, assets};
 use crate::caption::preprocess::Preprocessor;
 use crate::caption::{
-    Backend, BlipEngine, DeviceSpec, DtypeSpec, Engine, HubSource, LoadError, LoadOptions, ModelInfo, ModelSource,
-    load_model,
+    Backend, BlipEngine, DeviceSpec, DtypeSpec, Engine, ErrorKind, HubSource, LoadError, LoadOptions, ModelInfo,
+    ModelSource, load_model,
 };
 use crate::pipeline::{Loaded, Parts};
 use crate::settings::{Batch, Model, Settings};
@@ -148,8 +148,16 @@ fn best_batch_size(engine: &mut dyn Engine, most: usize, model: &Model, batch: &
     // Where time counts, captions are as long as they may be.
     let tokens = if within.is_some() { model.max_new_tokens } else { WARM_UP_TOKENS };
     let plan = WarmUp { max: max.min(most), tokens, within, budget: WARM_UP_BUDGET };
-    let Measured { size, time } =
-        warm_up(engine, plan).context("the model failed on a grey picture while it was warmed up")?;
+    let Measured { size, time } = warm_up(engine, plan).map_err(|error| {
+        let advice = if error.kind() == ErrorKind::OutOfMemory {
+            ": beside the model there is no room for a single image. End what else runs on the device, or choose a narrower \
+             precision (model.dtype) or another device (model.devices)"
+        } else {
+            ""
+        };
+        let device = engine.model().device.clone();
+        anyhow::Error::from(error).context(format!("the model failed on a grey picture on {device}{advice}"))
+    })?;
     let (device, ms) = (&engine.model().device, time.as_millis() as u64);
     tracing::info!(device, size, ms, "best batch size found at warm-up (batch.max_size sets it)");
     if within.is_some_and(|within| time > within) {
@@ -184,6 +192,7 @@ fn flag_terms(settings: &Settings) -> anyhow::Result<Vec<String>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::caption::fake::{FakeEngine, FakeOptions};
 
     fn chosen(names: &[&str], gpus: Result<usize, &str>) -> Result<String, String> {
         let names: Vec<_> = names.iter().map(ToString::to_string).collect();
@@ -209,6 +218,19 @@ mod tests {
         assert_eq!(chosen(&["cuda:1", "cpu"], Err("nobody asks")).unwrap(), "cuda:1 cpu");
         assert!(chosen(&["gpu"], Ok(1)).unwrap_err().contains("model.devices"));
         assert!(chosen(&["auto", "cuda:0"], Ok(1)).unwrap_err().contains("stand alone"));
+    }
+
+    #[test]
+    fn a_device_without_room_for_one_image_is_refused_with_what_to_do() {
+        let refused = |options: FakeOptions| {
+            let mut engine = FakeEngine::new(options);
+            let (model, batch) = (Model::default(), Batch::default());
+            format!("{:#}", best_batch_size(&mut engine, 8, &model, &batch).unwrap_err())
+        };
+        let message = refused(FakeOptions { memory_for: 0, ..FakeOptions::default() });
+        assert!(message.contains("single image") && message.contains("model.dtype"), "{message}");
+        let message = refused(FakeOptions { failing_calls: vec![1], ..FakeOptions::default() });
+        assert!(message.contains("failed on a grey picture") && !message.contains("single image"), "{message}");
     }
 
     #[test]
