@@ -316,6 +316,16 @@ impl Check {
         let message = "fetch.backoff must not be longer than fetch.max_backoff";
         self.need(fetch.backoff <= fetch.max_backoff, &["fetch.backoff", "fetch.max_backoff"], message);
         self.header("fetch.user_agent", &fetch.user_agent);
+        if let Some(contact) = &fetch.contact {
+            self.header("fetch.contact", contact);
+        }
+        self.need(!fetch.allow_ports.contains(&0), &["fetch.allow_ports"], "0 is no port; no ports at all mean any");
+        let plain = |proxy: &url::Url| {
+            let web = matches!(proxy.scheme(), "http" | "https") && proxy.has_host();
+            web && proxy.username().is_empty() && proxy.password().is_none()
+        };
+        let message = "must be an http address without user name and password, e.g. http://proxy.internal:3128";
+        self.need(fetch.proxy.as_ref().is_none_or(plain), &["fetch.proxy"], message);
         let message = "fetch.outage_window must not be longer than an hour";
         self.need(fetch.outage_window <= LONGEST_WINDOW, &["fetch.outage_window"], message);
     }

@@ -9,7 +9,7 @@ impl Code {
             Self::BadMessage => "the value is in none of the four forms, or a field has a wrong type",
             Self::BadParams => "`params` or `prompt` are wrong or out of range",
             Self::BadReference => "the image reference is unreadable or of an unknown scheme",
-            Self::BlockedAddress => "the address is not public, and no configured network opens it",
+            Self::BlockedAddress => "the address is not public, or its port unusual, and no setting opens it",
             Self::Dns => "the host name does not resolve",
             Self::Connect => "no connection, or it broke",
             Self::Tls => "the TLS handshake failed",
@@ -49,8 +49,8 @@ impl Code {
                 "Mend the reference and send a new request: http, https, file and data addresses and base64 are read."
             }
             Self::BlockedAddress => {
-                "If the workers are meant to reach this host, add its network to fetch.allow_networks and replay; if \
-                 not, ask who sent the request."
+                "If the workers are meant to reach this host, add its network to fetch.allow_networks, or its port to \
+                 fetch.allow_ports, and replay; if not, ask who sent the request."
             }
             Self::Dns => {
                 "Check the host's spelling; if it resolves on the worker's machine by now, replay, else mend the \

@@ -7,6 +7,7 @@ use bytesize::ByteSize;
 use ipnet::IpNet;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use url::Url;
 
 /// How images are fetched.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -48,13 +49,25 @@ pub struct Fetch {
     #[serde(with = "humantime_serde")]
     #[schemars(with = "String")]
     pub outage_window: Duration,
+    /// Slowest average rate of a body, a second, once it has taken five seconds; 0 takes any.
+    #[schemars(with = "String")]
+    pub min_rate: ByteSize,
     /// Networks that may be reached although they are not public, e.g. `["10.1.0.0/16"]`.
     #[schemars(with = "Vec<String>")]
     pub allow_networks: Vec<IpNet>,
+    /// Ports that public hosts are asked on; none named means all. Networks of `allow_networks` are open on every port.
+    pub allow_ports: Vec<u16>,
+    /// An HTTP proxy that everything goes through, e.g. `http://proxy.internal:3128`. It resolves the names, and has to
+    /// guard what they lead to. None is taken from the environment.
+    pub proxy: Option<Url>,
+    /// Whether images are left alone whose `X-Robots-Tag` says `noai` or `noimageai`.
+    pub robots_tag: bool,
     /// Folders below which `file://` references may be read; none by default.
     pub file_roots: Vec<PathBuf>,
     /// The User-Agent sent to image hosts.
     pub user_agent: String,
+    /// Where a host's owner can reach you, a page or an address of mail; it is added to the User-Agent.
+    pub contact: Option<String>,
 }
 
 impl Default for Fetch {
@@ -71,9 +84,14 @@ impl Default for Fetch {
             backoff: Duration::from_millis(250),
             max_backoff: Duration::from_secs(5),
             outage_window: Duration::from_secs(30),
+            min_rate: ByteSize::kib(1),
             allow_networks: Vec::new(),
+            allow_ports: vec![80, 443, 8080, 8443],
+            proxy: None,
+            robots_tag: true,
             file_roots: Vec::new(),
             user_agent: concat!("blipstream/", env!("CARGO_PKG_VERSION")).into(),
+            contact: None,
         }
     }
 }

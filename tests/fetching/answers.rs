@@ -58,6 +58,12 @@ async fn every_bad_answer_ends_under_its_code_after_as_many_tries_as_it_deserves
         (Answer::Chunked(Vec::new()), Code::UnsupportedMedia, 1),
         (Answer::Closed, Code::Connect, 3),
         (short, Code::Connect, 3),
+        (Answer::Reset { declared: 1000, body: vec![1; 10] }, Code::Connect, 3),
+        (Answer::Raw(b"SSH-2.0-OpenSSH_9.2\r\n".to_vec()), Code::Connect, 3),
+        (Answer::Raw(b"HTTP/1.1 200 OK\r\ncontent-length: x\r\n\r\n".to_vec()), Code::Connect, 3),
+        (Answer::EndlessHead, Code::TooLarge, 1),
+        (Answer::With(vec![("content-encoding", "gzip".into())], vec![0x1f, 0x8b]), Code::UnsupportedMedia, 1),
+        (Answer::With(vec![("x-robots-tag", "noindex, noai".into())], png(8, 8, 1)), Code::RobotsOptout, 1),
         (huge, Code::TooLarge, 1),
         (Answer::Endless, Code::TooLarge, 1),
     ] {
@@ -69,6 +75,38 @@ async fn every_bad_answer_ends_under_its_code_after_as_many_tries_as_it_deserves
         assert_eq!((failure.code, failure.attempts), (code, attempts));
         assert!(failure.message.contains("/x: "), "{}", failure.message);
     }
+}
+
+#[tokio::test]
+async fn what_the_owner_wants_can_be_passed_over_and_who_asks_says_whom_to_write_to() {
+    let body = png(8, 8, 1);
+    let server =
+        ImageServer::start().await.with("/x", Answer::With(vec![("x-robots-tag", "noai".into())], body.clone()));
+    let contact = Some("https://example.org/crawler".to_owned());
+    let settings = settings::Fetch { robots_tag: false, contact, ..settings() };
+    let (fetched, _) = fetcher(&settings, &pool()).fetch(&ImageRef::Http(server.url("/x")), None).await.unwrap();
+    assert_eq!(fetched, body);
+    let head = &server.seen().heads["/x"][0];
+    assert!(head.contains("(+https://example.org/crawler)"), "{head}");
+}
+
+#[tokio::test]
+async fn a_configured_proxy_is_asked_for_everything_and_for_nothing_that_is_refused() {
+    let body = png(8, 8, 1);
+    // To a proxy the whole address is the path.
+    let proxy = ImageServer::start().await.with("http://pictures.example/x", Answer::Body(body.clone()));
+    let through = Some(proxy.url_at("localhost", "/"));
+    // The proxy's own name leads inside, and nobody opened that network.
+    let settings = settings::Fetch { proxy: through, allow_networks: Vec::new(), ..settings() };
+    let image = |text: &str| ImageRef::Http(text.parse().unwrap());
+    let fetcher = fetcher(&settings, &pool());
+    let (fetched, _) = fetcher.fetch(&image("http://pictures.example/x"), None).await.unwrap();
+    assert_eq!(fetched, body);
+    for refused in ["http://127.0.0.1/x", "http://10.0.0.1/x", "http://[::1]/x", "http://pictures.example:22/x"] {
+        let failed = fetcher.fetch(&image(refused), None).await.unwrap_err();
+        assert_eq!(failed.code(), Code::BlockedAddress, "{failed}");
+    }
+    assert_eq!(proxy.seen().total(), 1);
 }
 
 #[tokio::test]

@@ -4,6 +4,7 @@ mod answers;
 mod guard;
 mod limits;
 mod local;
+mod ssrf;
 mod stage;
 #[path = "../support/mod.rs"]
 mod support;

@@ -37,6 +37,14 @@ pub enum Answer {
     Stalled,
     /// 200 that announces a body, sends none of it, and closes the connection after this time.
     Impatient(Duration),
+    /// 200 with headers and a body.
+    With(Vec<(&'static str, String)>, Vec<u8>),
+    /// These bytes and nothing else, then the end of the connection.
+    Raw(Vec<u8>),
+    /// A head that never ends.
+    EndlessHead,
+    /// A 200 of so many bytes that is cut by a reset of the connection, so many of them sent.
+    Reset { declared: usize, body: Vec<u8> },
     /// Any other status, with headers and no body.
     Status(u16, Vec<(&'static str, String)>),
     /// Closes the connection without an answer.
@@ -238,6 +246,9 @@ async fn serve(stream: TcpStream, shared: Arc<Shared>) {
             let _ = reader.read_u8().await;
             return;
         }
+        if matches!(answer, Answer::Reset { .. }) {
+            let _ = writer.as_ref().set_zero_linger();
+        }
         // A client that gave up closes its side: the write fails, or the read of a stalled one returns.
         let stays = tokio::select! {
             kept = write(&mut writer, answer) => kept.unwrap_or(false),
@@ -275,6 +286,18 @@ async fn write(to: &mut (impl AsyncWriteExt + Unpin), answer: Answer) -> std::io
             to.write_all(head(status, &headers, length).as_bytes()).await?;
             return Ok(true);
         }
+        Answer::With(headers, body) => {
+            to.write_all(head(200, &headers, &format!("content-length: {}", body.len())).as_bytes()).await?;
+            to.write_all(&body).await?;
+            return Ok(true);
+        }
+        Answer::Raw(bytes) => to.write_all(&bytes).await?,
+        Answer::EndlessHead => {
+            to.write_all(b"HTTP/1.1 200 OK\r\n").await?;
+            loop {
+                to.write_all(format!("x-filler: {}\r\n", "a".repeat(1000)).as_bytes()).await?;
+            }
+        }
         Answer::Chunked(body) => {
             to.write_all(head(200, &[], "transfer-encoding: chunked").as_bytes()).await?;
             for piece in body.chunks(1000) {
@@ -283,7 +306,7 @@ async fn write(to: &mut (impl AsyncWriteExt + Unpin), answer: Answer) -> std::io
             to.write_all(b"0\r\n\r\n").await?;
             return Ok(true);
         }
-        Answer::Lying { declared, body } => {
+        Answer::Lying { declared, body } | Answer::Reset { declared, body } => {
             to.write_all(head(200, &[], &format!("content-length: {declared}")).as_bytes()).await?;
             to.write_all(&body).await?;
         }

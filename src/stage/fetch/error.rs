@@ -8,7 +8,7 @@ use bytesize::ByteSize;
 use jiff::Timestamp;
 use reqwest::StatusCode;
 
-use super::address::{LookupError, Refused};
+use super::guard::{LookupError, Refused};
 use crate::disposition::{Code, Disposed, Disposition, Failure, Stage};
 
 /// Why an image was not fetched. The text says what happened and what to do; [`FailedFetch`] says to which reference.
@@ -17,8 +17,8 @@ pub enum FetchError {
     /// The reference cannot be read.
     #[error("the reference is broken: {0}")]
     BadReference(String),
-    /// The address is not public.
-    #[error("{0}; if it is to be reached, add its network to fetch.allow_networks")]
+    /// The address is not to be reached.
+    #[error(transparent)]
     Blocked(#[from] Refused),
     /// A redirect that leaves http and https.
     #[error("the host redirects to a {0}: address, and only http: and https: are followed")]
@@ -53,6 +53,18 @@ pub enum FetchError {
         /// Wait that the host asked for.
         retry_after: Option<Duration>,
     },
+    /// A body that drips.
+    #[error("it comes more slowly than {} a second, the limit of fetch.min_rate", ByteSize(*.limit))]
+    TooSlow {
+        /// The limit, in bytes a second.
+        limit: u64,
+    },
+    /// A body in a coding that was not asked for.
+    #[error("the host sends it packed ({0}), which was not asked for, and it is not unpacked")]
+    Packed(String),
+    /// The owner does not want models to read it.
+    #[error("its owner opts out of use by models (X-Robots-Tag); fetch.robots_tag = false would not ask")]
+    OptedOut,
     /// The redirects lead nowhere.
     #[error("the host's redirects lead nowhere: {0}")]
     Redirect(String),
@@ -71,6 +83,9 @@ pub enum FetchError {
         /// The limit, in bytes.
         limit: usize,
     },
+    /// The head of an answer has no end.
+    #[error("the head of its answer is over-long")]
+    HeadTooLarge,
     /// There is nothing in it.
     #[error("it is empty, so it is no image")]
     Empty,
@@ -102,7 +117,7 @@ impl Disposed for FetchError {
             Self::Status { status, .. } => status.is_server_error() || matches!(status.as_u16(), 408 | 429),
             Self::Dns(lookup) => !lookup.unknown_name,
             Self::Tls { certificate, .. } => !certificate,
-            Self::Connect(_) | Self::Timeout { .. } | Self::FileBroken(_) | Self::Halted => true,
+            Self::Connect(_) | Self::Timeout { .. } | Self::TooSlow { .. } | Self::FileBroken(_) | Self::Halted => true,
             _ => false,
         };
         let Self::Status { retry_after, .. } = self else {
@@ -119,14 +134,15 @@ impl Disposed for FetchError {
             // A disk that fails is to a file what a broken connection is to a URL.
             Self::Connect(_) | Self::FileBroken(_) | Self::Halted => Code::Connect,
             Self::Tls { .. } => Code::Tls,
-            Self::Timeout { .. } => Code::Timeout,
+            Self::Timeout { .. } | Self::TooSlow { .. } => Code::Timeout,
+            Self::OptedOut => Code::RobotsOptout,
             Self::Status { status, .. } => status_code(*status),
             // Like an odd 4xx, it is an answer that no retry will improve.
             Self::Redirect(_) => Code::Http4xx,
             Self::NoFile => Code::NotFound,
             Self::FileDenied(_) => Code::AccessDenied,
-            Self::TooLarge { .. } => Code::TooLarge,
-            Self::Empty => Code::UnsupportedMedia,
+            Self::TooLarge { .. } | Self::HeadTooLarge => Code::TooLarge,
+            Self::Empty | Self::Packed(_) => Code::UnsupportedMedia,
             Self::Deadline(_) => Code::Deadline,
         }
     }
@@ -155,6 +171,8 @@ impl FetchError {
         } else if let Some(tls) = find::<rustls::Error>(error) {
             let certificate = matches!(tls, rustls::Error::InvalidCertificate(_));
             Self::Tls { certificate, cause: tls.to_string() }
+        } else if find::<hyper::Error>(error).is_some_and(hyper::Error::is_parse_too_large) {
+            Self::HeadTooLarge
         } else if error.is_builder() {
             Self::BadReference("no HTTP request can be made for this URL".into())
         } else if error.is_timeout() && error.is_connect() {
@@ -248,8 +266,8 @@ mod tests {
 
     #[test]
     fn an_error_inside_an_io_error_is_found() {
-        let hidden = io::Error::other(io::Error::other(Refused([10, 0, 0, 1].into())));
-        assert_eq!(find::<Refused>(&hidden), Some(&Refused([10, 0, 0, 1].into())));
+        let hidden = io::Error::other(io::Error::other(Refused::NotPublic([10, 0, 0, 1].into())));
+        assert_eq!(find::<Refused>(&hidden), Some(&Refused::NotPublic([10, 0, 0, 1].into())));
         assert_eq!(find::<LookupError>(&hidden), None);
     }
 

@@ -4,14 +4,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use jiff::Timestamp;
-use reqwest::header::{ACCEPT, HeaderMap, HeaderValue, LOCATION, RETRY_AFTER};
+use reqwest::header::{ACCEPT, HeaderMap, HeaderValue};
 use reqwest::{Client, Response, StatusCode};
-use tokio::time::{Instant, timeout};
 use url::Url;
 
 use super::FetchError;
-use super::address::{Guard, GuardedResolver};
+use super::answer::leads_to;
+use super::clock::{Clock, Limits};
+use super::guard::{Guard, GuardedResolver};
 use super::host::Hosts;
 use super::intake::{Buffer, Intake};
 use crate::budget::Permit;
@@ -38,15 +38,8 @@ pub struct Http {
     client: Client,
     guard: Guard,
     limits: Limits,
-}
-
-/// How long each part of one try may take, and how far it may lead.
-#[derive(Debug, Clone, Copy)]
-struct Limits {
-    connect: Duration,
-    read: Duration,
-    total: Duration,
-    redirects: usize,
+    /// Whether owners' wishes are kept to.
+    robots: bool,
 }
 
 /// What a try uses beside the client.
@@ -66,9 +59,9 @@ impl Http {
     pub fn new(settings: &settings::Fetch) -> Result<Self, reqwest::Error> {
         // Fails where a provider is installed already, which is as good.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let guard = Guard::new(&settings.allow_networks);
-        let client = Client::builder()
-            .user_agent(&settings.user_agent)
+        let guard = Guard::new(settings);
+        let mut client = Client::builder()
+            .user_agent(user_agent(settings))
             .default_headers(HeaderMap::from_iter([(ACCEPT, HeaderValue::from_static(ACCEPTED))]))
             .no_proxy()
             .redirect(reqwest::redirect::Policy::none())
@@ -79,15 +72,18 @@ impl Http {
             .pool_max_idle_per_host(settings.per_host)
             .http2_initial_stream_window_size(HTTP2_STREAM_WINDOW)
             .http2_initial_connection_window_size(HTTP2_CONNECTION_WINDOW)
-            .http2_max_header_list_size(HTTP2_MAX_HEADERS)
-            .build()?;
+            .http2_max_header_list_size(HTTP2_MAX_HEADERS);
+        if let Some(proxy) = &settings.proxy {
+            client = client.proxy(reqwest::Proxy::all(proxy.clone())?);
+        }
         let limits = Limits {
             connect: settings.connect_timeout,
             read: settings.read_timeout,
             total: settings.total_timeout,
+            rate: settings.min_rate.as_u64(),
             redirects: settings.max_redirects,
         };
-        Ok(Self { client, guard, limits })
+        Ok(Self { client: client.build()?, guard, limits, robots: settings.robots_tag })
     }
 
     /// One try: follows redirects to a body and reads it. Each hop takes a slot of its own host.
@@ -99,7 +95,7 @@ impl Http {
         let mut target = url.clone();
         for _ in 0..=self.limits.redirects {
             // Before the slot: a blocked address needs none.
-            self.guard.check_url(&target)?;
+            clock.bound(clock.head(), self.guard.check_url(&target)).await??;
             // Kept while a body is asked for again: whoever waited for a slot with room in hand would wait for those
             // who have a slot and wait for room.
             let _slot = means.hosts.acquire(target.host_str().unwrap_or_default()).await;
@@ -110,7 +106,7 @@ impl Http {
             let mut room = None;
             target = loop {
                 let response = self.answer(&target, &mut clock, means.metrics).await?;
-                if let Some(next) = redirect(&response, &target, url)? {
+                if let Some(next) = leads_to(&response, &target, url, self.robots)? {
                     break next;
                 }
                 match self.body(response, &mut clock, room.take(), means).await? {
@@ -139,7 +135,7 @@ impl Http {
         };
         metrics.response(ResponseClass::of(response.status()));
         let peer = response.remote_addr().ok_or_else(|| FetchError::Connect("its peer is unknown".into()))?;
-        self.guard.check(peer.ip())?;
+        self.guard.check_peer(peer.ip())?;
         Ok(response)
     }
 
@@ -181,8 +177,10 @@ impl Http {
         mut buffer: Buffer,
         metrics: &Metrics,
     ) -> Result<Buffer, FetchError> {
+        let mut pace = clock.pace();
         while let Some(piece) = clock.bound(clock.read(), response.chunk()).await?.map_err(|e| self.error(&e))? {
             metrics.fetched_bytes(piece.len());
+            clock.keeps_pace(&mut pace, piece.len())?;
             buffer.push(&piece)?;
         }
         Ok(buffer)
@@ -200,84 +198,10 @@ enum Body {
     Broken(Permit, FetchError),
 }
 
-/// The time a try has left. It runs only while the host is waited for.
-struct Clock {
-    limits: Limits,
-    left: Duration,
-}
-
-impl Clock {
-    fn new(limits: Limits) -> Self {
-        Self { limits, left: limits.total }
-    }
-
-    /// Bound of the wait for a head: a connection, then one read.
-    fn head(&self) -> (Duration, &'static str) {
-        (self.limits.connect.saturating_add(self.limits.read), "fetch.connect_timeout and fetch.read_timeout")
-    }
-
-    fn read(&self) -> (Duration, &'static str) {
-        (self.limits.read, "fetch.read_timeout")
-    }
-
-    async fn bound<T>(
-        &mut self,
-        (idle, setting): (Duration, &'static str),
-        work: impl Future<Output = T>,
-    ) -> Result<T, FetchError> {
-        let started = Instant::now();
-        let result = timeout(idle.min(self.left), work).await;
-        let late = if idle <= self.left {
-            FetchError::Timeout { setting, limit: idle }
-        } else {
-            FetchError::Timeout { setting: "fetch.total_timeout", limit: self.limits.total }
-        };
-        self.left = self.left.saturating_sub(started.elapsed());
-        result.map_err(|_| late)
-    }
-}
-
-/// Where an answer leads: nowhere else if it is a body, or to another address; everything but those is an error.
-fn redirect(response: &Response, here: &Url, first: &Url) -> Result<Option<Url>, FetchError> {
-    let status = response.status();
-    if status.is_success() {
-        return Ok(None);
-    }
-    if !matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308) {
-        return Err(FetchError::Status { status, retry_after: retry_after(response, Timestamp::now()) });
-    }
-    let location = response.headers().get(LOCATION).ok_or_else(|| FetchError::Redirect("no Location".into()))?;
-    let location = std::str::from_utf8(location.as_bytes()).ok();
-    let location = location.ok_or_else(|| FetchError::Redirect("the Location is not text".into()))?;
-    next_hop(here, first, location).map(Some)
-}
-
-/// The address that `location` names, seen from `here`. Like curl, a redirect may lead from https to http. User-info
-/// goes along only to the origin (scheme, host, port) that it was written for, and none is taken from a host.
-fn next_hop(here: &Url, first: &Url, location: &str) -> Result<Url, FetchError> {
-    let mut next = here.join(location).map_err(|error| FetchError::Redirect(format!("a bad Location: {error}")))?;
-    if !matches!(next.scheme(), "http" | "https") {
-        return Err(FetchError::BlockedScheme(next.scheme().chars().take(20).collect()));
-    }
-    let (name, password) =
-        if next.origin() == first.origin() { (first.username(), first.password()) } else { ("", None) };
-    // These fail only for URLs without a host, which http URLs have.
-    let _ = next.set_username(name);
-    let _ = next.set_password(password);
-    Ok(next)
-}
-
-/// The wait that a host asks for, in seconds or until a date (RFC 9110, 10.2.3).
-fn retry_after(response: &Response, now: Timestamp) -> Option<Duration> {
-    parse_retry_after(response.headers().get(RETRY_AFTER)?.to_str().ok()?.trim(), now)
-}
-
-fn parse_retry_after(value: &str, now: Timestamp) -> Option<Duration> {
-    if let Ok(seconds) = value.parse() {
-        return Some(Duration::from_secs(seconds));
-    }
-    let date = jiff::fmt::rfc2822::DateTimeParser::new().parse_timestamp(value).ok()?;
-    Some(Duration::try_from(date.duration_since(now)).unwrap_or_default())
+/// `blipstream/0.1.0 (+contact)`: who asks, and whom to write to.
+fn user_agent(settings: &settings::Fetch) -> String {
+    let settings::Fetch { user_agent, contact, .. } = settings;
+    contact.as_ref().map_or_else(|| user_agent.clone(), |contact| format!("{user_agent} (+{contact})"))
 }
 
 impl ResponseClass {
@@ -294,48 +218,11 @@ impl ResponseClass {
 
 #[cfg(test)]
 mod tests {
+    use super::super::guard::Refused;
     use super::*;
 
     fn url(text: &str) -> Url {
         Url::parse(text).unwrap()
-    }
-
-    #[test]
-    fn user_info_goes_only_where_it_was_written_for() {
-        let first = url("https://user:pw@a.example/x?y");
-        let hop = |here: &str, location: &str| next_hop(&url(here), &first, location).unwrap().to_string();
-        assert_eq!(hop("https://user:pw@a.example/x", "/z"), "https://user:pw@a.example/z");
-        assert_eq!(hop("https://user:pw@a.example/x", "https://b.example/"), "https://b.example/");
-        assert_eq!(hop("https://user:pw@a.example/x", "http://a.example/"), "http://a.example/");
-        assert_eq!(hop("https://user:pw@a.example/x", "//a.example:444/"), "https://a.example:444/");
-        assert_eq!(hop("https://user:pw@a.example/x", "https://eve:1@b.example/"), "https://b.example/");
-        assert_eq!(hop("https://b.example/", "https://a.example/q"), "https://user:pw@a.example/q");
-    }
-
-    #[test]
-    fn a_redirect_to_another_scheme_is_refused() {
-        let here = url("https://a.example/");
-        for location in ["file:///etc/passwd", "ftp://a.example/", "data:,x", "gopher://a"] {
-            let error = next_hop(&here, &here, location).unwrap_err();
-            assert!(matches!(error, FetchError::BlockedScheme(_)), "{location}");
-        }
-        assert!(matches!(next_hop(&here, &here, "http://[bad"), Err(FetchError::Redirect(_))));
-    }
-
-    #[test]
-    fn retry_after_is_read_in_both_its_forms() {
-        let now: Timestamp = "2026-11-06T08:49:00Z".parse().unwrap();
-        for (value, wait) in [
-            ("0", Some(0)),
-            ("120", Some(120)),
-            ("Fri, 06 Nov 2026 08:49:37 GMT", Some(37)),
-            ("Fri, 06 Nov 2026 08:48:00 GMT", Some(0)),
-            ("soon", None),
-            ("-1", None),
-            ("", None),
-        ] {
-            assert_eq!(parse_retry_after(value, now), wait.map(Duration::from_secs), "{value:?}");
-        }
     }
 
     #[tokio::test]
@@ -353,6 +240,6 @@ mod tests {
             stream
         };
         let (result, _stream) = tokio::join!(http.answer(&target, &mut clock, &metrics), host);
-        assert!(matches!(result, Err(FetchError::Blocked(_))), "{result:?}");
+        assert!(matches!(result, Err(FetchError::Blocked(Refused::NotPublic(_)))), "{result:?}");
     }
 }

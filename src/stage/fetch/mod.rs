@@ -1,11 +1,14 @@
 //! From a reference to bytes: http(s), inline data, files.
 //!
 //! [`Fetcher`] is the core and knows no Kafka; [`run`] is the stage on top of it. Who may be reached is decided in
-//! [`address`], how much at once in `host`, how many bytes in `intake`, and what happens to rows in an outage of our own
+//! `guard`, how much at once in `host`, how many bytes in `intake`, and what happens to rows in an outage of our own
 //! surroundings in `outage` and `hold`.
 
 pub mod address;
+mod answer;
+mod clock;
 mod error;
+pub mod guard;
 mod hold;
 mod host;
 mod http;
