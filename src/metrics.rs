@@ -73,6 +73,8 @@ pub struct Metrics {
     backpressure: IntGaugeVec,
     fetch_responses: IntCounterVec,
     fetch_bytes: IntCounter,
+    fetch_put_off: IntCounter,
+    fetch_hosts_left_alone: IntGauge,
     state: IntGaugeVec,
     memory: IntGauge,
     build_info: Gauge,
@@ -180,6 +182,12 @@ impl Metrics {
             fetch_responses: r.counters("fetch_responses_total", &["class"], "Answers of image hosts."),
             fetch_bytes: r
                 .counter("fetch_bytes_total", "Bytes of bodies received over HTTP, those of failed fetches included."),
+            fetch_put_off: r
+                .counter("fetch_put_off_total", "Fetches that were not tried since their host is left alone."),
+            fetch_hosts_left_alone: r.gauge(
+                "fetch_hosts_left_alone",
+                "Hosts that failed too often, or asked for a wait, and are left alone.",
+            ),
             state: r.gauges("state", &["state"], "1 for the state the worker is in."),
             memory: r.gauge("resident_memory_bytes", "Memory of this process that is resident."),
             build_info: r.add(Gauge::with_opts(
@@ -421,6 +429,16 @@ impl Metrics {
     /// Bytes of a body came in over HTTP.
     pub fn fetched_bytes(&self, bytes: usize) {
         self.fetch_bytes.inc_by(bytes as u64);
+    }
+
+    /// A fetch was not tried, since its host is left alone.
+    pub fn put_off(&self) {
+        self.fetch_put_off.inc();
+    }
+
+    /// So many hosts are left alone.
+    pub fn hosts_left_alone(&self, hosts: usize) {
+        self.fetch_hosts_left_alone.set(hosts as i64);
     }
 
     /// The worker is in this state.

@@ -129,7 +129,7 @@ impl Core {
 
         // fetch → decode
         let (rows, rows_out) = bounded(HANDOVER);
-        let fetcher = fetch::Fetcher::new(&settings.fetch, control.budget().images.clone(), pixel_bytes, metrics)?
+        let mut fetcher = fetch::Fetcher::new(&settings.fetch, control.budget().images.clone(), pixel_bytes, metrics)?
             .looking_for_outages(
                 &settings.fetch,
                 fetch::Surroundings {
@@ -138,6 +138,9 @@ impl Core {
                     draining: control.draining().clone(),
                 },
             );
+        if !settings.kafka.retry_topics.is_empty() {
+            fetcher = fetcher.leaving_failing_hosts_alone(&settings.fetch);
+        }
         let (before_fetch, before_decode) = (waiting(&rows_out), waiting(&fetched));
         let fetching = tokio::spawn(fetch::run(Arc::new(fetcher), rows_out, fetched_in, finished_in.clone()));
 

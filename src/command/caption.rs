@@ -178,6 +178,8 @@ impl CaptionArgs {
         settings.model.max_new_tokens_limit = settings.model.max_new_tokens_limit.max(settings.model.max_new_tokens);
         settings.model.min_new_tokens = self.min_new_tokens.unwrap_or(settings.model.min_new_tokens);
         settings.fetch.allow_networks.extend(&self.allow_network);
+        // There is no Kafka to put anything off to.
+        settings.kafka.retry_topics.clear();
         // The files are the user's own, named by the user.
         settings.fetch.file_roots = vec!["/".into()];
         Ok(settings)

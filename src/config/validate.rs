@@ -308,6 +308,9 @@ impl Check {
     fn fetch(&mut self, fetch: &Fetch) {
         self.at_least_one("fetch.concurrency", fetch.concurrency as u64);
         self.at_least_one("fetch.per_host", fetch.per_host as u64);
+        let rate = fetch.per_host_rate;
+        self.need(rate.is_finite() && rate >= 0.0, &["fetch.per_host_rate"], "must be requests a second, or 0");
+        self.longer_than_zero("fetch.breaker_wait", fetch.breaker_wait);
         self.at_least_one("fetch.attempts", u64::from(fetch.attempts));
         self.at_least_one("fetch.max_body", fetch.max_body.as_u64());
         self.longer_than_zero("fetch.connect_timeout", fetch.connect_timeout);

@@ -17,6 +17,14 @@ pub struct Fetch {
     pub concurrency: usize,
     /// Fetches under way at once to one host.
     pub per_host: usize,
+    /// Requests a second to one host, up to a second's worth of them at once; 0 sets no limit.
+    pub per_host_rate: f64,
+    /// Failed tries in a row after which a host is left alone, its messages going to the retry topics at once; 0 never does.
+    pub breaker_failures: u32,
+    /// How long it is left alone at first; twice as long whenever it is not back, up to ten minutes.
+    #[serde(with = "humantime_serde")]
+    #[schemars(with = "String")]
+    pub breaker_wait: Duration,
     /// Time limit for the connection.
     #[serde(with = "humantime_serde")]
     #[schemars(with = "String")]
@@ -75,6 +83,9 @@ impl Default for Fetch {
         Self {
             concurrency: 64,
             per_host: 16,
+            per_host_rate: 0.0,
+            breaker_failures: 20,
+            breaker_wait: Duration::from_secs(30),
             connect_timeout: Duration::from_secs(5),
             read_timeout: Duration::from_secs(10),
             total_timeout: Duration::from_secs(30),

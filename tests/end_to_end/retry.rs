@@ -88,6 +88,37 @@ async fn messages_that_wait_for_their_time_hold_up_nobody_and_survive_their_work
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_host_that_hangs_delays_only_its_own_messages_and_is_soon_left_alone() {
+    const HANGING: usize = 400;
+    let mut flow = flow([60_000, 60_000]);
+    flow.settings.fetch.breaker_failures = 5;
+    flow.settings.fetch.per_host = 2;
+    flow.settings.fetch.read_timeout = Duration::from_millis(200);
+    flow.settings.fetch.connect_timeout = Duration::from_millis(200);
+    // What is being looked at is one host among others, not the worker's surroundings.
+    flow.settings.fetch.outage_window = Duration::ZERO;
+    // Its messages fill all the places that there are, several times over.
+    flow.settings.flow.max_messages = 100;
+    let images = ImageServer::start_everywhere().await;
+    let images = images.with("/hangs", Answer::Silence).with("/good", Answer::Body(png(20, 20, 1)));
+    flow.write((0..HANGING).map(|n| request(format!("hanging-{n}"), images.url("/hangs"))));
+    flow.write((0..50).map(|n| request(n, images.url_at("127.0.0.9", "/good"))));
+    let worker = flow.worker(FakeOptions::default());
+    let answers = flow.until_answered(50);
+    assert!(answers.captioned_ids().iter().all(|id| !id.starts_with("hanging")));
+    eventually("all of them are put off", || flow.read(RETRIES[0]).len() == HANGING).await;
+    let asked = images.seen().requests("/hangs");
+    assert!((5..20).contains(&asked), "the host was asked {asked} times");
+    for message in flow.read(RETRIES[0]) {
+        assert_eq!(message.header("blipstream-error-code"), Some("timeout"));
+    }
+    let metrics = worker.control.metrics().render();
+    assert!(metrics.contains("blipstream_fetch_hosts_left_alone 1"), "{metrics}");
+    assert!(worker.stop().await.clean());
+    assert!(Answers::read(&flow).dead_letters.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_permanent_failure_and_a_deadline_that_comes_first_are_dead_letters_at_once() {
     let flow = flow([60_000, 60_000]);
     let images = ImageServer::start().await.with("/gone", Answer::status(404)).with("/down", Answer::status(500));

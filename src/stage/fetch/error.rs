@@ -89,6 +89,18 @@ pub enum FetchError {
     /// There is nothing in it.
     #[error("it is empty, so it is no image")]
     Empty,
+    /// Not tried: the host failed too often of late, or asked for a wait.
+    #[error(
+        "its host failed again and again ({last}), and is left alone for {} more; fetch.breaker_failures and \
+         fetch.breaker_wait say when",
+        humantime::format_duration(Duration::from_secs(.left.as_secs()))
+    )]
+    LeftAlone {
+        /// For so long yet.
+        left: Duration,
+        /// How it failed last.
+        last: Code,
+    },
     /// Not tried: an outage of our own surroundings is on, and the message is held. It becomes no dead letter.
     #[error("it was not tried, since an outage is on")]
     Halted,
@@ -117,7 +129,12 @@ impl Disposed for FetchError {
             Self::Status { status, .. } => status.is_server_error() || matches!(status.as_u16(), 408 | 429),
             Self::Dns(lookup) => !lookup.unknown_name,
             Self::Tls { certificate, .. } => !certificate,
-            Self::Connect(_) | Self::Timeout { .. } | Self::TooSlow { .. } | Self::FileBroken(_) | Self::Halted => true,
+            Self::Connect(_)
+            | Self::Timeout { .. }
+            | Self::TooSlow { .. }
+            | Self::FileBroken(_)
+            | Self::Halted
+            | Self::LeftAlone { .. } => true,
             _ => false,
         };
         let Self::Status { retry_after, .. } = self else {
@@ -135,6 +152,7 @@ impl Disposed for FetchError {
             Self::Connect(_) | Self::FileBroken(_) | Self::Halted => Code::Connect,
             Self::Tls { .. } => Code::Tls,
             Self::Timeout { .. } | Self::TooSlow { .. } => Code::Timeout,
+            Self::LeftAlone { last, .. } => *last,
             Self::OptedOut => Code::RobotsOptout,
             Self::Status { status, .. } => status_code(*status),
             // Like an odd 4xx, it is an answer that no retry will improve.

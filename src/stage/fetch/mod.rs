@@ -6,6 +6,7 @@
 
 pub mod address;
 mod answer;
+mod breaker;
 mod clock;
 mod error;
 pub mod guard;
@@ -29,6 +30,7 @@ use tokio::task::{JoinError, JoinSet};
 pub use error::{FailedFetch, FetchError};
 pub use hold::Surroundings;
 
+use self::breaker::{Breakers, LeftAlone};
 use self::hold::{After, Hold, Watch};
 use self::host::Hosts;
 use self::http::{Http, Means};
@@ -87,6 +89,8 @@ pub struct Fetcher {
     metrics: Arc<Metrics>,
     /// Rows that wait for the end of an outage; `None` where nobody looks for one.
     hold: Option<Arc<Hold>>,
+    /// Hosts that are left alone; `None` where messages cannot be put off.
+    breakers: Option<Breakers>,
 }
 
 impl Fetcher {
@@ -107,14 +111,23 @@ impl Fetcher {
         let max_body = usize::try_from(settings.max_body.as_u64()).unwrap_or(usize::MAX);
         Ok(Self {
             http,
-            hosts: Hosts::new(settings.concurrency, settings.per_host),
+            hosts: Hosts::new(settings.concurrency, settings.per_host, settings.per_host_rate),
             intake: Intake { pool, pixel_bytes, max_body, metrics: metrics.clone() },
             files,
             backoff: Backoff { attempts: settings.attempts, base: settings.backoff, max: settings.max_backoff },
             waiting: settings.concurrency.max(1).saturating_mul(WAITING_PER_SLOT),
             metrics,
             hold: None,
+            breakers: None,
         })
+    }
+
+    /// The same fetcher, which leaves hosts alone that keep failing, for use where their messages can be put off.
+    #[must_use]
+    pub fn leaving_failing_hosts_alone(mut self, settings: &settings::Fetch) -> Self {
+        let failures = settings.breaker_failures;
+        self.breakers = (failures > 0).then(|| Breakers::new(failures, settings.breaker_wait));
+        self
     }
 
     /// The same fetcher, whose stage looks for outages over `window` and holds its rows in one; a window of 0 does not.
@@ -174,9 +187,14 @@ impl Fetcher {
                 Some(watch) => watch.turn().await?,
                 None => None,
             };
+            // A probe of an outage asks hosts whatever they did in it.
+            if probe.is_none() {
+                self.may_ask(reference)?;
+            }
             tries.made += 1;
             in_a_row += 1;
-            let may_begin = || probe.is_some() || watch.is_none_or(Watch::may_begin);
+            let may_begin =
+                || probe.is_some() || (watch.is_none_or(Watch::may_begin) && !self.is_left_alone(reference));
             let result = self.try_once(reference, &may_begin).await;
             if matches!(result, Err(FetchError::Halted)) {
                 tries.made -= 1;
@@ -184,8 +202,10 @@ impl Fetcher {
                 continue;
             }
             let after = watch.map_or(After::AsEver, |watch| watch.ended(probe, &result));
+            let left_alone = after == After::AsEver && self.note(reference, &result);
             let error = match result {
                 Ok(done) => return Ok(done),
+                Err(error) if left_alone => return Err(error),
                 Err(error) => error,
             };
             tries.first_failed_at.get_or_insert_with(Timestamp::now);
@@ -210,6 +230,38 @@ impl Fetcher {
             tries.last = Some(error);
             tokio::time::sleep(wait).await;
         }
+    }
+
+    /// Whether the reference's host is asked at all now.
+    fn may_ask(&self, reference: &ImageRef) -> Result<(), FetchError> {
+        let (Some(breakers), ImageRef::Http(url)) = (&self.breakers, reference) else { return Ok(()) };
+        breakers.may_try(url.host_str().unwrap_or_default(), Instant::now()).map_err(|LeftAlone { left, last }| {
+            self.metrics.put_off();
+            FetchError::LeftAlone { left, last }
+        })
+    }
+
+    /// Whether its host was found to fail while the reference waited for its turn.
+    fn is_left_alone(&self, reference: &ImageRef) -> bool {
+        let (Some(breakers), ImageRef::Http(url)) = (&self.breakers, reference) else { return false };
+        breakers.is_open(url.host_str().unwrap_or_default(), Instant::now())
+    }
+
+    /// Tells the breaker of the reference's host how a try went. Says whether the host is left alone now.
+    fn note(&self, reference: &ImageRef, result: &Result<(Bytes, Permit), FetchError>) -> bool {
+        let (Some(breakers), ImageRef::Http(url)) = (&self.breakers, reference) else { return false };
+        let host = url.host_str().unwrap_or_default();
+        let outcome = result.as_ref().map_err(|error| (error.code(), error.disposition()));
+        let left_alone = if let Err((code, Disposition::Transient { retry_after })) = outcome {
+            // A shorter wait is waited for in process.
+            let asked = retry_after.filter(|wait| *wait > self.backoff.max);
+            breakers.failed(host, code, asked, Instant::now())
+        } else {
+            breakers.succeeded(host);
+            false
+        };
+        self.metrics.hosts_left_alone(breakers.open());
+        left_alone
     }
 
     async fn try_once(
