@@ -2,13 +2,14 @@
 
 CARGO ?= cargo
 ARGS ?=
-# The tool is no dependency; whoever has another version installed uses that one.
+# The tools are no dependencies; whoever has another version installed uses that one.
 CARGO_DENY := 0.20.2
+CARGO_FUZZ := 0.13.2
 
 # Where `make kafka` keeps its node.
 KAFKA := ops/kafka/cluster target/kafka/hands-on
 
-.PHONY: help setup test-setup demo kafka test faults bench parts cuda lint deny
+.PHONY: help setup test-setup demo kafka test faults fuzz bench parts cuda lint deny
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
@@ -41,6 +42,27 @@ test: test-setup ## Run every test (those on Apache Kafka are skipped where Java
 faults: test-setup ## Run the whole fault matrix on Apache Kafka (2 h) and write docs/faults.md (ARGS=--resume goes on)
 	$(CARGO) test --locked --test faults -- --all --record $(ARGS)
 
+# The versions of the program's own lock file are fuzzed; cargo adds those that only the fuzzer needs.
+fuzz/Cargo.lock: Cargo.lock
+	cp $< $@
+
+# What a run finds to be new goes to the first folder of a target, the kept inputs are in the second. Without a sanitizer
+# the stable compiler will do; it is for memory, and almost all of the code is safe.
+FUZZ := target/fuzz
+FUZZ_SECONDS ?= 60
+FUZZ_TARGETS ?= request reference address decode config
+fuzz: setup fuzz/Cargo.lock ## Feed made-up input to what reads a stranger's bytes, a minute each (FUZZ_SECONDS=60)
+	@command -v cargo-fuzz >/dev/null || test -x target/tools/bin/cargo-fuzz || \
+		$(CARGO) install --quiet --debug --locked --version $(CARGO_FUZZ) --root target/tools cargo-fuzz
+	@export PATH="$$PWD/target/tools/bin:$$PATH" failed=; \
+	$(CARGO) fuzz build --sanitizer none --target-dir $(FUZZ) || exit 1; \
+	for target in $(FUZZ_TARGETS); do \
+		mkdir -p target/fuzz-corpus/$$target; \
+		$(CARGO) fuzz run --sanitizer none --target-dir $(FUZZ) $$target target/fuzz-corpus/$$target fuzz/corpus/$$target -- \
+			-max_total_time=$(FUZZ_SECONDS) -rss_limit_mb=2048 -timeout=20 -print_final_stats=1 || failed="$$failed $$target"; \
+	done; \
+	test -z "$$failed" || { echo "Failed:$$failed. The inputs are in fuzz/artifacts."; exit 1; }
+
 BENCH := target/bench
 bench: setup ## Measure against transformers and candle-transformers on this CPU (75 min) and write docs/benchmarks.md
 	test -x $(BENCH)/venv/bin/python || python3 -m venv $(BENCH)/venv
@@ -58,6 +80,7 @@ cuda: setup ## Build the program for NVIDIA GPUs into target/cuda/dist, without 
 
 lint: setup ## Check format and lints
 	$(CARGO) fmt --check
+	$(CARGO) fmt --check --manifest-path fuzz/Cargo.toml
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 
 deny: ## Check licences and sources of the dependencies
