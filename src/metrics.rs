@@ -3,6 +3,7 @@
 //! Seconds and bytes throughout; the prefix is `blipstream_`. `docs/metrics.md` explains them to operators.
 
 mod blocked;
+mod fetch;
 mod labels;
 mod registrar;
 
@@ -73,6 +74,7 @@ pub struct Metrics {
     backpressure: IntGaugeVec,
     fetch_responses: IntCounterVec,
     fetch_bytes: IntCounter,
+    fetch_shared: IntCounter,
     fetch_put_off: IntCounter,
     fetch_hosts_left_alone: IntGauge,
     state: IntGaugeVec,
@@ -182,6 +184,7 @@ impl Metrics {
             fetch_responses: r.counters("fetch_responses_total", &["class"], "Answers of image hosts."),
             fetch_bytes: r
                 .counter("fetch_bytes_total", "Bytes of bodies received over HTTP, those of failed fetches included."),
+            fetch_shared: r.counter("fetch_shared_total", "Images that came with the fetch of another row."),
             fetch_put_off: r
                 .counter("fetch_put_off_total", "Fetches that were not tried since their host is left alone."),
             fetch_hosts_left_alone: r.gauge(
@@ -419,26 +422,6 @@ impl Metrics {
     /// Consumption is held for a reason, or no longer.
     pub fn backpressure(&self, reason: &'static str, active: bool) {
         self.backpressure.with_label_values(&[reason]).set(i64::from(active));
-    }
-
-    /// An image host answered.
-    pub fn response(&self, class: ResponseClass) {
-        self.fetch_responses.with_label_values(&[class.as_str()]).inc();
-    }
-
-    /// Bytes of a body came in over HTTP.
-    pub fn fetched_bytes(&self, bytes: usize) {
-        self.fetch_bytes.inc_by(bytes as u64);
-    }
-
-    /// A fetch was not tried, since its host is left alone.
-    pub fn put_off(&self) {
-        self.fetch_put_off.inc();
-    }
-
-    /// So many hosts are left alone.
-    pub fn hosts_left_alone(&self, hosts: usize) {
-        self.fetch_hosts_left_alone.set(hosts as i64);
     }
 
     /// The worker is in this state.

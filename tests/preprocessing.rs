@@ -186,6 +186,7 @@ fn kind(result: &Result<Picture, DecodeError>) -> &'static str {
         Ok(_) => "picture",
         Err(DecodeError::UnsupportedMedia(_)) => "unsupported",
         Err(DecodeError::TooManyPixels { .. }) => "pixels",
+        Err(DecodeError::TooManyScans { .. }) => "scans",
         Err(DecodeError::TooLongSide { .. }) => "side",
         Err(DecodeError::TooMuchMemory { .. }) => "memory",
         Err(DecodeError::Broken(_)) => "broken",

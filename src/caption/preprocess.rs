@@ -16,6 +16,7 @@ mod config;
 mod decode;
 mod gif;
 mod jpeg;
+mod png;
 mod resize;
 mod tiff;
 mod turbojpeg;

@@ -73,13 +73,26 @@ fn assignment(entry: &Entry) -> String {
     let name = entry.path.strip_prefix(&entry.section).and_then(|rest| rest.strip_prefix('.')).unwrap_or(&entry.path);
     // An entry of a map: its own name may have dots.
     let name = match name.split_once('.') {
-        Some((map, entry)) => format!("{map}.{entry:?}"),
+        Some((map, entry)) => format!("{map}.{}", quoted(entry)),
         None => name.to_owned(),
     };
     match &entry.value {
         Some(value) => format!("{name} = {value}"),
         None => format!("# {name} is not set"),
     }
+}
+
+/// A key between quotation marks, with the escapes of TOML (1.0, strings).
+fn quoted(key: &str) -> String {
+    let escaped: String = key
+        .chars()
+        .map(|letter| match letter {
+            '"' | '\\' => format!("\\{letter}"),
+            letter if letter.is_control() => format!("\\u{:04X}", u32::from(letter)),
+            letter => letter.to_string(),
+        })
+        .collect();
+    format!("\"{escaped}\"")
 }
 
 /// `{"section.key": {"value": …, "origin": {…}}}`.
@@ -95,4 +108,17 @@ pub fn print_json(entries: &[Entry], out: &mut dyn Write) -> io::Result<()> {
         .map(|entry| (entry.path.clone(), json!({"value": entry.value, "origin": describe(&entry.origin)})))
         .collect();
     writeln!(out, "{:#}", serde_json::Value::Object(object))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn odd_names_of_options_are_printed_so_that_they_read_back() {
+        for name in ["a.b", "a b", "\"", "\\", "\u{7f}", "\0", "\n", "\u{85}", "\u{200b}", "ü", "'", ""] {
+            let table: toml::Table = toml::from_str(&format!("{} = 1", quoted(name))).unwrap();
+            assert!(table.contains_key(name), "{name:?} reads back as {table:?}");
+        }
+    }
 }

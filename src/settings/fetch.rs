@@ -17,6 +17,8 @@ pub struct Fetch {
     pub concurrency: usize,
     /// Fetches under way at once to one host.
     pub per_host: usize,
+    /// Whether references to the same address that are in flight together are fetched once.
+    pub share: bool,
     /// Requests a second to one host, up to a second's worth of them at once; 0 sets no limit.
     pub per_host_rate: f64,
     /// Failed tries in a row after which a host is left alone, its messages going to the retry topics at once; 0 never does.
@@ -83,6 +85,7 @@ impl Default for Fetch {
         Self {
             concurrency: 64,
             per_host: 16,
+            share: true,
             per_host_rate: 0.0,
             breaker_failures: 20,
             breaker_wait: Duration::from_secs(30),

@@ -47,9 +47,12 @@ impl Disposed for DecodeError {
         use preprocess::DecodeError as Image;
         match self {
             Self::Image(Image::UnsupportedMedia(_)) => Code::UnsupportedMedia,
-            Self::Image(Image::TooManyPixels { .. } | Image::TooLongSide { .. } | Image::TooMuchMemory { .. }) => {
-                Code::TooManyPixels
-            }
+            Self::Image(
+                Image::TooManyPixels { .. }
+                | Image::TooManyScans { .. }
+                | Image::TooLongSide { .. }
+                | Image::TooMuchMemory { .. },
+            ) => Code::TooManyPixels,
             Self::Image(Image::Broken(_)) | Self::Panic(_) => Code::Decode,
             Self::Deadline(_) => Code::Deadline,
         }

@@ -70,7 +70,9 @@ async fn what_never_recovers_passes_every_retry_topic_and_is_one_dead_letter() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn messages_that_wait_for_their_time_hold_up_nobody_and_survive_their_worker() {
-    let flow = flow([3_000, 60_000]);
+    let mut flow = flow([3_000, 60_000]);
+    // Each of them is away once.
+    flow.settings.fetch.share = false;
     let images = ImageServer::start().await;
     let images = images.with_all("/away", first_away(20));
     flow.write((0..20).map(|n| request(format!("late-{n}"), images.url("/away"))));

@@ -85,6 +85,44 @@ async fn no_more_than_the_limits_are_fetched_at_once() {
 }
 
 #[tokio::test]
+async fn an_address_that_many_ask_for_at_once_is_fetched_once_and_counts_for_each() {
+    let held = |answer| Answer::Held(Box::new(answer));
+    let server = ImageServer::start()
+        .await
+        .with("/x", held(Answer::Body(png(8, 8, 1))))
+        .with("/gone", held(Answer::status(404)));
+    let (pool, metrics) = (pool(), Arc::new(Metrics::new()));
+    let fetcher = counted(&settings::Fetch { share: true, ..settings() }, &pool, &metrics);
+    let images = ["/x", "/gone"].map(|path| ImageRef::Http(server.url(path)));
+    let soon = Some(Instant::now() + Duration::from_millis(100));
+    let all = join_all((0..20).map(|n| fetcher.fetch(&images[n % 2], None)));
+    let late = fetcher.fetch(&images[0], soon);
+    let gate = async {
+        server.until(|seen| seen.active == 2).await;
+        tokio::time::sleep(Duration::from_millis(150)).await;
+        server.open_gate();
+    };
+    let (results, late, ()) = tokio::join!(all, late, gate);
+    assert_eq!(late.unwrap_err().code(), Code::Deadline, "each has its own deadline");
+    for (n, result) in results.iter().enumerate() {
+        match result {
+            Ok((body, permit)) => {
+                assert_eq!((n % 2, &body[..], permit.bytes()), (0, &png(8, 8, 1)[..], super::PIXEL_BYTES));
+            }
+            Err(failed) => assert_eq!((n % 2, failed.code(), failed.attempts), (1, Code::NotFound, 1)),
+        }
+    }
+    assert_eq!((server.seen().requests("/x"), server.seen().requests("/gone")), (1, 1));
+    assert_eq!(pool.used().items, 10, "a permit for each");
+    assert!(metrics.render().contains("blipstream_fetch_shared_total 9"), "{}", metrics.render());
+    drop(results);
+    assert_eq!(pool.used(), Limit::default());
+    // Those that come later fetch anew.
+    assert!(fetcher.fetch(&images[0], None).await.is_ok());
+    assert_eq!(server.seen().requests("/x"), 2);
+}
+
+#[tokio::test]
 async fn a_hanging_host_does_not_delay_the_rows_of_another() {
     let image = png(8, 8, 1);
     let server = ImageServer::start()

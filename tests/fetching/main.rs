@@ -31,6 +31,8 @@ fn settings() -> settings::Fetch {
         backoff: Duration::from_millis(1),
         max_backoff: Duration::from_millis(5),
         max_body: ByteSize::kib(256),
+        // What is counted is what each fetch does.
+        share: false,
         ..settings::Fetch::default()
     }
 }

@@ -49,6 +49,8 @@ impl Rig {
             backoff,
             per_host: 2,
             concurrency: 4,
+            // Rows ask for the same few addresses, each for itself.
+            share: false,
             ..settings::Fetch::default()
         };
         let pool = || Pool::new(Limit { items: 1000, bytes: 64 << 20 });

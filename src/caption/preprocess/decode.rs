@@ -5,7 +5,10 @@ use std::io::Cursor;
 
 use image::{ColorType, DynamicImage, ExtendedColorType, ImageDecoder, ImageError, ImageFormat, ImageReader};
 
-use super::{TurboJpeg, bmp, gif, jpeg, tiff, webp};
+use super::{TurboJpeg, bmp, gif, jpeg, png, tiff, webp};
+
+/// Scans of a JPEG with as many pixels as are allowed: usual progressive ones have ten. Smaller pictures may have more.
+const SCANS: u32 = 16;
 
 /// What a stranger's image may cost. All are checked from the header, before any pixel is decoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +36,15 @@ impl Limits {
         }
         if pixels.saturating_mul(pixel_bytes) > self.max_memory {
             return Err(DecodeError::TooMuchMemory { limit: self.max_memory });
+        }
+        Ok(())
+    }
+
+    /// Checks how often a JPEG goes over its pixels: a scan of a few bytes costs as much time as all of them.
+    pub(super) fn check_scans(&self, width: u32, height: u32, scans: u32) -> Result<(), DecodeError> {
+        let pixels = u64::from(width) * u64::from(height);
+        if pixels.saturating_mul(scans.into()) > self.max_pixels.saturating_mul(SCANS.into()) {
+            return Err(DecodeError::TooManyScans { width, height, scans });
         }
         Ok(())
     }
@@ -120,6 +132,19 @@ pub enum DecodeError {
         /// [`Limits::max_pixels`].
         limit: u64,
     },
+    /// It is gone over too often.
+    #[error(
+        "the JPEG goes over its {width}x{height} pixels {scans} times, which takes too long; `decode.max_pixels` sets the \
+         limit"
+    )]
+    TooManyScans {
+        /// Its width.
+        width: u32,
+        /// Its height.
+        height: u32,
+        /// How often.
+        scans: u32,
+    },
     /// Width or height is over the limit.
     #[error("the image has {width}x{height} pixels, and a side over {limit}; `decode.max_side` sets the limit")]
     TooLongSide {
@@ -175,6 +200,16 @@ fn decode_with(guessed: ImageFormat, format: Format, bytes: &[u8], limits: &Limi
     decoder_limits.max_alloc = Some(limits.max_memory);
     let mut reader = ImageReader::with_format(Cursor::new(bytes), guessed);
     reader.limits(decoder_limits);
+    match format {
+        Format::Png if png::has_torn_palette(bytes) => {
+            return Err(DecodeError::Broken("its palette ends within a colour".into()));
+        }
+        // They are read before the decoder hears of the limit.
+        Format::Tiff if tiff::bytes_of_lists(bytes) > limits.max_memory => {
+            return Err(DecodeError::TooMuchMemory { limit: limits.max_memory });
+        }
+        _ => {}
+    }
     let decoder = reader.into_decoder().map_err(explain)?;
     let (width, height) = decoder.dimensions();
     let color = decoder.color_type();
@@ -192,6 +227,7 @@ fn decode_with(guessed: ImageFormat, format: Format, bytes: &[u8], limits: &Limi
             let survey = jpeg::survey(bytes);
             pixel_bytes += survey.coefficient_bytes();
             complete = survey.complete;
+            limits.check_scans(width, height, survey.scans)?;
         }
         Format::Tiff => pixel_bytes += if inks { 4 } else { 0 },
         Format::Png | Format::Gif | Format::Bmp => {}

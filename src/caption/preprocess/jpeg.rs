@@ -11,6 +11,8 @@ pub(super) struct Survey {
     pub complete: bool,
     /// Whether its coefficients are held in memory until the last scan: progressive, or one scan a component.
     pub buffered: bool,
+    /// How often it goes over its pixels.
+    pub scans: u32,
     /// Whether it is of the kinds that everybody reads: baseline, extended or progressive, with Huffman codes.
     pub usual: bool,
 }
@@ -36,7 +38,7 @@ const END_OF_IMAGE: u8 = 0xD9;
 /// Walks the markers (ITU T.81, annex B): segments by their length, entropy-coded data up to the next marker.
 pub(super) fn survey(bytes: &[u8]) -> Survey {
     let mut rest = bytes.get(2..).unwrap_or_default();
-    let (mut complete, mut scans) = (false, 0);
+    let (mut complete, mut scans) = (false, 0_u32);
     let (mut progressive, mut known, mut strange) = (false, false, false);
     while let Some(marker) = next_marker(&mut rest) {
         match marker {
@@ -54,13 +56,13 @@ pub(super) fn survey(bytes: &[u8]) -> Survey {
                 known |= marker <= 0xC2;
                 strange |= marker > 0xC2;
             }
-            START_OF_SCAN => scans += 1,
+            START_OF_SCAN => scans = scans.saturating_add(1),
             _ => {}
         }
         let Some(length) = rest.first_chunk().map(|&length| usize::from(u16::from_be_bytes(length))) else { break };
         rest = rest.get(length..).unwrap_or_default();
     }
-    Survey { complete, buffered: progressive || scans > 1, usual: known && !strange }
+    Survey { complete, buffered: progressive || scans > 1, scans, usual: known && !strange }
 }
 
 /// The byte behind the next 0xFF, fill bytes skipped; 0 for a stuffed 0xFF.
@@ -108,6 +110,15 @@ mod tests {
         assert!(!of(&[SOI, SCAN, EOI]).buffered);
         assert!(of(&[SOI, SOF2, SCAN, EOI]).buffered);
         assert!(of(&[SOI, SCAN, SCAN, EOI]).buffered);
+    }
+
+    #[test]
+    fn a_file_of_tiny_scans_is_refused_by_what_they_cost_together() {
+        let limits = super::super::Limits { max_pixels: 1000, max_side: 1000, max_memory: 1 << 20 };
+        let scans = of(&[SOI, SOF2, &SCAN.repeat(17), EOI]).scans;
+        assert_eq!(scans, 17);
+        assert!(limits.check_scans(10, 100, 16).is_ok() && limits.check_scans(10, 10, 160).is_ok());
+        assert!(matches!(limits.check_scans(10, 100, scans), Err(DecodeError::TooManyScans { scans: 17, .. })));
     }
 
     #[test]

@@ -46,3 +46,61 @@ fn explain(error: TiffError, limits: &Limits) -> DecodeError {
         error => DecodeError::Broken(error.to_string()),
     }
 }
+
+/// Memory that the decoder takes for the lists in the first directory before it knows a limit: 32 bytes a number (tiff 0.11,
+/// which has its own limit of 256 MiB). A directory is a count and entries of a tag, a type, a count and a value (TIFF 6.0;
+/// BigTIFF has the same in wider numbers).
+pub(super) fn bytes_of_lists(bytes: &[u8]) -> u64 {
+    /// A value in the decoder's memory.
+    const VALUE: u64 = 32;
+    let little = bytes.starts_with(b"II");
+    let number = |at: u64, width: u64| -> Option<u64> {
+        let (from, to) = (usize::try_from(at).ok()?, usize::try_from(at.checked_add(width)?).ok()?);
+        let digits = bytes.get(from..to)?.iter().map(|digit| u64::from(*digit));
+        let join = |number: u64, digit: u64| number << 8 | digit;
+        Some(if little { digits.rev().fold(0, join) } else { digits.fold(0, join) })
+    };
+    let lists = || {
+        // Widths of the number of entries, of a count and of an entry.
+        let (first, head, wide, entry) = match number(2, 2)? {
+            43 => (number(8, 8)?, 8, 8, 20),
+            _ => (number(4, 4)?, 2, 4, 12),
+        };
+        let count = number(first, head)?;
+        let begin = first.checked_add(head)?;
+        let counts = (0..count).map_while(|index| number(begin.checked_add(index.checked_mul(entry)? + 4)?, wide));
+        // A list that is alone in its entry takes no list.
+        Some(counts.filter(|count| *count > 1).fold(0, u64::saturating_add))
+    };
+    lists().unwrap_or_default().saturating_mul(VALUE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::caption::preprocess::decode;
+
+    #[test]
+    fn lists_in_the_header_count_before_they_are_read() {
+        let file = include_bytes!("../../../fuzz/corpus/decode/huge-list-in-header.tiff");
+        let limits = Limits { max_pixels: 1 << 20, max_side: 1 << 10, max_memory: 1 << 20 };
+        assert!(bytes_of_lists(file) > 90 << 20, "{}", bytes_of_lists(file));
+        assert_eq!(decode(file, &limits), Err(DecodeError::TooMuchMemory { limit: 1 << 20 }));
+    }
+
+    #[test]
+    fn both_orders_of_bytes_and_both_widths_are_read() {
+        // One entry of 1,000 numbers.
+        let little = [&b"II\x2a\0\x08\0\0\0\x01\0"[..], &[0x11, 1, 4, 0, 0xE8, 3, 0, 0, 0, 0, 0, 0]].concat();
+        let big = [&b"MM\0\x2a\0\0\0\x08\0\x01"[..], &[1, 0x11, 0, 4, 0, 0, 3, 0xE8, 0, 0, 0, 0]].concat();
+        let mut wide = b"II\x2b\0\x08\0\0\0\x10\0\0\0\0\0\0\0\x01\0\0\0\0\0\0\0".to_vec();
+        wide.extend([0x11, 1, 4, 0, 0xE8, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        for file in [little, big, wide] {
+            assert_eq!(bytes_of_lists(&file), 32_000);
+            for length in 0..file.len() {
+                bytes_of_lists(&file[..length]);
+            }
+        }
+        assert_eq!(bytes_of_lists(&[b"II\x2a\0", &[0xFF; 40][..]].concat()), 0);
+    }
+}

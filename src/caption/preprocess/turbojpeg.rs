@@ -103,6 +103,7 @@ impl TurboJpeg {
             return Ok(None);
         }
         limits.check(full_size.0, full_size.1, 3 + survey.coefficient_bytes())?;
+        limits.check_scans(full_size.0, full_size.1, survey.scans)?;
         if !survey.complete {
             return Err(truncated());
         }

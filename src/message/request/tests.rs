@@ -287,6 +287,7 @@ fn any_meta() -> impl Strategy<Value = Value> {
     prop_oneof![
         any::<bool>().prop_map(Value::from),
         any::<i64>().prop_map(Value::from),
+        any::<f64>().prop_map(Value::from),
         ".{0,10}".prop_map(Value::from),
         Just(json!({"deep": [1, {"er": null}]})),
     ]

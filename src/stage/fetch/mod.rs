@@ -9,6 +9,7 @@ mod answer;
 mod breaker;
 mod clock;
 mod error;
+mod flights;
 pub mod guard;
 mod hold;
 mod host;
@@ -31,6 +32,7 @@ pub use error::{FailedFetch, FetchError};
 pub use hold::Surroundings;
 
 use self::breaker::{Breakers, LeftAlone};
+use self::flights::{Flights, Turn};
 use self::hold::{After, Hold, Watch};
 use self::host::Hosts;
 use self::http::{Http, Means};
@@ -91,6 +93,8 @@ pub struct Fetcher {
     hold: Option<Arc<Hold>>,
     /// Hosts that are left alone; `None` where messages cannot be put off.
     breakers: Option<Breakers>,
+    /// Fetches under way, for others who want the same; `None` where each fetches for itself.
+    flights: Option<Flights>,
 }
 
 impl Fetcher {
@@ -119,6 +123,7 @@ impl Fetcher {
             metrics,
             hold: None,
             breakers: None,
+            flights: settings.share.then(Flights::default),
         })
     }
 
@@ -144,7 +149,7 @@ impl Fetcher {
         self.fetch_watched(reference, deadline, None).await
     }
 
-    async fn fetch_watched(
+    async fn fetch_alone(
         &self,
         reference: &ImageRef,
         deadline: Option<Instant>,
@@ -281,6 +286,54 @@ impl Fetcher {
             ImageRef::Base64(text) => local::inline(text.clone(), Encoding::Base64, &self.intake).await,
             ImageRef::Percent(text) => local::inline(text.clone(), Encoding::Percent, &self.intake).await,
         }
+    }
+}
+
+impl Fetcher {
+    /// Fetches, or takes what another row's fetch brings that is under way for the same address.
+    async fn fetch_watched(
+        &self,
+        reference: &ImageRef,
+        deadline: Option<Instant>,
+        watch: Option<&Watch<'_>>,
+    ) -> Result<(Bytes, Permit), FailedFetch> {
+        let (Some(flights), ImageRef::Http(url)) = (&self.flights, reference) else {
+            return self.fetch_alone(reference, deadline, watch).await;
+        };
+        let shared = loop {
+            match within(deadline, flights.join(url.as_str())).await {
+                Some(Turn::Fly(flight)) => {
+                    let result = self.fetch_alone(reference, deadline, watch).await;
+                    flight.land(result.as_ref().map(|(body, _)| body.clone()).map_err(Clone::clone));
+                    return result;
+                }
+                Some(Turn::Share(Some(shared))) => break Some(shared?),
+                Some(Turn::Share(None)) => {}
+                None => break None,
+            }
+        };
+        // The body is there once for all who share it; the pixels will not be.
+        let reserve = async |body: Bytes| Some((self.intake.reserve(Some(body.len())).await, body));
+        let room = match shared {
+            Some(body) => within(deadline, reserve(body)).await.flatten(),
+            None => None,
+        };
+        let (permit, body) = room.ok_or_else(|| FailedFetch {
+            reference: describe(reference),
+            error: FetchError::Deadline(None),
+            attempts: 0,
+            first_failed_at: Timestamp::now(),
+        })?;
+        self.metrics.shared_fetch();
+        Ok((body, permit))
+    }
+}
+
+/// What the work gives, if it ends before the deadline.
+async fn within<T>(deadline: Option<Instant>, work: impl Future<Output = T>) -> Option<T> {
+    match deadline {
+        Some(deadline) => tokio::time::timeout_at(deadline.into(), work).await.ok(),
+        None => Some(work.await),
     }
 }
 
