@@ -3,6 +3,7 @@
 //! Seconds and bytes throughout; the prefix is `blipstream_`. `docs/metrics.md` explains them to operators.
 
 mod blocked;
+mod cache;
 mod fetch;
 mod labels;
 mod registrar;
@@ -12,8 +13,8 @@ use std::time::Duration;
 
 use prometheus::core::Collector;
 use prometheus::{
-    CounterVec, Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
-    IntGaugeVec, Registry, TextEncoder,
+    Counter, CounterVec, Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec,
+    IntGauge, IntGaugeVec, Registry, TextEncoder,
 };
 
 use self::registrar::{Registrar, opts};
@@ -74,6 +75,9 @@ pub struct Metrics {
     backpressure: IntGaugeVec,
     fetch_responses: IntCounterVec,
     fetch_bytes: IntCounter,
+    caption_cache_lookups: IntCounterVec,
+    caption_cache_saved: Counter,
+    caption_cache_bytes: IntGauge,
     fetch_shared: IntCounter,
     fetch_put_off: IntCounter,
     fetch_hosts_left_alone: IntGauge,
@@ -184,6 +188,16 @@ impl Metrics {
             fetch_responses: r.counters("fetch_responses_total", &["class"], "Answers of image hosts."),
             fetch_bytes: r
                 .counter("fetch_bytes_total", "Bytes of bodies received over HTTP, those of failed fetches included."),
+            caption_cache_lookups: r.counters(
+                "caption_cache_lookups_total",
+                &["result"],
+                "Images looked for among captions known already.",
+            ),
+            caption_cache_saved: r.add(Counter::with_opts(opts(
+                "caption_cache_saved_seconds_total",
+                "Time of devices that captions known already have saved.",
+            ))),
+            caption_cache_bytes: r.gauge("caption_cache_bytes", "Memory of captions known already."),
             fetch_shared: r.counter("fetch_shared_total", "Images that came with the fetch of another row."),
             fetch_put_off: r
                 .counter("fetch_put_off_total", "Fetches that were not tried since their host is left alone."),
@@ -211,6 +225,9 @@ impl Metrics {
         }
         for flush in Flush::ALL {
             self.batch_flush.with_label_values(&[flush.as_str()]);
+        }
+        for result in cache::RESULTS {
+            self.caption_cache_lookups.with_label_values(&[result]);
         }
         for class in ResponseClass::ALL {
             self.fetch_responses.with_label_values(&[class.as_str()]);

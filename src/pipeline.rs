@@ -22,7 +22,7 @@ use crate::metrics::Flush;
 use crate::settings::Settings;
 use crate::stage::batch::{Queue, Take};
 use crate::stage::infer::{Device, DeviceFailure, DeviceStats, Queued};
-use crate::stage::{Finished, Ready, decode, fetch, infer};
+use crate::stage::{Answers, Finished, Ready, decode, fetch, infer};
 use crate::tracked::Tracked;
 
 pub use control::{Budget, Control, Limits, Waiting, Wiring};
@@ -84,14 +84,15 @@ impl Core {
         let (finished_in, finished) = bounded(settings.flow.max_images.max(HANDOVER));
         let queue =
             Queue::new(room(settings.batch.queue, &parts.engines), &lanes.weights, |queued: &Queued| queued.due);
+        let answers = Answers::new(&settings.model, parts.worker, parts.flag_terms, metrics.clone());
+        let answers = Arc::new(answers);
         let shared = Arc::new(infer::Shared {
             supply: Box::new(queue.clone()),
             finished: finished_in.clone(),
             metrics: metrics.clone(),
             model: settings.model.clone(),
             linger: settings.batch.linger,
-            worker: parts.worker,
-            flag_terms: parts.flag_terms,
+            answers: answers.clone(),
         });
         let (failures_in, device_failures) = bounded(parts.engines.len());
         let devices = start_devices(parts.engines, &shared, &queue, failures_in)?;
@@ -111,7 +112,8 @@ impl Core {
                     Ok(())
                 }
             }),
-            failed: finished_in.clone(),
+            finished: finished_in.clone(),
+            answers: Some(answers),
             metrics: metrics.clone(),
         };
         let config = decode::Config::new(parts.preprocessor, &settings.decode, &settings.output);

@@ -95,7 +95,7 @@ impl fmt::Debug for Pixels {
 }
 
 /// What a caller may ask of one caption.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Params {
     /// Text that the caption continues; the caption's text contains it.

@@ -85,7 +85,9 @@ fn most_rounds() -> usize {
 
 async fn show(args: DemoArgs, mut settings: Settings) -> anyhow::Result<Exit> {
     let mut out = io::stdout();
-    let broker = start_broker(&settings, PARTITIONS)?;
+    let broker = start_broker(&mut settings, PARTITIONS)?;
+    // Of several rounds, each is captioned.
+    settings.model.caption_cache = bytesize::ByteSize::b(0);
     settings.kafka.bootstrap_servers = broker.bootstrap_servers()?;
     let stop = CancellationToken::new();
     let images = serve_images(stop.clone()).await?;
@@ -148,8 +150,11 @@ async fn show(args: DemoArgs, mut settings: Settings) -> anyhow::Result<Exit> {
 }
 
 /// An embedded broker with the topics of the settings.
-pub(super) fn start_broker(settings: &Settings, partitions: i32) -> anyhow::Result<EmbeddedBroker> {
-    let kafka = &settings.kafka;
+pub(super) fn start_broker(settings: &mut Settings, partitions: i32) -> anyhow::Result<EmbeddedBroker> {
+    let kafka = &mut settings.kafka;
+    // A worker is one member of its group then. A second one that came late, on a busy machine, would wait for most of a
+    // session's time-out in this broker, and everybody with it.
+    kafka.retry_topics.clear();
     let topics = kafka.consumed_topics().chain([kafka.captions_topic.as_str(), kafka.dead_letter_topic.as_str()]);
     let topics: Vec<_> = topics.map(|topic| (topic, partitions)).collect();
     Ok(EmbeddedBroker::start(1, &topics)?)

@@ -80,6 +80,7 @@ fn the_documented_record_has_the_fields_of_a_record() {
         tokens: 0,
         finish: "stop",
         flags: Vec::new(),
+        cached: false,
         model: ModelRef { id: String::new(), revision: None, dtype: String::new() },
         image: ImageInfo::default(),
         timing_ms: Timing::default(),

@@ -31,6 +31,9 @@ pub struct CaptionRecord {
     /// Terms of the configured list that the caption contains.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub flags: Vec<String>,
+    /// Whether it was written for an equal picture before, asked for in the same way; present only if so.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub cached: bool,
     /// Who wrote it.
     pub model: ModelRef,
     /// What it describes.

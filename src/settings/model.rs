@@ -35,6 +35,10 @@ pub struct Model {
     pub min_new_tokens: usize,
     /// The most that a request may ask for.
     pub max_new_tokens_limit: usize,
+    /// Memory for captions of pictures that were captioned before: an equal picture, asked for in the same way, gets its
+    /// caption from there. 0 captions every one anew.
+    #[schemars(with = "String")]
+    pub caption_cache: ByteSize,
     /// Memory for what the decoder remembers of the rows that a device is at work on; its batches are cut to what fits,
     /// one row at least. By default 1 GiB for the CPU and 16 GiB for a GPU.
     #[schemars(with = "Option<String>")]
@@ -56,6 +60,7 @@ impl Default for Model {
             max_new_tokens: 20,
             min_new_tokens: 0,
             max_new_tokens_limit: 200,
+            caption_cache: ByteSize::mib(32),
             max_state: None,
         }
     }

@@ -15,7 +15,7 @@ use jiff::Timestamp;
 use sha2::{Digest, Sha256};
 use url::Url;
 
-use super::{Fetched, Finished, Ready, failed, send_blocking};
+use super::{Answers, Fetched, Finished, Ready, failed, send_blocking};
 use crate::caption::Pixels;
 use crate::caption::preprocess::{self, Limits, Preprocessor, Resizer, TurboJpeg};
 use crate::disposition::{Code, Disposed, Disposition, Failure, Stage};
@@ -114,8 +114,10 @@ pub type PushReady = dyn Fn(Tracked<Ready>) -> Result<(), Tracked<Ready>> + Send
 pub struct Outputs {
     /// Decoded rows.
     pub ready: Arc<PushReady>,
-    /// Rows that failed.
-    pub failed: Sender<Finished>,
+    /// Rows that failed, or whose caption is known.
+    pub finished: Sender<Finished>,
+    /// Captions of pictures that were captioned before; `None` where nobody remembers any.
+    pub answers: Option<Arc<Answers>>,
     /// Counts how long each image took, good or bad, and how long the next stages were waited for.
     pub metrics: Arc<Metrics>,
 }
@@ -179,14 +181,28 @@ where
     while let Ok(fetched) = input.recv_blocking() {
         outputs.metrics.bytes_taken(Stage::Decode, fetched.value.body.len());
         let started = Instant::now();
-        let result = check_deadline(&fetched.value.row.request, Timestamp::now())
-            .and_then(|()| guarded(|| decoder(&fetched.value.body)));
+        let in_time = check_deadline(&fetched.value.row.request, Timestamp::now());
+        let mut image = about(&fetched.value, config.full_url);
+        if in_time.is_ok()
+            && let Some(answers) = &outputs.answers
+            && let Some(recalled) = answers.known(&fetched.value.row.request, &mut image)
+        {
+            let finished = fetched.map(|Fetched { mut row, .. }| {
+                row.timing.decode = Timing::ms(started.elapsed());
+                answers.recalled(row, image, &recalled)
+            });
+            if finish(finished, started, outputs).is_err() {
+                return;
+            }
+            continue;
+        }
+        let result = in_time.and_then(|()| guarded(|| decoder(&fetched.value.body)));
         if matches!(result, Err(DecodeError::Panic(_))) {
             // Its scratch memory may be half-written.
             decoder = new_decoder(config);
         }
         let sent = match result {
-            Ok(decoded) => pass_on(fetched, decoded, started, config, outputs),
+            Ok(decoded) => pass_on(fetched, decoded, image, started, outputs),
             Err(error) => reject(fetched, &error, started, outputs),
         };
         if sent.is_err() {
@@ -201,21 +217,14 @@ struct Closed;
 fn pass_on(
     fetched: Tracked<Fetched>,
     decoded: Decoded,
+    mut image: ImageInfo,
     started: Instant,
-    config: &Config,
     outputs: &Outputs,
 ) -> Result<(), Closed> {
     let Decoded { pixels, width, height, format } = decoded;
     let bytes = pixels.data().len();
-    let mut ready = fetched.map(|Fetched { mut row, body }| {
-        let image = ImageInfo {
-            url: address(&row.request.image, config.full_url),
-            sha256: sha256(&body),
-            width,
-            height,
-            bytes: body.len(),
-            format: format.to_owned(),
-        };
+    (image.width, image.height, image.format) = (width, height, format.to_owned());
+    let mut ready = fetched.map(|Fetched { mut row, .. }| {
         row.timing.decode = Timing::ms(started.elapsed());
         Ready { row, pixels, image }
     });
@@ -235,14 +244,25 @@ fn reject(fetched: Tracked<Fetched>, error: &DecodeError, started: Instant, outp
         tracing::error!(%origin, "{error}; please report it as a bug, with the image if it is public");
     }
     let mut row = fetched.map(|fetched| fetched.row);
-    row.release_image();
     row.value.timing.decode = Timing::ms(started.elapsed());
+    finish(failed(row, Failure::new(Stage::Decode, error)), started, outputs)
+}
+
+/// Sends on a row that needs no device. Its image is not needed any more.
+fn finish(mut finished: Finished, started: Instant, outputs: &Outputs) -> Result<(), Closed> {
+    finished.release_image();
     outputs.metrics.stage(Stage::Decode, started.elapsed());
-    let failed = failed(row, Failure::new(Stage::Decode, error));
-    send_blocking(&outputs.failed, failed, Stage::Decode, &outputs.metrics).map_err(|_| {
-        tracing::error!(%origin, "the publisher is gone; this image is left for the next worker");
+    send_blocking(&outputs.finished, finished, Stage::Decode, &outputs.metrics).map_err(|_| {
+        tracing::error!("the publisher is gone; an image is left for the next worker");
         Closed
     })
+}
+
+/// What is known of an image before it is decoded.
+fn about(fetched: &Fetched, full_url: bool) -> ImageInfo {
+    let Fetched { row, body } = fetched;
+    let url = address(&row.request.image, full_url);
+    ImageInfo { url, sha256: sha256(body), bytes: body.len(), ..ImageInfo::default() }
 }
 
 fn check_deadline(request: &Request, now: Timestamp) -> Result<(), DecodeError> {

@@ -15,10 +15,10 @@ use jiff::Timestamp;
 pub use self::size::{Measured, WarmUp, best_of, most_rows, warm_up};
 pub use self::stats::DeviceStats;
 use self::stats::Life;
-use super::{Finished, Output, Ready, failed, send_blocking};
-use crate::caption::{self, Caption, Engine, EngineError, ErrorKind, Finish, Params, Phases, pictures};
+use super::{Answers, Finished, Ready, Writer, failed, send_blocking};
+use crate::caption::{self, Caption, Engine, EngineError, ErrorKind, Params, Phases, pictures};
 use crate::disposition::{Code, Disposed, Disposition, Failure, Stage};
-use crate::message::{CaptionRecord, ModelRef, SCHEMA, Timing};
+use crate::message::{ModelRef, Timing};
 use crate::metrics::{Flush, Metrics, Phase};
 use crate::settings;
 use crate::tracked::Tracked;
@@ -128,15 +128,13 @@ pub struct Shared {
     pub model: settings::Model,
     /// How long a free device waits for a fuller batch.
     pub linger: Duration,
-    /// Name of this worker in records.
-    pub worker: String,
-    /// Terms that set `flags` on a record, in lower case.
-    pub flag_terms: Vec<String>,
+    /// What rows ask, and the records that answer them.
+    pub answers: Arc<Answers>,
 }
 
 impl fmt::Debug for Shared {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("infer::Shared").field("worker", &self.worker).finish_non_exhaustive()
+        f.debug_struct("infer::Shared").field("worker", &self.answers.worker()).finish_non_exhaustive()
     }
 }
 
@@ -221,9 +219,9 @@ impl Runner {
                 self.fail(queued, Stage::Batch, &InferError::Deadline);
                 continue;
             }
-            match params(&self.shared.model, row) {
+            match self.shared.answers.params(&row.request) {
                 Ok(params) => rows.push(Admitted { queued, params }),
-                Err(error) => self.fail(queued, Stage::Infer, &error),
+                Err(error) => self.fail(queued, Stage::Infer, &InferError::Params(error)),
             }
         }
         rows
@@ -239,9 +237,11 @@ impl Runner {
         let begun = Instant::now();
         let error = match caption::caption(self.engine.as_mut(), &items) {
             Ok(results) => {
-                self.observe(batch.len(), begun.elapsed());
+                let took = begun.elapsed();
+                self.observe(batch.len(), took);
+                let cost = took / u32::try_from(batch.len()).unwrap_or(u32::MAX);
                 for (row, result) in batch.into_iter().zip(results) {
-                    self.finish(row.queued, result, begun.elapsed());
+                    self.finish(row, result, took, cost);
                 }
                 return Ok(());
             }
@@ -292,7 +292,9 @@ impl Runner {
         }
     }
 
-    fn finish(&self, queued: Queued, result: Result<Caption, EngineError>, took: Duration) {
+    /// Answers a row of a batch that took so long, `cost` of it for this row.
+    fn finish(&self, row: Admitted, result: Result<Caption, EngineError>, took: Duration, cost: Duration) {
+        let Admitted { queued, params } = row;
         let caption = match result {
             Ok(caption) => caption,
             Err(error) => return self.fail(queued, Stage::Infer, &InferError::Params(error.to_string())),
@@ -300,27 +302,8 @@ impl Runner {
         let finished = queued.ready.map(|ready| {
             let Ready { mut row, image, .. } = ready;
             row.timing.caption = Timing::ms(took);
-            row.timing.total = Timing::ms(row.message.received.elapsed());
-            let record = CaptionRecord {
-                schema: SCHEMA,
-                id: row.request.id.unwrap_or_else(|| row.origin.to_string()),
-                index: row.index,
-                flags: flags(&caption.text, &self.shared.flag_terms),
-                text: caption.text,
-                logprob: caption.logprob,
-                tokens: caption.tokens,
-                finish: match caption.finish {
-                    Finish::Stop => "stop",
-                    Finish::Length => "length",
-                },
-                model: self.model.clone(),
-                image,
-                timing_ms: row.timing,
-                origin: row.origin,
-                worker: self.shared.worker.clone(),
-                meta: row.request.meta,
-            };
-            Output::Caption { record: Box::new(record), message: row.message, device: self.stats.name.clone() }
+            let by = Writer { model: &self.model, device: &self.stats.name, cost };
+            self.shared.answers.written(row, image, params, caption, by)
         });
         self.send(finished);
     }
@@ -348,42 +331,6 @@ struct Admitted {
     params: Params,
 }
 
-fn params(model: &settings::Model, row: &crate::message::Row) -> Result<Params, InferError> {
-    let asked = &row.request.params;
-    let max_new_tokens = asked.max_new_tokens.unwrap_or(model.max_new_tokens);
-    let min_new_tokens = asked.min_new_tokens.unwrap_or(model.min_new_tokens.min(max_new_tokens));
-    if max_new_tokens == 0 || max_new_tokens > model.max_new_tokens_limit {
-        let limit = model.max_new_tokens_limit;
-        return Err(InferError::Params(format!(
-            "params.max_new_tokens is {max_new_tokens}; this fleet allows 1 to {limit} (model.max_new_tokens_limit)"
-        )));
-    }
-    if min_new_tokens > max_new_tokens {
-        return Err(InferError::Params(format!(
-            "params.min_new_tokens ({min_new_tokens}) is larger than max_new_tokens ({max_new_tokens})"
-        )));
-    }
-    let prompt = row.request.prompt.clone().or_else(|| model.prompt.clone());
-    Ok(Params { prompt, max_new_tokens, min_new_tokens })
-}
-
-/// The configured terms that stand in a caption as whole words.
-fn flags(text: &str, terms: &[String]) -> Vec<String> {
-    if terms.is_empty() {
-        return Vec::new();
-    }
-    let words = |text: &str| {
-        let words = text.split(|c: char| !c.is_alphanumeric()).filter(|w| !w.is_empty());
-        words.map(str::to_lowercase).collect::<Vec<_>>()
-    };
-    let text = words(text);
-    let found = |term: &&String| {
-        let term = words(term);
-        !term.is_empty() && text.windows(term.len()).any(|window| window == term)
-    };
-    terms.iter().filter(found).cloned().collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -394,12 +341,5 @@ mod tests {
         let in_a_second = now + jiff::SignedDuration::from_secs(1);
         assert_eq!(moment(in_a_second, now, instant), Some(instant + Duration::from_secs(1)));
         assert_eq!(moment(now, in_a_second, instant), Some(instant), "what has passed is due now");
-    }
-
-    #[test]
-    fn a_term_flags_whole_words_only_whatever_the_case() {
-        let terms = ["cat".to_owned(), "hot dog".to_owned(), "…".to_owned()];
-        assert_eq!(flags("a Cat and a hot dog", &terms), ["cat", "hot dog"]);
-        assert!(flags("a category of hot pavements and a dog", &terms).is_empty());
     }
 }

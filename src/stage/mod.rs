@@ -3,6 +3,7 @@
 //! No stage imports another: [`crate::pipeline`] wires them. Each takes a receiver of its input and senders of its
 //! outputs, ends when its input is closed and empty, and drops its senders then: that is how the flow drains.
 
+mod answers;
 pub mod batch;
 pub mod commit;
 pub mod consume;
@@ -13,6 +14,8 @@ pub mod parse;
 pub mod publish;
 
 use std::sync::Arc;
+
+pub use answers::{Answers, Recalled, Writer};
 
 use async_channel::{SendError, Sender, TrySendError};
 use bytes::Bytes;
@@ -52,7 +55,7 @@ pub enum Output {
         record: Box<CaptionRecord>,
         /// The message it answers, for its key, headers and timestamp.
         message: Arc<Message>,
-        /// The device that wrote it.
+        /// The device that wrote it, or `cache`.
         device: String,
     },
     /// One row failed.

@@ -8,5 +8,6 @@ mod delivery;
 mod demo_model;
 mod outage;
 mod retry;
+mod same_picture;
 #[path = "../support/mod.rs"]
 mod support;

@@ -170,6 +170,7 @@ pub fn caption(message: &Message) -> Output {
         tokens: 3,
         finish: "stop",
         flags: Vec::new(),
+        cached: false,
         model: ModelRef { id: "fake".into(), revision: None, dtype: "f32".into() },
         image: ImageInfo::default(),
         timing_ms: Timing::default(),

@@ -168,6 +168,8 @@ pub fn settings(servers: String, group: String, topics: Topics) -> Settings {
     settings.fetch.backoff = Duration::from_millis(1);
     settings.fetch.max_backoff = Duration::from_millis(5);
     settings.flow.drain_timeout = Duration::from_secs(30);
+    // Tests write the same few pictures again and again, and each is to reach a device.
+    settings.model.caption_cache = bytesize::ByteSize::b(0);
     settings
 }
 

@@ -215,13 +215,16 @@ async fn pipeline(
     let jpegs = (0..PICTURES).map(|seed| pictures::photograph(args.size.0, args.size.1, seed));
     let jpegs: Vec<Vec<u8>> = jpegs.collect::<Result<_, _>>().context("cannot encode a picture")?;
     let jpeg = jpegs.iter().map(Vec::len).sum::<usize>() / jpegs.len();
-    let broker = demo::start_broker(&settings, PARTITIONS)?;
+    let broker = demo::start_broker(&mut settings, PARTITIONS)?;
     settings.kafka.bootstrap_servers = broker.bootstrap_servers()?;
     let stop = CancellationToken::new();
     let jpegs: Arc<Vec<bytes::Bytes>> = Arc::new(jpegs.into_iter().map(Into::into).collect());
     let app = axum::Router::new().route("/{number}", get(picture)).with_state(jpegs);
     let address = demo::serve(app, stop.clone()).await?;
     settings.fetch.allow_networks.push(ipnet::IpNet::from(address.ip()));
+    // The same few pictures again and again, each as if it were another one.
+    settings.fetch.share = false;
+    settings.model.caption_cache = bytesize::ByteSize::b(0);
     // What is measured ends while there is more to do; the rest is not waited for.
     settings.flow.drain_timeout = DRAIN;
     let under_way = settings.flow.max_images;

@@ -30,6 +30,7 @@ pub fn item(settings: &Settings, config: Option<&BlipConfig>) -> Item {
             decode.max_memory.as_u64().saturating_mul(threads as u64),
             "decoding (decode.max_memory for each of decode.threads, which only extreme images need)",
         ),
+        (settings.model.caption_cache.as_u64(), "captions known already (model.caption_cache)"),
     ];
     // A wrong list of devices is told elsewhere.
     let devices = models::devices(&settings.model).unwrap_or_default();
@@ -89,7 +90,7 @@ mod tests {
     #[test]
     fn the_memory_is_the_sum_of_its_parts() {
         let base = BlipConfig::base();
-        let mib = 64 + 512 + 2 * 16 + 32 + 2 * 512 + 1024;
+        let mib = 64 + 512 + 2 * 16 + 32 + 2 * 512 + 32 + 1024;
         let sum = |more: u64| format!("{} at most: 64.0 MiB of messages", ByteSize::b((mib << 20) + more));
         let on_cpu = text(&["cpu"], Some(&base));
         assert!(on_cpu.starts_with(&sum(base.parameters() * 4)), "{on_cpu}");

@@ -68,7 +68,8 @@ impl Bench {
                 kept.lock().unwrap().push(row);
                 Ok(())
             }),
-            failed: failed_in,
+            finished: failed_in,
+            answers: None,
             metrics: Arc::new(Metrics::new()),
         };
         let images = Pool::new(Limit { items: 64, bytes: 1 << 20 });
@@ -256,7 +257,7 @@ fn waiting_for_room_in_a_queue_counts_as_blocked() {
     let mut bench = Bench::new();
     let (failed_in, failed) = async_channel::bounded(1);
     bench.failed = failed;
-    let outputs = Outputs { failed: failed_in, ..bench.outputs.clone() };
+    let outputs = Outputs { finished: failed_in, ..bench.outputs.clone() };
     let threads = spawn(&config(1), &bench.received, &outputs);
     let metrics = bench.outputs.metrics.clone();
     bench.send(0, "no image");

@@ -171,6 +171,7 @@ mod tests {
             tokens: 1,
             finish: "stop",
             flags: Vec::new(),
+            cached: false,
             model: ModelRef { id: "m".into(), revision: None, dtype: "f32".into() },
             image: ImageInfo::default(),
             timing_ms: Timing::default(),

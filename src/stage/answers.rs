@@ -1,0 +1,170 @@
+//! What a row asks of the model, and the record that answers it: from a device, or from memory where the same picture was
+//! captioned with the same parameters before.
+
+mod known;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use self::known::{Asked, Entry, Known};
+use super::Output;
+use crate::caption::{Caption, Finish, Params};
+use crate::message::{CaptionRecord, ImageInfo, ModelRef, Request, Row, SCHEMA, Timing};
+use crate::metrics::Metrics;
+use crate::settings;
+
+/// The device of captions that no device wrote.
+const MEMORY: &str = "cache";
+
+/// What all answers of a worker have in common.
+#[derive(Debug)]
+pub struct Answers {
+    /// Defaults and limits of a request's parameters.
+    model: settings::Model,
+    /// Name of this worker in records.
+    worker: String,
+    /// Terms that set `flags` on a record, in lower case.
+    flag_terms: Vec<String>,
+    /// `None` where nothing is remembered.
+    known: Option<Known>,
+    metrics: Arc<Metrics>,
+}
+
+/// Who wrote a caption.
+#[derive(Debug, Clone, Copy)]
+pub struct Writer<'a> {
+    /// The model.
+    pub model: &'a ModelRef,
+    /// The device.
+    pub device: &'a str,
+    /// Its time for this caption.
+    pub cost: Duration,
+}
+
+impl Answers {
+    /// The answers of one model.
+    pub fn new(model: &settings::Model, worker: String, flag_terms: Vec<String>, metrics: Arc<Metrics>) -> Self {
+        let room = model.caption_cache.as_u64();
+        let known = (room > 0).then(|| Known::new(room));
+        Self { model: model.clone(), worker, flag_terms, known, metrics }
+    }
+
+    /// Name of this worker in records.
+    pub fn worker(&self) -> &str {
+        &self.worker
+    }
+
+    /// The parameters of a request, with the defaults of this fleet.
+    ///
+    /// # Errors
+    /// They are over its limits, in words for people.
+    pub fn params(&self, request: &Request) -> Result<Params, String> {
+        let (asked, model) = (&request.params, &self.model);
+        let max_new_tokens = asked.max_new_tokens.unwrap_or(model.max_new_tokens);
+        let min_new_tokens = asked.min_new_tokens.unwrap_or(model.min_new_tokens.min(max_new_tokens));
+        if max_new_tokens == 0 || max_new_tokens > model.max_new_tokens_limit {
+            let limit = model.max_new_tokens_limit;
+            return Err(format!(
+                "params.max_new_tokens is {max_new_tokens}; this fleet allows 1 to {limit} (model.max_new_tokens_limit)"
+            ));
+        }
+        if min_new_tokens > max_new_tokens {
+            return Err(format!(
+                "params.min_new_tokens ({min_new_tokens}) is larger than max_new_tokens ({max_new_tokens})"
+            ));
+        }
+        let prompt = request.prompt.clone().or_else(|| model.prompt.clone());
+        Ok(Params { prompt, max_new_tokens, min_new_tokens })
+    }
+
+    /// The answer to a row that a device has captioned; it is remembered.
+    pub fn written(&self, row: Row, image: ImageInfo, params: Params, caption: Caption, by: Writer<'_>) -> Output {
+        if let Some(known) = &self.known {
+            let asked = Asked { sha256: image.sha256.clone(), params };
+            let caption = Caption { token_ids: Vec::new(), ..caption.clone() };
+            let ImageInfo { width, height, ref format, .. } = image;
+            let entry =
+                Entry { caption, model: by.model.clone(), width, height, format: format.clone(), cost: by.cost };
+            known.insert(asked, entry);
+            self.metrics.captions_remembered(known.bytes());
+        }
+        self.answer(row, image, caption, by, false)
+    }
+
+    /// What is known of a row whose picture is this, if it was captioned before: fills in what the decoder would.
+    pub fn known(&self, request: &Request, image: &mut ImageInfo) -> Option<Recalled> {
+        let known = self.known.as_ref()?;
+        // What is wrong with them is told where they are used.
+        let params = self.params(request).ok()?;
+        let found = known.get(&Asked { sha256: image.sha256.clone(), params });
+        self.metrics.caption_looked_up(found.as_ref().map(|entry| entry.cost));
+        let entry = found?;
+        (image.width, image.height) = (entry.width, entry.height);
+        image.format.clone_from(&entry.format);
+        Some(Recalled(entry))
+    }
+
+    /// The answer to a row whose caption is known.
+    pub fn recalled(&self, row: Row, image: ImageInfo, Recalled(entry): &Recalled) -> Output {
+        let by = Writer { model: &entry.model, device: MEMORY, cost: Duration::ZERO };
+        self.answer(row, image, entry.caption.clone(), by, true)
+    }
+
+    fn answer(&self, mut row: Row, image: ImageInfo, caption: Caption, by: Writer<'_>, cached: bool) -> Output {
+        row.timing.total = Timing::ms(row.message.received.elapsed());
+        let record = CaptionRecord {
+            schema: SCHEMA,
+            id: row.request.id.unwrap_or_else(|| row.origin.to_string()),
+            index: row.index,
+            flags: flags(&caption.text, &self.flag_terms),
+            text: caption.text,
+            logprob: caption.logprob,
+            tokens: caption.tokens,
+            finish: match caption.finish {
+                Finish::Stop => "stop",
+                Finish::Length => "length",
+            },
+            cached,
+            model: by.model.clone(),
+            image,
+            timing_ms: row.timing,
+            origin: row.origin,
+            worker: self.worker.clone(),
+            meta: row.request.meta,
+        };
+        Output::Caption { record: Box::new(record), message: row.message, device: by.device.to_owned() }
+    }
+}
+
+/// A caption from memory.
+#[derive(Debug)]
+pub struct Recalled(Arc<Entry>);
+
+/// The configured terms that stand in a caption as whole words.
+fn flags(text: &str, terms: &[String]) -> Vec<String> {
+    if terms.is_empty() {
+        return Vec::new();
+    }
+    let words = |text: &str| {
+        let words = text.split(|c: char| !c.is_alphanumeric()).filter(|w| !w.is_empty());
+        words.map(str::to_lowercase).collect::<Vec<_>>()
+    };
+    let text = words(text);
+    let found = |term: &&String| {
+        let term = words(term);
+        !term.is_empty() && text.windows(term.len()).any(|window| window == term)
+    };
+    terms.iter().filter(found).cloned().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_term_flags_whole_words_only_whatever_the_case() {
+        let terms = ["cat".to_owned(), "hot dog".to_owned(), "…".to_owned()];
+        assert_eq!(flags("a Cat and a hot dog", &terms), ["cat", "hot dog"]);
+        assert!(flags("a category of hot pavements and a dog", &terms).is_empty());
+    }
+}
