@@ -140,8 +140,8 @@ impl Core {
                     draining: control.draining().clone(),
                 },
             );
-        if !settings.kafka.retry_topics.is_empty() {
-            fetcher = fetcher.leaving_failing_hosts_alone(&settings.fetch);
+        if let Some(last) = settings.kafka.retry_topics.last() {
+            fetcher = fetcher.leaving_failing_hosts_alone(&settings.fetch, &last.topic);
         }
         let (before_fetch, before_decode) = (waiting(&rows_out), waiting(&fetched));
         let fetching = tokio::spawn(fetch::run(Arc::new(fetcher), rows_out, fetched_in, finished_in.clone()));

@@ -16,6 +16,8 @@ const MECHANISMS: [&str; 3] = ["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"];
 const DTYPES: [&str; 5] = ["auto", "f32", "bf16", "f16", "int8"];
 const BACKENDS: [&str; 8] =
     ["auto", "native", "native:plain", "native:avx2", "native:avx512", "onednn", "fused", "candle"];
+/// Longest time that a host is left alone.
+const LONGEST_BREAK: Duration = Duration::from_secs(10 * 60);
 /// Longest memory for failed fetches.
 const LONGEST_WINDOW: Duration = Duration::from_secs(3600);
 
@@ -311,6 +313,8 @@ impl Check {
         let rate = fetch.per_host_rate;
         self.need(rate.is_finite() && rate >= 0.0, &["fetch.per_host_rate"], "must be requests a second, or 0");
         self.longer_than_zero("fetch.breaker_wait", fetch.breaker_wait);
+        let message = "fetch.breaker_wait must not be longer than ten minutes, which is the most";
+        self.need(fetch.breaker_wait <= LONGEST_BREAK, &["fetch.breaker_wait"], message);
         self.at_least_one("fetch.attempts", u64::from(fetch.attempts));
         self.at_least_one("fetch.max_body", fetch.max_body.as_u64());
         self.longer_than_zero("fetch.connect_timeout", fetch.connect_timeout);

@@ -21,6 +21,8 @@ fn flow() -> Flow {
     let mut flow = Flow::start(2);
     flow.settings.fetch.backoff = Duration::from_secs(1);
     flow.settings.fetch.max_backoff = Duration::from_secs(5);
+    // Each row is on its own: what is counted is its tries.
+    flow.settings.fetch.share = false;
     flow
 }
 
@@ -77,8 +79,6 @@ async fn an_outage_pauses_the_worker_and_everything_is_captioned_once_it_is_over
 async fn one_broken_host_pauses_nobody() {
     let mut flow = flow();
     flow.settings.fetch.backoff = Duration::from_millis(1);
-    // What is counted is each row's own tries.
-    flow.settings.fetch.share = false;
     let images = ImageServer::start_everywhere().await.with("/bad.png", Answer::status(500)).with("/a.png", picture());
     let bad = (0..100).map(|n| from_host(&images, 9, "/bad.png", format!("bad {n}")));
     let good = (0..50).map(|n| from_host(&images, n % 5, "/a.png", n));

@@ -51,6 +51,8 @@ fn explain(error: TiffError, limits: &Limits) -> DecodeError {
 /// which has its own limit of 256 MiB). A directory is a count and entries of a tag, a type, a count and a value (TIFF 6.0;
 /// BigTIFF has the same in wider numbers).
 pub(super) fn bytes_of_lists(bytes: &[u8]) -> u64 {
+    /// The last of the tags that say how pixels are stored, which are all that it reads; metadata has higher numbers.
+    const LAST: u64 = 532;
     /// A value in the decoder's memory.
     const VALUE: u64 = 32;
     let little = bytes.starts_with(b"II");
@@ -68,9 +70,13 @@ pub(super) fn bytes_of_lists(bytes: &[u8]) -> u64 {
         };
         let count = number(first, head)?;
         let begin = first.checked_add(head)?;
-        let counts = (0..count).map_while(|index| number(begin.checked_add(index.checked_mul(entry)? + 4)?, wide));
-        // A list that is alone in its entry takes no list.
-        Some(counts.filter(|count| *count > 1).fold(0, u64::saturating_add))
+        let counts = (0..count).map_while(|index| {
+            let at = begin.checked_add(index.checked_mul(entry)?)?;
+            Some((number(at, 2)?, number(at.checked_add(4)?, wide)?))
+        });
+        // A number that is alone in its entry takes no list.
+        let read = counts.filter(|(tag, count)| *count > 1 && *tag <= LAST);
+        Some(read.fold(0, |sum: u64, (_, count)| sum.saturating_add(count)))
     };
     lists().unwrap_or_default().saturating_mul(VALUE)
 }

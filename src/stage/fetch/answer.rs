@@ -18,6 +18,9 @@ const PRODUCT: &str = "blipstream";
 /// What `X-Robots-Tag` says where a picture is not to be read by a model.
 const OPT_OUT: [&str; 2] = ["noai", "noimageai"];
 
+/// Rules that have a colon, which looks like a name's.
+const WITH_COLONS: [&str; 4] = ["unavailable_after", "max-snippet", "max-image-preview", "max-video-preview"];
+
 /// Where an answer leads: nowhere else if it is a body, or to another address; everything but those is an error, and so is
 /// a body that may not be taken, or was packed unasked. `robots` says whether owners' wishes are kept to.
 pub(super) fn leads_to(response: &Response, here: &Url, first: &Url, robots: bool) -> Result<Option<Url>, FetchError> {
@@ -74,13 +77,12 @@ fn packed_as(headers: &HeaderMap) -> Option<String> {
     codings.find(packed).map(|coding| coding.chars().take(20).collect())
 }
 
-/// Whether an `X-Robots-Tag` for everybody, or for us, opts out. `name: rule, rule` is for that name alone; dates, which have
-/// colons, come with rules that are none of ours.
+/// Whether an `X-Robots-Tag` for everybody, or for us, opts out. `name: rule, rule` is for that name alone.
 fn opts_out(headers: &HeaderMap) -> bool {
     headers.get_all(ROBOTS).iter().any(|value| {
         let value = String::from_utf8_lossy(value.as_bytes()).to_ascii_lowercase();
         let (name, rules) = match value.split_once(':') {
-            Some((name, rules)) if !name.contains([',', ' ']) && name != "unavailable_after" => (name, rules),
+            Some((name, rules)) if !name.contains([',', ' ']) && !WITH_COLONS.contains(&name) => (name, rules),
             _ => ("*", value.as_str()),
         };
         let ours = name == "*" || name == PRODUCT;
@@ -151,6 +153,7 @@ mod tests {
             (&["otherbot: noai"], false),
             (&["noindex, noarchive"], false),
             (&["unavailable_after: 25 Jun 2030 15:00:00 PST, noai"], true),
+            (&["max-image-preview:large, noai"], true),
             (&["noaim"], false),
             (&[""], false),
             (&[], false),

@@ -91,8 +91,8 @@ pub enum FetchError {
     Empty,
     /// Not tried: the host failed too often of late, or asked for a wait.
     #[error(
-        "its host failed again and again ({last}), and is left alone for {} more; fetch.breaker_failures and \
-         fetch.breaker_wait say when",
+        "its host failed again and again, or asked for a long wait ({last}), and is left alone for {} more, so it comes back \
+         from a retry topic; fetch.per_host and fetch.per_host_rate ask less of a host",
         humantime::format_duration(Duration::from_secs(.left.as_secs()))
     )]
     LeftAlone {

@@ -57,9 +57,11 @@ async fn wait(mut other: watch::Receiver<Landed>) -> Landed {
 }
 
 impl Flight {
-    /// Tells how it ended. That its own deadline passed, or that its message went to another worker, is nobody else's affair.
+    /// Tells how it ended. That its own deadline passed, that its message went to another worker or was put off, is nobody else's
+    /// affair.
     pub(super) fn land(self, result: Result<Bytes, FailedFetch>) {
-        let own = |failed: &FailedFetch| matches!(failed.error, FetchError::Halted | FetchError::Deadline(_));
+        use FetchError::{Deadline, Halted, LeftAlone};
+        let own = |failed: &FailedFetch| matches!(failed.error, Halted | Deadline(_) | LeftAlone { .. });
         if !result.as_ref().is_err_and(own) {
             self.landed.send_replace(Some(result));
         }

@@ -26,7 +26,9 @@ pub enum Refused {
     #[error("{0} is the worker's own machine; if it is to be reached, add it to fetch.allow_networks")]
     Own(IpAddr),
     /// A port of a public host that images do not come from.
-    #[error("no images are fetched from port {0} of public hosts; if they are to be, add it to fetch.allow_ports")]
+    #[error(
+        "no images are fetched from port {0} of public hosts; if they are to be, add it to fetch.allow_ports, or the host's network to fetch.allow_networks"
+    )]
     Port(u16),
 }
 
@@ -106,26 +108,38 @@ impl Guard {
         if self.0.proxy.is_some() { Ok(()) } else { self.check(peer) }
     }
 
-    /// Whether a URL may be asked: the host where it is an address, and the port. Names are judged once they are resolved;
-    /// those with an unusual port are resolved for that, since open networks are open on every port.
-    pub async fn check_url(&self, url: &Url) -> Result<(), FetchError> {
-        let port = url.port_or_known_default().unwrap_or_default();
-        let usual = self.0.ports.is_empty() || self.0.ports.contains(&port);
-        let addresses = match url.host() {
-            Some(Host::Ipv4(ip)) => vec![ip.into()],
-            Some(Host::Ipv6(ip)) => vec![ip.into()],
-            Some(Host::Domain(_)) | None if usual => return Ok(()),
-            // The proxy resolves it.
-            Some(Host::Domain(_)) if self.0.proxy.is_some() => Vec::new(),
-            Some(Host::Domain(name)) => {
-                let found = lookup(name).await.map_err(FetchError::Dns)?;
-                found.iter().map(SocketAddr::ip).collect()
-            }
-            None => Vec::new(),
+    /// Whether a URL may be asked, as far as it can be told without a look-up: the host where it is an address, and the port.
+    pub fn check_url(&self, url: &Url) -> Result<(), FetchError> {
+        let address = match url.host() {
+            Some(Host::Ipv4(ip)) => ip.into(),
+            Some(Host::Ipv6(ip)) => ip.into(),
+            Some(Host::Domain(_)) if self.has_usual_port(url) || self.may_be_opened() => return Ok(()),
+            Some(Host::Domain(_)) | None => return Err(Refused::Port(port(url)).into()),
         };
-        addresses.iter().try_for_each(|address| self.check(*address))?;
-        let opened = !addresses.is_empty() && addresses.iter().all(|address| self.opens(*address));
-        if usual || opened { Ok(()) } else { Err(Refused::Port(port).into()) }
+        self.check(address)?;
+        if self.has_usual_port(url) || self.opens(address) { Ok(()) } else { Err(Refused::Port(port(url)).into()) }
+    }
+
+    /// The rest of that, which may take a while: names with an unusual port have to lead to open networks, where all ports
+    /// are open. The client looks names up by itself, and what it finds is judged again.
+    pub async fn check_name(&self, url: &Url) -> Result<(), FetchError> {
+        let Some(Host::Domain(name)) = url.host() else { return Ok(()) };
+        if self.has_usual_port(url) {
+            return Ok(());
+        }
+        let found = lookup(name).await.map_err(FetchError::Dns)?;
+        found.iter().try_for_each(|address| self.check(address.ip()))?;
+        let opened = found.iter().all(|address| self.opens(address.ip()));
+        if opened { Ok(()) } else { Err(Refused::Port(port(url)).into()) }
+    }
+
+    fn has_usual_port(&self, url: &Url) -> bool {
+        self.0.ports.is_empty() || self.0.ports.contains(&port(url))
+    }
+
+    /// Whether some name can lead to an open network: behind a proxy nobody here knows where one leads.
+    fn may_be_opened(&self) -> bool {
+        self.0.proxy.is_none() && !self.0.allowed.is_empty()
     }
 
     /// The addresses of a name, if every one of them may be reached. One bad address refuses the name: an honest
@@ -136,6 +150,10 @@ impl Guard {
         }
         Ok(addresses)
     }
+}
+
+fn port(url: &Url) -> u16 {
+    url.port_or_known_default().unwrap_or_default()
 }
 
 /// The public addresses of this machine's interfaces; the others are refused anyway.
@@ -174,7 +192,6 @@ impl Resolve for GuardedResolver {
 mod tests {
     use super::*;
     use crate::settings;
-    use futures::FutureExt;
     use ipnet::Ipv4Net;
     use proptest::prelude::*;
     use std::net::Ipv4Addr;
@@ -192,9 +209,8 @@ mod tests {
         text.parse().unwrap()
     }
 
-    /// Of a URL whose host is not looked up.
     fn check(guard: &Guard, url: &str) -> Result<(), FetchError> {
-        guard.check_url(&Url::parse(url).unwrap()).now_or_never().expect("no look-up")
+        guard.check_url(&Url::parse(url).unwrap())
     }
 
     #[test]

@@ -51,13 +51,16 @@ impl Entry {
         self.users == 0 && self.due.checked_add(BURST).is_some_and(|full| full <= now)
     }
 
-    /// Takes the next turn: when it is.
-    fn turn(&mut self, interval: Duration, now: Instant) -> Instant {
+    /// Takes a turn, or says when the next one is. Nobody has it until then: whoever gives up waiting takes nothing along.
+    fn turn(&mut self, interval: Duration, now: Instant) -> Result<(), Instant> {
         // A host that was left in peace has a second's worth of turns behind it.
         let earliest = now.checked_sub(BURST.saturating_sub(interval)).unwrap_or(now);
         let due = self.due.max(earliest);
+        if due > now {
+            return Err(due);
+        }
         self.due = due + interval;
-        due
+        Ok(())
     }
 }
 
@@ -86,8 +89,8 @@ impl Hosts {
     pub async fn acquire(&self, host: &str) -> Slot {
         let user = User::enter(self.0.clone(), host);
         let host = granted(user.slots.clone().acquire_owned().await);
-        if let Some(turn) = user.turn() {
-            sleep_until(turn).await;
+        while let Err(next) = user.turn() {
+            sleep_until(next).await;
         }
         let global = granted(self.0.global.clone().acquire_owned().await);
         Slot { _global: global, _host: host, _user: user }
@@ -141,13 +144,13 @@ impl User {
         Self { shared, host: host.to_owned(), slots }
     }
 
-    /// Takes the host's next turn, where its rate is limited.
-    fn turn(&self) -> Option<Instant> {
+    /// Takes a turn, where the host's rate is limited, or says when to ask again.
+    fn turn(&self) -> Result<(), Instant> {
         let interval = self.shared.interval;
         if interval.is_zero() || self.host == super::FILES {
-            return None;
+            return Ok(());
         }
-        self.shared.lock().entries.get_mut(&self.host).map(|entry| entry.turn(interval, Instant::now()))
+        self.shared.lock().entries.get_mut(&self.host).map_or(Ok(()), |entry| entry.turn(interval, Instant::now()))
     }
 }
 
@@ -210,6 +213,13 @@ mod tests {
         for (at, expected) in seen[10..].iter().zip([100, 200, 300, 400, 500]) {
             assert!((expected..=expected + 2).contains(at), "{seen:?}");
         }
+        // Those that give up waiting cost the others nothing.
+        for _ in 0..50 {
+            assert!(hosts.acquire("a").now_or_never().is_none());
+        }
+        let before = begun.elapsed().as_millis();
+        drop(hosts.acquire("a").await);
+        assert!(begun.elapsed().as_millis() - before <= 102);
         assert!(hosts.acquire("b").now_or_never().is_some());
         assert!(hosts.acquire(super::super::FILES).now_or_never().is_some());
     }

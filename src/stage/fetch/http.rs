@@ -95,7 +95,7 @@ impl Http {
         let mut target = url.clone();
         for _ in 0..=self.limits.redirects {
             // Before the slot: a blocked address needs none.
-            clock.bound(clock.head(), self.guard.check_url(&target)).await??;
+            self.guard.check_url(&target)?;
             // Kept while a body is asked for again: whoever waited for a slot with room in hand would wait for those
             // who have a slot and wait for room.
             let _slot = means.hosts.acquire(target.host_str().unwrap_or_default()).await;
@@ -103,6 +103,7 @@ impl Http {
             if !(means.may_begin)() {
                 return Err(FetchError::Halted);
             }
+            clock.bound(clock.head(), self.guard.check_name(&target)).await??;
             let mut room = None;
             target = loop {
                 let response = self.answer(&target, &mut clock, means.metrics).await?;

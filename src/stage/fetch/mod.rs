@@ -93,6 +93,8 @@ pub struct Fetcher {
     hold: Option<Arc<Hold>>,
     /// Hosts that are left alone; `None` where messages cannot be put off.
     breakers: Option<Breakers>,
+    /// The topic whose messages cannot be put off once more.
+    last_topic: Option<Arc<str>>,
     /// Fetches under way, for others who want the same; `None` where each fetches for itself.
     flights: Option<Flights>,
 }
@@ -123,13 +125,16 @@ impl Fetcher {
             metrics,
             hold: None,
             breakers: None,
+            last_topic: None,
             flights: settings.share.then(Flights::default),
         })
     }
 
-    /// The same fetcher, which leaves hosts alone that keep failing, for use where their messages can be put off.
+    /// The same fetcher, which leaves hosts alone that keep failing, for use where their messages can be put off: all but those
+    /// of `last_topic`.
     #[must_use]
-    pub fn leaving_failing_hosts_alone(mut self, settings: &settings::Fetch) -> Self {
+    pub fn leaving_failing_hosts_alone(mut self, settings: &settings::Fetch, last_topic: &str) -> Self {
+        self.last_topic = Some(last_topic.into());
         let failures = settings.breaker_failures;
         self.breakers = (failures > 0).then(|| Breakers::new(failures, settings.breaker_wait));
         self
@@ -146,7 +151,7 @@ impl Fetcher {
     /// The encoded image and its permit of the image pool: max(length, `pixel_bytes`). Transient errors are tried again;
     /// `deadline` bounds everything, the waits for slots and permits included.
     pub async fn fetch(&self, reference: &ImageRef, deadline: Option<Instant>) -> Result<(Bytes, Permit), FailedFetch> {
-        self.fetch_watched(reference, deadline, None).await
+        self.fetch_watched(reference, deadline, None, true).await
     }
 
     async fn fetch_alone(
@@ -154,14 +159,15 @@ impl Fetcher {
         reference: &ImageRef,
         deadline: Option<Instant>,
         watch: Option<&Watch<'_>>,
+        may_put_off: bool,
     ) -> Result<(Bytes, Permit), FailedFetch> {
         let started = Instant::now();
         let mut tries = Tries::default();
         let result = match deadline {
-            None => self.try_until_done(reference, None, &mut tries, watch).await,
+            None => self.try_until_done(reference, None, &mut tries, watch, may_put_off).await,
             Some(deadline) if deadline <= started => Err(FetchError::Deadline(None)),
             Some(deadline) => {
-                let work = self.try_until_done(reference, Some(deadline), &mut tries, watch);
+                let work = self.try_until_done(reference, Some(deadline), &mut tries, watch, may_put_off);
                 let bounded = tokio::time::timeout_at(deadline.into(), work).await;
                 bounded.unwrap_or_else(|_| Err(FetchError::Deadline(tries.last.take().map(Box::new))))
             }
@@ -184,6 +190,7 @@ impl Fetcher {
         deadline: Option<Instant>,
         tries: &mut Tries,
         watch: Option<&Watch<'_>>,
+        may_put_off: bool,
     ) -> Result<(Bytes, Permit), FetchError> {
         // Tries since it was held last: those of an outage are not the host's fault.
         let mut in_a_row = 0;
@@ -193,13 +200,23 @@ impl Fetcher {
                 None => None,
             };
             // A probe of an outage asks hosts whatever they did in it.
-            if probe.is_none() {
-                self.may_ask(reference)?;
+            if probe.is_none()
+                && may_put_off
+                && let Err(error) = self.may_ask(reference)
+            {
+                // It tells of an outage like a try: what fails everywhere is held and not put off.
+                let result = Err(error);
+                match watch.map_or(After::AsEver, |watch| watch.ended(None, &result)) {
+                    After::Hold => continue,
+                    After::AsEver | After::LetGo => return result,
+                }
             }
             tries.made += 1;
             in_a_row += 1;
-            let may_begin =
-                || probe.is_some() || (watch.is_none_or(Watch::may_begin) && !self.is_left_alone(reference));
+            let may_begin = || {
+                probe.is_some()
+                    || (watch.is_none_or(Watch::may_begin) && !(may_put_off && self.may_ask(reference).is_err()))
+            };
             let result = self.try_once(reference, &may_begin).await;
             if matches!(result, Err(FetchError::Halted)) {
                 tries.made -= 1;
@@ -240,22 +257,18 @@ impl Fetcher {
     /// Whether the reference's host is asked at all now.
     fn may_ask(&self, reference: &ImageRef) -> Result<(), FetchError> {
         let (Some(breakers), ImageRef::Http(url)) = (&self.breakers, reference) else { return Ok(()) };
-        breakers.may_try(url.host_str().unwrap_or_default(), Instant::now()).map_err(|LeftAlone { left, last }| {
-            self.metrics.put_off();
-            FetchError::LeftAlone { left, last }
-        })
-    }
-
-    /// Whether its host was found to fail while the reference waited for its turn.
-    fn is_left_alone(&self, reference: &ImageRef) -> bool {
-        let (Some(breakers), ImageRef::Http(url)) = (&self.breakers, reference) else { return false };
-        breakers.is_open(url.host_str().unwrap_or_default(), Instant::now())
+        let asked = breakers.may_try(url.host_str().unwrap_or_default(), Instant::now());
+        asked.map_err(|LeftAlone { left, last }| FetchError::LeftAlone { left, last })
     }
 
     /// Tells the breaker of the reference's host how a try went. Says whether the host is left alone now.
     fn note(&self, reference: &ImageRef, result: &Result<(Bytes, Permit), FetchError>) -> bool {
         let (Some(breakers), ImageRef::Http(url)) = (&self.breakers, reference) else { return false };
         let host = url.host_str().unwrap_or_default();
+        if let Err(FetchError::Blocked(_) | FetchError::BadReference(_) | FetchError::Halted) = result {
+            // Nobody was asked.
+            return false;
+        }
         let outcome = result.as_ref().map_err(|error| (error.code(), error.disposition()));
         let left_alone = if let Err((code, Disposition::Transient { retry_after })) = outcome {
             // A shorter wait is waited for in process.
@@ -265,7 +278,7 @@ impl Fetcher {
             breakers.succeeded(host);
             false
         };
-        self.metrics.hosts_left_alone(breakers.open());
+        self.metrics.hosts_left_alone(breakers.open(Instant::now()));
         left_alone
     }
 
@@ -296,14 +309,16 @@ impl Fetcher {
         reference: &ImageRef,
         deadline: Option<Instant>,
         watch: Option<&Watch<'_>>,
+        may_put_off: bool,
     ) -> Result<(Bytes, Permit), FailedFetch> {
         let (Some(flights), ImageRef::Http(url)) = (&self.flights, reference) else {
-            return self.fetch_alone(reference, deadline, watch).await;
+            return self.fetch_alone(reference, deadline, watch, may_put_off).await;
         };
+        let started = Instant::now();
         let shared = loop {
             match within(deadline, flights.join(url.as_str())).await {
                 Some(Turn::Fly(flight)) => {
-                    let result = self.fetch_alone(reference, deadline, watch).await;
+                    let result = self.fetch_alone(reference, deadline, watch, may_put_off).await;
                     flight.land(result.as_ref().map(|(body, _)| body.clone()).map_err(Clone::clone));
                     return result;
                 }
@@ -312,19 +327,22 @@ impl Fetcher {
                 None => break None,
             }
         };
-        // The body is there once for all who share it; the pixels will not be.
-        let reserve = async |body: Bytes| Some((self.intake.reserve(Some(body.len())).await, body));
-        let room = match shared {
-            Some(body) => within(deadline, reserve(body)).await.flatten(),
-            None => None,
+        let Some(body) = shared else {
+            self.metrics.stage(Stage::Fetch, started.elapsed());
+            return Err(FailedFetch {
+                reference: describe(reference),
+                error: FetchError::Deadline(None),
+                attempts: 0,
+                first_failed_at: Timestamp::now(),
+            });
         };
-        let (permit, body) = room.ok_or_else(|| FailedFetch {
-            reference: describe(reference),
-            error: FetchError::Deadline(None),
-            attempts: 0,
-            first_failed_at: Timestamp::now(),
-        })?;
+        let Some(permit) = self.intake.try_reserve(Some(body.len())) else {
+            // Whoever waits for room has no bytes yet.
+            drop(body);
+            return self.fetch_alone(reference, deadline, watch, may_put_off).await;
+        };
         self.metrics.shared_fetch();
+        self.metrics.stage(Stage::Fetch, started.elapsed());
         Ok((body, permit))
     }
 }
@@ -462,7 +480,13 @@ async fn fetch_tracked(
         (Some(hold), ImageRef::Http(url)) => Some(hold.watch(url.host_str().unwrap_or_default(), &current)),
         _ => None,
     };
-    fetcher.fetch_watched(reference, deadline, watch.as_ref()).await
+    // What came back for the last time is tried in any case.
+    let may_put_off = Some(&row.value.message.topic) != fetcher.last_topic.as_ref();
+    let result = fetcher.fetch_watched(reference, deadline, watch.as_ref(), may_put_off).await;
+    if let Err(FailedFetch { error: FetchError::LeftAlone { .. }, .. }) = result {
+        fetcher.metrics.put_off();
+    }
+    result
 }
 
 /// A moment of the calendar on the clock of this process; `None` where it is too far off to matter.
