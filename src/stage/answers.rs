@@ -91,23 +91,14 @@ impl Answers {
         self.answer(row, image, caption, by, false)
     }
 
-    /// What is known of a row whose picture is this, if it was captioned before: fills in what the decoder would.
-    pub fn known(&self, request: &Request, image: &mut ImageInfo) -> Option<Recalled> {
+    /// The answer to a request for a picture of this SHA-256, if it was captioned before.
+    pub fn known(self: &Arc<Self>, request: &Request, sha256: &str) -> Option<Recalled> {
         let known = self.known.as_ref()?;
         // What is wrong with them is told where they are used.
         let params = self.params(request).ok()?;
-        let found = known.get(&Asked { sha256: image.sha256.clone(), params });
+        let found = known.get(&Asked { sha256: sha256.to_owned(), params });
         self.metrics.caption_looked_up(found.as_ref().map(|entry| entry.cost));
-        let entry = found?;
-        (image.width, image.height) = (entry.width, entry.height);
-        image.format.clone_from(&entry.format);
-        Some(Recalled(entry))
-    }
-
-    /// The answer to a row whose caption is known.
-    pub fn recalled(&self, row: Row, image: ImageInfo, Recalled(entry): &Recalled) -> Output {
-        let by = Writer { model: &entry.model, device: MEMORY, cost: Duration::ZERO };
-        self.answer(row, image, entry.caption.clone(), by, true)
+        found.map(|entry| Recalled { answers: self.clone(), entry })
     }
 
     fn answer(&self, mut row: Row, image: ImageInfo, caption: Caption, by: Writer<'_>, cached: bool) -> Output {
@@ -138,7 +129,21 @@ impl Answers {
 
 /// A caption from memory.
 #[derive(Debug)]
-pub struct Recalled(Arc<Entry>);
+pub struct Recalled {
+    answers: Arc<Answers>,
+    entry: Arc<Entry>,
+}
+
+impl Recalled {
+    /// The answer to a row whose caption it is; `image` gets what only a decoder would know.
+    pub fn answer(self, row: Row, mut image: ImageInfo) -> Output {
+        let Entry { caption, model, width, height, format, .. } = &*self.entry;
+        (image.width, image.height) = (*width, *height);
+        image.format.clone_from(format);
+        let by = Writer { model, device: MEMORY, cost: Duration::ZERO };
+        self.answers.answer(row, image, caption.clone(), by, true)
+    }
+}
 
 /// The configured terms that stand in a caption as whole words.
 fn flags(text: &str, terms: &[String]) -> Vec<String> {

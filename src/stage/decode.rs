@@ -15,7 +15,7 @@ use jiff::Timestamp;
 use sha2::{Digest, Sha256};
 use url::Url;
 
-use super::{Answers, Fetched, Finished, Ready, failed, send_blocking};
+use super::{Answers, Fetched, Finished, Ready, Recalled, failed, send_blocking};
 use crate::caption::Pixels;
 use crate::caption::preprocess::{self, Limits, Preprocessor, Resizer, TurboJpeg};
 use crate::disposition::{Code, Disposed, Disposition, Failure, Stage};
@@ -181,29 +181,23 @@ where
     while let Ok(fetched) = input.recv_blocking() {
         outputs.metrics.bytes_taken(Stage::Decode, fetched.value.body.len());
         let started = Instant::now();
-        let in_time = check_deadline(&fetched.value.row.request, Timestamp::now());
-        let mut image = about(&fetched.value, config.full_url);
-        if in_time.is_ok()
-            && let Some(answers) = &outputs.answers
-            && let Some(recalled) = answers.known(&fetched.value.row.request, &mut image)
-        {
-            let finished = fetched.map(|Fetched { mut row, .. }| {
-                row.timing.decode = Timing::ms(started.elapsed());
-                answers.recalled(row, image, &recalled)
-            });
-            if finish(finished, started, outputs).is_err() {
-                return;
+        let sent = if let Err(error) = check_deadline(&fetched.value.row.request, Timestamp::now()) {
+            reject(fetched, &error, started, outputs)
+        } else {
+            let image = about(&fetched.value, config.full_url);
+            if let Some(recalled) = recall(&fetched.value, &image, outputs) {
+                answer(fetched, image, recalled, started, outputs)
+            } else {
+                let result = guarded(|| decoder(&fetched.value.body));
+                if matches!(result, Err(DecodeError::Panic(_))) {
+                    // Its scratch memory may be half-written.
+                    decoder = new_decoder(config);
+                }
+                match result {
+                    Ok(decoded) => pass_on(fetched, decoded, image, started, outputs),
+                    Err(error) => reject(fetched, &error, started, outputs),
+                }
             }
-            continue;
-        }
-        let result = in_time.and_then(|()| guarded(|| decoder(&fetched.value.body)));
-        if matches!(result, Err(DecodeError::Panic(_))) {
-            // Its scratch memory may be half-written.
-            decoder = new_decoder(config);
-        }
-        let sent = match result {
-            Ok(decoded) => pass_on(fetched, decoded, image, started, outputs),
-            Err(error) => reject(fetched, &error, started, outputs),
         };
         if sent.is_err() {
             return;
@@ -248,12 +242,32 @@ fn reject(fetched: Tracked<Fetched>, error: &DecodeError, started: Instant, outp
     finish(failed(row, Failure::new(Stage::Decode, error)), started, outputs)
 }
 
+fn recall(fetched: &Fetched, image: &ImageInfo, outputs: &Outputs) -> Option<Recalled> {
+    outputs.answers.as_ref()?.known(&fetched.row.request, &image.sha256)
+}
+
+fn answer(
+    fetched: Tracked<Fetched>,
+    image: ImageInfo,
+    recalled: Recalled,
+    started: Instant,
+    outputs: &Outputs,
+) -> Result<(), Closed> {
+    let finished = fetched.map(|Fetched { mut row, .. }| {
+        row.timing.decode = Timing::ms(started.elapsed());
+        recalled.answer(row, image)
+    });
+    finish(finished, started, outputs)
+}
+
 /// Sends on a row that needs no device. Its image is not needed any more.
 fn finish(mut finished: Finished, started: Instant, outputs: &Outputs) -> Result<(), Closed> {
     finished.release_image();
     outputs.metrics.stage(Stage::Decode, started.elapsed());
-    send_blocking(&outputs.finished, finished, Stage::Decode, &outputs.metrics).map_err(|_| {
-        tracing::error!("the publisher is gone; an image is left for the next worker");
+    send_blocking(&outputs.finished, finished, Stage::Decode, &outputs.metrics).map_err(|closed| {
+        let row = closed.into_inner();
+        let (partition, offset) = (row.partition(), row.offset());
+        tracing::error!(?partition, offset, "the publisher is gone; this image is left for the next worker");
         Closed
     })
 }

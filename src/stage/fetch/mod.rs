@@ -163,14 +163,12 @@ impl Fetcher {
     ) -> Result<(Bytes, Permit), FailedFetch> {
         let started = Instant::now();
         let mut tries = Tries::default();
-        let result = match deadline {
-            None => self.try_until_done(reference, None, &mut tries, watch, may_put_off).await,
-            Some(deadline) if deadline <= started => Err(FetchError::Deadline(None)),
-            Some(deadline) => {
-                let work = self.try_until_done(reference, Some(deadline), &mut tries, watch, may_put_off);
-                let bounded = tokio::time::timeout_at(deadline.into(), work).await;
-                bounded.unwrap_or_else(|_| Err(FetchError::Deadline(tries.last.take().map(Box::new))))
-            }
+        let result = if deadline.is_some_and(|deadline| deadline <= started) {
+            Err(FetchError::Deadline(None))
+        } else {
+            let work = self.try_until_done(reference, deadline, &mut tries, watch, may_put_off);
+            let bounded = within(deadline, work).await;
+            bounded.unwrap_or_else(|| Err(FetchError::Deadline(tries.last.take().map(Box::new))))
         };
         self.metrics.stage(Stage::Fetch, started.elapsed());
         match result {
@@ -300,9 +298,7 @@ impl Fetcher {
             ImageRef::Percent(text) => local::inline(text.clone(), Encoding::Percent, &self.intake).await,
         }
     }
-}
 
-impl Fetcher {
     /// Fetches, or takes what another row's fetch brings that is under way for the same address.
     async fn fetch_watched(
         &self,
