@@ -9,7 +9,7 @@ CARGO_FUZZ := 0.13.2
 # Where `make kafka` keeps its node.
 KAFKA := ops/kafka/cluster target/kafka/hands-on
 
-.PHONY: help setup test-setup demo kafka test faults fuzz bench parts cuda lint deny
+.PHONY: help setup test-setup demo kafka test faults hostile fuzz bench fetching parts cuda lint deny
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
@@ -22,10 +22,11 @@ demo: setup ## Run the main job: embedded broker, image server, worker, demo mod
 
 # The system's oneDNN is of version 2 on some releases, of version 3 on others; the tests want version 3 in any case.
 ONEDNN := target/tools/onednn
-test-setup: setup ## Install what the tests need, too (Java 17, Maven, kcat, oneDNN, libjpeg-turbo)
+test-setup: setup ## Install what the tests need, too (Java 17, Maven, kcat, oneDNN, libjpeg-turbo, images of other decoders)
 	@ops/system-deps.sh --tests
 	@test -e $(ONEDNN)/lib/libdnnl.so.3 || \
 		{ python3 -m venv $(ONEDNN) && $(ONEDNN)/bin/pip install --quiet onednn-cpu-gomp==2023.2.0; } || test -z "$$CI"
+	@ops/image-corpora || true # It says what it could not have; the test says whether the rest is enough.
 
 kafka: test-setup ## Start Apache Kafka, one node with the topics of the defaults, and print its bootstrap servers
 	@servers=$$($(KAFKA) start) && \
@@ -41,6 +42,9 @@ test: test-setup ## Run every test (those on Apache Kafka are skipped where Java
 
 faults: test-setup ## Run the whole fault matrix on Apache Kafka (2 h) and write docs/faults.md (ARGS=--resume goes on)
 	$(CARGO) test --locked --test faults -- --all --record $(ARGS)
+
+hostile: test-setup ## Play every trick of an image server on a worker and write docs/hostile-input.md (12 min)
+	BLIPSTREAM_RECORD=1 $(CARGO) test --locked --test hostile -- --test-threads 1 --nocapture
 
 # The versions of the program's own lock file are fuzzed; cargo adds those that only the fuzzer needs.
 fuzz/Cargo.lock: Cargo.lock
@@ -71,6 +75,13 @@ bench: setup ## Measure against transformers and candle-transformers on this CPU
 	$(CARGO) build --locked --bin blipstream --example candle_blip
 	$(BENCH)/venv/bin/python benches/compare.py target/debug/blipstream target/debug/examples/candle_blip \
 		$(BENCH)/random-base --write docs/benchmarks.md $(ARGS)
+
+fetching: setup ## Measure fetch and decode against img2dataset (10 min) and write docs/benchmarks-fetching.md
+	test -x $(BENCH)/fetching-venv/bin/python || python3 -m venv $(BENCH)/fetching-venv
+	$(BENCH)/fetching-venv/bin/pip install --quiet --requirement benches/requirements-fetching.txt
+	$(CARGO) build --locked --bin blipstream --example image_server
+	$(BENCH)/fetching-venv/bin/python benches/fetching.py target/debug/blipstream target/debug/examples/image_server \
+		--write docs/benchmarks-fetching.md $(ARGS)
 
 parts: setup ## Measure the parts of the captioner one by one, with Criterion (3 min)
 	$(CARGO) bench --locked --profile dev --bench parts -- $(ARGS)

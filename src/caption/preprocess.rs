@@ -16,6 +16,7 @@ mod config;
 mod decode;
 mod gif;
 mod jpeg;
+mod orientation;
 mod png;
 mod resize;
 mod tiff;
@@ -24,5 +25,6 @@ mod webp;
 
 pub use config::{ConfigError, Filter, Normalize, Preprocessor};
 pub use decode::{DecodeError, Format, Limits, Picture, decode, decode_at_least};
+pub use orientation::Turn;
 pub use resize::Resizer;
 pub use turbojpeg::{TurboJpeg, TurboJpegError};

@@ -1,7 +1,8 @@
-//! `blipstream bench`: how fast this machine captions, and what holds it up. No file and no network is needed.
+//! `blipstream bench`: how fast this machine captions, and what holds it up.
 
 mod batching;
 mod captioner;
+mod fetching;
 mod pipeline;
 mod policies;
 mod preprocessing;
@@ -35,6 +36,8 @@ enum What {
     Policies(policies::PoliciesArgs),
     /// From the bytes of images to the model's pixels, on one thread
     Preprocessing(preprocessing::PreprocessingArgs),
+    /// From addresses to the model's pixels: fetch, decode, resize; prints a JSON object
+    Fetching(fetching::FetchingArgs),
     /// The whole pipeline on the embedded broker: fetch, decode, caption, publish; says which stage holds it up
     Pipeline(pipeline::PipelineArgs),
 }
@@ -46,6 +49,7 @@ pub fn run(args: BenchArgs) -> anyhow::Result<Exit> {
         What::Batching(args) => batching::run(&args),
         What::Policies(args) => policies::run(&args),
         What::Preprocessing(args) => preprocessing::run(&args),
+        What::Fetching(args) => fetching::run(&args),
         What::Pipeline(args) => pipeline::run(args),
     }
 }

@@ -10,7 +10,10 @@ use tracing_subscriber::EnvFilter;
 
 use super::error::{ConfigError, Origin};
 use super::{Given, GivenMap, HIDDEN};
-use crate::settings::{Admin, Fetch, Flow, Input, Kafka, Log, Model, RetryTopic, SecurityProtocol, Settings};
+use crate::message::ObjectRoot;
+use crate::settings::{
+    Admin, Fetch, Flow, Input, Kafka, Log, Model, RetryTopic, SecurityProtocol, Settings, is_store_secret,
+};
 
 const MECHANISMS: [&str; 3] = ["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"];
 const DTYPES: [&str; 5] = ["auto", "f32", "bf16", "f16", "int8"];
@@ -333,6 +336,15 @@ impl Check {
         };
         let message = "must be an http address without user name and password, e.g. http://proxy.internal:3128";
         self.need(fetch.proxy.as_ref().is_none_or(plain), &["fetch.proxy"], message);
+        for store in &fetch.stores {
+            let wrong = ObjectRoot::parse(store).err();
+            let message = format!("{store:?} is {}", wrong.as_deref().unwrap_or_default());
+            self.need(wrong.is_none(), &["fetch.stores"], message);
+        }
+        for name in fetch.store_options.keys() {
+            let message = "is a secret; give it to the worker in its environment, e.g. AWS_SECRET_ACCESS_KEY";
+            self.need(!is_store_secret(name), &[&format!("fetch.store_options.{name}")], message);
+        }
         let message = "fetch.outage_window must not be longer than an hour";
         self.need(fetch.outage_window <= LONGEST_WINDOW, &["fetch.outage_window"], message);
     }

@@ -71,7 +71,8 @@ impl Code {
             Self::NotFound => "Replay once the image is there; until then it fails again.",
             Self::AccessDenied => {
                 "Give the workers access, or send a new request with a fresh address if it was a signed one that has \
-                 expired; for a file, see its permissions and fetch.file_roots."
+                 expired; for a file, see its permissions and fetch.file_roots; for an object, the worker's credentials \
+                 and fetch.stores."
             }
             Self::Http4xx => {
                 "The host refuses the request as it is: open the address by hand, and send a new request with one that \

@@ -22,7 +22,9 @@ pub use dead_letter::{
 };
 pub use record::{CaptionRecord, ImageInfo, ModelRef, SCHEMA, Timing, redact_url};
 pub use redact::redact_text;
-pub use request::{ImageRef, MAX_PROMPT_BYTES, ParseError, ParsedRow, Request, RequestParams, parse};
+pub use request::{
+    ImageRef, MAX_PROMPT_BYTES, ObjectRef, ObjectRoot, ParseError, ParsedRow, Request, RequestParams, StoreKind, parse,
+};
 
 /// Header that carries a row's identity through retry, dead letter and replay.
 pub const ORIGIN_HEADER: &str = "blipstream-origin";

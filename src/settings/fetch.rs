@@ -1,5 +1,6 @@
 //! From references to bytes.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -74,10 +75,25 @@ pub struct Fetch {
     pub robots_tag: bool,
     /// Folders below which `file://` references may be read; none by default.
     pub file_roots: Vec<PathBuf>,
+    /// Buckets, and folders in them, that `s3://`, `gs://` and `az://` references may be read from, e.g.
+    /// `["s3://photos", "gs://scans/2024/"]`; none by default, since they are read with the worker's credentials.
+    pub stores: Vec<String>,
+    /// Options of the stores by their names in the crate object_store, over those of the environment, e.g.
+    /// `aws_endpoint = "http://minio:9000"`. Secrets belong into the environment.
+    pub store_options: BTreeMap<String, String>,
     /// The User-Agent sent to image hosts.
     pub user_agent: String,
     /// Where a host's owner can reach you, a page or an address of mail; it is added to the User-Agent.
     pub contact: Option<String>,
+}
+
+/// Words in the names of options of stores that are secrets.
+const SECRETS: [&str; 6] = ["secret", "token", "password", "access_key", "account_key", "sas"];
+
+/// Whether an option of `fetch.store_options` is a secret: a configuration file is no place for it, and is printed.
+pub fn is_store_secret(name: &str) -> bool {
+    // The path of a file is none.
+    SECRETS.iter().any(|word| name.contains(word)) && !name.ends_with("_file")
 }
 
 impl Default for Fetch {
@@ -104,8 +120,28 @@ impl Default for Fetch {
             proxy: None,
             robots_tag: true,
             file_roots: Vec::new(),
+            stores: Vec::new(),
+            store_options: BTreeMap::new(),
             user_agent: concat!("blipstream/", env!("CARGO_PKG_VERSION")).into(),
             contact: None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn secrets_of_stores_are_told_from_other_options() {
+        for name in ["aws_secret_access_key", "aws_session_token", "azure_storage_account_key", "azure_storage_sas_key"]
+        {
+            assert!(is_store_secret(name), "{name}");
+        }
+        for name in
+            ["aws_region", "aws_web_identity_token_file", "google_service_account", "azure_storage_account_name"]
+        {
+            assert!(!is_store_secret(name), "{name}");
         }
     }
 }

@@ -17,7 +17,7 @@ use bytesize::ByteSize;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub use fetch::Fetch;
+pub use fetch::{Fetch, is_store_secret};
 pub use flow::Flow;
 pub use kafka::{Compression, Delivery, Input, Kafka, RetryTopic, SecurityProtocol};
 pub use model::Model;
@@ -63,6 +63,8 @@ pub struct Decode {
     /// JPEGs are decoded at a half, a quarter or an eighth of their size while both sides stay at least this many times
     /// the model's, by libjpeg-turbo where it is installed; 0 decodes them whole.
     pub jpeg_reducing_gap: f64,
+    /// Whether pictures are turned as their EXIF says. The model's own processor does not, and neither does the default.
+    pub exif_orientation: bool,
 }
 
 impl Default for Decode {
@@ -73,6 +75,7 @@ impl Default for Decode {
             max_side: 16_384,
             max_memory: ByteSize::mib(512),
             jpeg_reducing_gap: 0.0,
+            exif_orientation: false,
         }
     }
 }

@@ -17,7 +17,7 @@ use url::Url;
 
 use super::{Answers, Fetched, Finished, Ready, Recalled, failed, send_blocking};
 use crate::caption::Pixels;
-use crate::caption::preprocess::{self, Limits, Preprocessor, Resizer, TurboJpeg};
+use crate::caption::preprocess::{self, Limits, Preprocessor, Resizer, TurboJpeg, Turn};
 use crate::disposition::{Code, Disposed, Disposition, Failure, Stage};
 use crate::message::{ImageInfo, ImageRef, Request, Timing, redact_url};
 use crate::metrics::Metrics;
@@ -68,6 +68,8 @@ pub struct Config {
     pub limits: Limits,
     /// The fewest pixels on a side that a large JPEG may be decoded at; none decodes it whole.
     pub jpeg_least: Option<u32>,
+    /// Whether pictures are turned as their EXIF says.
+    pub exif_orientation: bool,
     /// Threads; at least one.
     pub threads: usize,
     /// Whether records keep user-info and query of an image's address.
@@ -87,6 +89,7 @@ impl Config {
                 max_side: decode.max_side,
                 max_memory: decode.max_memory.as_u64(),
             },
+            exif_orientation: decode.exif_orientation,
             threads: if decode.threads == 0 { cores() } else { decode.threads },
             full_url: output.full_url,
         }
@@ -136,13 +139,19 @@ pub fn spawn(
         let (preprocessor, limits) = (config.preprocessor.clone(), config.limits);
         let scaling = config.jpeg_least.and_then(|least| Some((least, TurboJpeg::open().ok()?)));
         let mut resizer = Resizer::new();
+        let exif_orientation = config.exif_orientation;
         move |body: &[u8]| {
             let picture = match &scaling {
                 Some((least, turbo)) => preprocess::decode_at_least(body, &limits, *least, turbo)?,
                 None => preprocess::decode(body, &limits)?,
             };
-            let pixels = preprocessor.resize(&picture, &mut resizer)?;
-            let (width, height) = picture.full_size;
+            let mut pixels = preprocessor.resize(&picture, &mut resizer)?;
+            let (mut width, mut height) = picture.full_size;
+            if exif_orientation {
+                let turn = Turn::of(body);
+                pixels = turn.apply(pixels);
+                (width, height) = turn.size((width, height));
+            }
             Ok(Decoded { pixels, width, height, format: picture.format.as_str() })
         }
     })
@@ -305,6 +314,7 @@ fn address(image: &ImageRef, full_url: bool) -> Option<String> {
         ImageRef::Http(url) if full_url => Some(url.to_string()),
         ImageRef::Http(url) => Some(redact_url(url)),
         ImageRef::File(path) => Url::from_file_path(path).ok().map(String::from),
+        ImageRef::Object(object) => Some(object.to_string()),
         ImageRef::Base64(_) | ImageRef::Percent(_) => None,
     }
 }

@@ -11,36 +11,10 @@ use serde_json::json;
 
 use crate::support::client::eventually;
 use crate::support::flow::{Flow, request};
-use crate::support::images::{Answer, ImageServer, jpeg, png};
+use crate::support::images::{Answer, ImageServer, jpeg, png, png_header};
 
 fn raw(value: impl Into<Vec<u8>>) -> NewRecord {
     NewRecord { value: Some(value.into()), ..NewRecord::default() }
-}
-
-/// A PNG whose header claims 30,000 × 30,000 pixels, and one of width 0: a header and an empty stream.
-fn png_header(width: u32, height: u32) -> Vec<u8> {
-    let mut chunk = b"IHDR".to_vec();
-    chunk.extend(width.to_be_bytes());
-    chunk.extend(height.to_be_bytes());
-    chunk.extend([8, 2, 0, 0, 0]);
-    let mut file = b"\x89PNG\r\n\x1a\n".to_vec();
-    file.extend(13u32.to_be_bytes());
-    file.extend(&chunk);
-    file.extend(crc(&chunk).to_be_bytes());
-    let data = b"IDAT\x78\x9c\x03\x00\x00\x00\x00\x01";
-    file.extend(8u32.to_be_bytes());
-    file.extend(data);
-    file.extend(crc(data).to_be_bytes());
-    file
-}
-
-/// CRC-32 of ISO 3309, as PNG's appendix D gives it.
-fn crc(bytes: &[u8]) -> u32 {
-    let table = |mut c: u32| {
-        (0..8).for_each(|_| c = if c & 1 == 1 { 0xEDB8_8320 ^ (c >> 1) } else { c >> 1 });
-        c
-    };
-    !bytes.iter().fold(!0, |c, byte| table((c ^ u32::from(*byte)) & 0xFF) ^ (c >> 8))
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -103,7 +77,8 @@ async fn every_healthy_input_ends_as_a_caption_and_every_bad_one_as_a_dead_lette
         (raw(json!({"image": url("/good.png"), "params": {"max_new_tokens": 5000}}).to_string()), Err("bad_params")),
         (raw(json!({"image": url("/good.png"), "deadline": "2020-01-01T00:00:00Z"}).to_string()), Err("deadline")),
         (request("ftp", "ftp://example.com/a.jpg"), Err("bad_reference")),
-        (request("s3", "s3://bucket/a.jpg"), Err("bad_reference")),
+        (request("s3", "s3://bucket/a.jpg"), Err("access_denied")),
+        (request("s3a", "s3a://bucket/a.jpg"), Err("bad_reference")),
         (request("broken base64", "data:image/png;base64,????"), Err("bad_reference")),
         (request("private", "http://10.1.2.3/a.jpg"), Err("blocked_address")),
         (request("inward", url("/inward")), Err("blocked_address")),

@@ -1,6 +1,5 @@
 //! Who is reached, who is trusted, and what is told of it.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use blipstream::disposition::{Code, Disposed};
@@ -8,6 +7,7 @@ use blipstream::stage::fetch::FetchError;
 use url::Url;
 
 use super::support::images::{Answer, ImageServer, png};
+use super::support::tls::{SELF_SIGNED, tls_server};
 use super::{failure_of, settings};
 
 #[tokio::test]
@@ -81,37 +81,9 @@ async fn no_message_contains_a_secret_of_the_reference() {
     }
 }
 
-/// A TLS server that nobody has reason to trust; each connection ends after its handshake.
-fn self_signed_server() -> std::net::SocketAddr {
-    use rustls::pki_types::pem::PemObject;
-    use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-    let pem = include_bytes!("../support/self_signed.pem");
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = rustls::ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_no_client_auth()
-        .with_single_cert(
-            vec![CertificateDer::from_pem_slice(pem).unwrap()],
-            PrivateKeyDer::from_pem_slice(pem).unwrap(),
-        )
-        .unwrap();
-    let config = Arc::new(config);
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap();
-    std::thread::spawn(move || {
-        for stream in listener.incoming().take(1) {
-            let mut connection = rustls::ServerConnection::new(config.clone()).unwrap();
-            // The client hangs up: that is the test.
-            let _ = connection.complete_io(&mut stream.unwrap());
-        }
-    });
-    address
-}
-
 #[tokio::test]
 async fn a_certificate_that_nobody_signed_is_refused_for_good() {
-    let url = Url::parse(&format!("https://localhost:{}/x", self_signed_server().port())).unwrap();
+    let url = Url::parse(&format!("https://localhost:{}/x", tls_server(SELF_SIGNED).port())).unwrap();
     let failed = failure_of(&settings(), url).await;
     assert_eq!((failed.code(), failed.attempts), (Code::Tls, 1), "{failed}");
     assert!(matches!(failed.error, FetchError::Tls { certificate: true, .. }));

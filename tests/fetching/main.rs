@@ -6,6 +6,7 @@ mod limits;
 mod local;
 mod ssrf;
 mod stage;
+mod stores;
 #[path = "../support/mod.rs"]
 mod support;
 

@@ -137,6 +137,11 @@ impl Flow {
 
     /// `blipstream worker` with the demo model, as a process of its own.
     pub fn process(&self) -> Process {
+        self.process_with(&[])
+    }
+
+    /// The same with more in its environment.
+    pub fn process_with(&self, environment: &[(&str, &str)]) -> Process {
         let toml = toml::to_string(&self.settings).unwrap();
         let file = tempfile::NamedTempFile::with_suffix(".toml").unwrap();
         std::fs::write(file.path(), toml).unwrap();
@@ -153,6 +158,7 @@ impl Flow {
             ])
             .arg("--config")
             .arg(file.path())
+            .envs(environment.iter().copied())
             .stdin(Stdio::null())
             .stderr(log.reopen().unwrap())
             .spawn()
@@ -211,6 +217,16 @@ impl Process {
         peak_memory(self.child.id()).unwrap()
     }
 
+    /// What is resident now, in bytes.
+    pub fn memory(&self) -> u64 {
+        memory(self.child.id(), "VmRSS:").unwrap()
+    }
+
+    /// Sets the most memory to what is resident now (proc(5), `clear_refs`).
+    pub fn forget_peak_memory(&self) {
+        std::fs::write(format!("/proc/{}/clear_refs", self.child.id()), "5").unwrap();
+    }
+
     /// SIGKILL.
     pub fn kill(mut self) {
         self.child.kill().unwrap();
@@ -256,8 +272,12 @@ impl Drop for Process {
 
 /// The most memory of a process that was ever resident, in bytes; `None` when it is gone.
 pub fn peak_memory(process: u32) -> Option<u64> {
+    memory(process, "VmHWM:")
+}
+
+fn memory(process: u32, kind: &str) -> Option<u64> {
     let status = std::fs::read_to_string(format!("/proc/{process}/status")).ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix(kind))?;
     Some(line.trim().strip_suffix(" kB")?.parse::<u64>().ok()? * 1024)
 }
 
@@ -265,18 +285,22 @@ pub fn peak_memory(process: u32) -> Option<u64> {
 pub struct Answers {
     pub captions: BTreeMap<String, Vec<Value>>,
     pub dead_letters: BTreeMap<String, Vec<Message>>,
+    /// When the last answer of an origin was sent, in milliseconds since the epoch.
+    pub times: BTreeMap<String, i64>,
 }
 
 impl Answers {
     pub fn read(flow: &Flow) -> Self {
-        let mut answers = Self { captions: BTreeMap::new(), dead_letters: BTreeMap::new() };
+        let mut answers = Self { captions: BTreeMap::new(), dead_letters: BTreeMap::new(), times: BTreeMap::new() };
         for message in flow.read(&flow.settings.kafka.captions_topic) {
             let record: Value = serde_json::from_slice(message.payload.as_ref().unwrap()).unwrap();
             let origin = message.header("blipstream-origin").unwrap().to_owned();
+            answers.times.insert(origin.clone(), message.timestamp_ms.unwrap_or_default());
             answers.captions.entry(origin).or_default().push(record);
         }
         for message in flow.read(&flow.settings.kafka.dead_letter_topic) {
             let origin = message.header("blipstream-origin").unwrap().to_owned();
+            answers.times.insert(origin.clone(), message.timestamp_ms.unwrap_or_default());
             answers.dead_letters.entry(origin).or_default().push(message);
         }
         answers

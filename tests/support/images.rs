@@ -45,6 +45,8 @@ pub enum Answer {
     EndlessHead,
     /// A 200 of so many bytes that is cut by a reset of the connection, so many of them sent.
     Reset { declared: usize, body: Vec<u8> },
+    /// These bytes, and then a reset of the connection.
+    Cut(Vec<u8>),
     /// Any other status, with headers and no body.
     Status(u16, Vec<(&'static str, String)>),
     /// Closes the connection without an answer.
@@ -246,7 +248,7 @@ async fn serve(stream: TcpStream, shared: Arc<Shared>) {
             let _ = reader.read_u8().await;
             return;
         }
-        if matches!(answer, Answer::Reset { .. }) {
+        if matches!(answer, Answer::Reset { .. } | Answer::Cut(_)) {
             let _ = writer.as_ref().set_zero_linger();
         }
         // A client that gave up closes its side: the write fails, or the read of a stalled one returns.
@@ -291,7 +293,7 @@ async fn write(to: &mut (impl AsyncWriteExt + Unpin), answer: Answer) -> std::io
             to.write_all(&body).await?;
             return Ok(true);
         }
-        Answer::Raw(bytes) => to.write_all(&bytes).await?,
+        Answer::Raw(bytes) | Answer::Cut(bytes) => to.write_all(&bytes).await?,
         Answer::EndlessHead => {
             to.write_all(b"HTTP/1.1 200 OK\r\n").await?;
             loop {
@@ -365,4 +367,30 @@ fn encode(width: u32, height: u32, seed: u8, format: ImageFormat) -> Vec<u8> {
     let mut out = Cursor::new(Vec::new());
     picture.write_to(&mut out, format).expect("an encoded picture");
     out.into_inner()
+}
+
+/// A PNG whose header claims this size, with an empty stream of pixels.
+pub fn png_header(width: u32, height: u32) -> Vec<u8> {
+    let mut chunk = b"IHDR".to_vec();
+    chunk.extend(width.to_be_bytes());
+    chunk.extend(height.to_be_bytes());
+    chunk.extend([8, 2, 0, 0, 0]);
+    let mut file = b"\x89PNG\r\n\x1a\n".to_vec();
+    file.extend(13u32.to_be_bytes());
+    file.extend(&chunk);
+    file.extend(crc(&chunk).to_be_bytes());
+    let data = b"IDAT\x78\x9c\x03\x00\x00\x00\x00\x01";
+    file.extend(8u32.to_be_bytes());
+    file.extend(data);
+    file.extend(crc(data).to_be_bytes());
+    file
+}
+
+/// CRC-32 of ISO 3309, as PNG's appendix D gives it.
+fn crc(bytes: &[u8]) -> u32 {
+    let table = |mut c: u32| {
+        (0..8).for_each(|_| c = if c & 1 == 1 { 0xEDB8_8320 ^ (c >> 1) } else { c >> 1 });
+        c
+    };
+    !bytes.iter().fold(!0, |c, byte| table((c ^ u32::from(*byte)) & 0xFF) ^ (c >> 8))
 }

@@ -7,3 +7,6 @@ pub mod images;
 pub mod kafka;
 pub mod promises;
 pub mod ran;
+#[cfg(unix)]
+pub mod s3;
+pub mod tls;

@@ -43,9 +43,8 @@ def check_java():
         raise Missing(f"java is too old for Kafka 4 (17 or newer is needed): {text.splitlines()[:1]}. {GET_JAVA}")
 
 
-def class_path():
-    """Maven resolves it once for each version of pom.xml."""
-    pom = HERE / "pom.xml"
+def class_path(pom=HERE / "pom.xml"):
+    """Maven resolves it once for each version of a pom.xml."""
     cache = TARGET / f"classpath-{hashlib.sha256(pom.read_bytes()).hexdigest()[:12]}"
     TARGET.mkdir(parents=True, exist_ok=True)
     with open(TARGET / "lock", "w") as lock:

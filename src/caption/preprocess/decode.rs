@@ -200,6 +200,12 @@ fn decode_with(guessed: ImageFormat, format: Format, bytes: &[u8], limits: &Limi
     decoder_limits.max_alloc = Some(limits.max_memory);
     let mut reader = ImageReader::with_format(Cursor::new(bytes), guessed);
     reader.limits(decoder_limits);
+    let survey = (format == Format::Jpeg).then(|| jpeg::survey(bytes));
+    if let Some(jpeg::Survey { bits, .. }) = survey
+        && bits != 8
+    {
+        return Err(DecodeError::UnsupportedMedia(format!("the JPEG has {bits} bits a channel, and only 8 are read")));
+    }
     match format {
         Format::Png if png::has_torn_palette(bytes) => {
             return Err(DecodeError::Broken("its palette ends within a colour".into()));
@@ -207,6 +213,9 @@ fn decode_with(guessed: ImageFormat, format: Format, bytes: &[u8], limits: &Limi
         // They are read before the decoder hears of the limit.
         Format::Tiff if tiff::bytes_of_lists(bytes) > limits.max_memory => {
             return Err(DecodeError::TooMuchMemory { limit: limits.max_memory });
+        }
+        Format::Tiff if tiff::has_tiles_of_planes(bytes) => {
+            return Err(DecodeError::UnsupportedMedia("the tiff has a set of tiles for each colour".into()));
         }
         _ => {}
     }
@@ -217,20 +226,19 @@ fn decode_with(guessed: ImageFormat, format: Format, bytes: &[u8], limits: &Limi
     let mut pixel_bytes = u64::from(color.bytes_per_pixel()) + converted;
     let mut complete = true;
     let inks = format == Format::Tiff && decoder.original_color_type() == ExtendedColorType::Cmyk8;
+    if let Some(survey) = survey {
+        pixel_bytes += survey.coefficient_bytes();
+        complete = survey.complete;
+        limits.check_scans(width, height, survey.scans)?;
+    }
     match format {
         Format::WebP => {
             // Its decoder works in RGBA.
             pixel_bytes += 4;
             webp::lossy_frames(bytes).try_for_each(|(width, height)| limits.check(width, height, pixel_bytes))?;
         }
-        Format::Jpeg => {
-            let survey = jpeg::survey(bytes);
-            pixel_bytes += survey.coefficient_bytes();
-            complete = survey.complete;
-            limits.check_scans(width, height, survey.scans)?;
-        }
         Format::Tiff => pixel_bytes += if inks { 4 } else { 0 },
-        Format::Png | Format::Gif | Format::Bmp => {}
+        Format::Jpeg | Format::Png | Format::Gif | Format::Bmp => {}
     }
     limits.check(width, height, pixel_bytes)?;
     if !complete {

@@ -15,6 +15,8 @@ pub(super) struct Survey {
     pub scans: u32,
     /// Whether it is of the kinds that everybody reads: baseline, extended or progressive, with Huffman codes.
     pub usual: bool,
+    /// Bits of a sample, as its first frame says; 8 without one.
+    pub bits: u8,
 }
 
 impl Survey {
@@ -40,6 +42,7 @@ pub(super) fn survey(bytes: &[u8]) -> Survey {
     let mut rest = bytes.get(2..).unwrap_or_default();
     let (mut complete, mut scans) = (false, 0_u32);
     let (mut progressive, mut known, mut strange) = (false, false, false);
+    let mut bits = None;
     while let Some(marker) = next_marker(&mut rest) {
         match marker {
             END_OF_IMAGE => {
@@ -55,6 +58,8 @@ pub(super) fn survey(bytes: &[u8]) -> Survey {
                 progressive |= marker % 4 == 2;
                 known |= marker <= 0xC2;
                 strange |= marker > 0xC2;
+                // Behind the length.
+                bits = bits.or(rest.get(2).copied());
             }
             START_OF_SCAN => scans = scans.saturating_add(1),
             _ => {}
@@ -62,7 +67,7 @@ pub(super) fn survey(bytes: &[u8]) -> Survey {
         let Some(length) = rest.first_chunk().map(|&length| usize::from(u16::from_be_bytes(length))) else { break };
         rest = rest.get(length..).unwrap_or_default();
     }
-    Survey { complete, buffered: progressive || scans > 1, scans, usual: known && !strange }
+    Survey { complete, buffered: progressive || scans > 1, scans, usual: known && !strange, bits: bits.unwrap_or(8) }
 }
 
 /// The byte behind the next 0xFF, fill bytes skipped; 0 for a stuffed 0xFF.
@@ -130,6 +135,13 @@ mod tests {
         for other in [0xC3, 0xC9, 0xCF] {
             assert!(!of(&[SOI, SOF0, &[0xFF, other, 0, 2], SCAN, EOI]).usual);
         }
+    }
+
+    #[test]
+    fn the_bits_of_a_sample_are_those_of_the_first_frame() {
+        let frame = |bits| [0xFF, 0xC1, 0, 3, bits];
+        assert_eq!(of(&[SOI, &frame(12), &frame(8), SCAN, EOI]).bits, 12);
+        assert_eq!(of(&[SOI, SCAN, EOI]).bits, 8);
     }
 
     #[test]

@@ -47,14 +47,24 @@ fn explain(error: TiffError, limits: &Limits) -> DecodeError {
     }
 }
 
-/// Memory that the decoder takes for the lists in the first directory before it knows a limit: 32 bytes a number (tiff 0.11,
-/// which has its own limit of 256 MiB). A directory is a count and entries of a tag, a type, a count and a value (TIFF 6.0;
-/// BigTIFF has the same in wider numbers).
-pub(super) fn bytes_of_lists(bytes: &[u8]) -> u64 {
-    /// The last of the tags that say how pixels are stored, which are all that it reads; metadata has higher numbers.
-    const LAST: u64 = 532;
-    /// A value in the decoder's memory.
-    const VALUE: u64 = 32;
+/// The last of the tags that say how pixels are stored; metadata has higher numbers.
+const LAST_OF_PIXELS: u64 = 532;
+/// Whether the colours of a pixel are together (1) or apart (2).
+const PLANAR_CONFIGURATION: u64 = 284;
+const TILE_WIDTH: u64 = 322;
+
+/// An entry of the first directory.
+struct Entry {
+    tag: u64,
+    /// How many numbers it has.
+    count: u64,
+    /// The first of them, where it is of 16 bits and in the entry itself.
+    value: u64,
+}
+
+/// What stands in the first directory of a file, as far as it is there: a count and entries of a tag, a type, a count and
+/// a value (TIFF 6.0; BigTIFF has the same in wider numbers).
+fn entries(bytes: &[u8]) -> Vec<Entry> {
     let little = bytes.starts_with(b"II");
     let number = |at: u64, width: u64| -> Option<u64> {
         let (from, to) = (usize::try_from(at).ok()?, usize::try_from(at.checked_add(width)?).ok()?);
@@ -62,7 +72,7 @@ pub(super) fn bytes_of_lists(bytes: &[u8]) -> u64 {
         let join = |number: u64, digit: u64| number << 8 | digit;
         Some(if little { digits.rev().fold(0, join) } else { digits.fold(0, join) })
     };
-    let lists = || {
+    let found = || {
         // Widths of the number of entries, of a count and of an entry.
         let (first, head, wide, entry) = match number(2, 2)? {
             43 => (number(8, 8)?, 8, 8, 20),
@@ -70,15 +80,31 @@ pub(super) fn bytes_of_lists(bytes: &[u8]) -> u64 {
         };
         let count = number(first, head)?;
         let begin = first.checked_add(head)?;
-        let counts = (0..count).map_while(|index| {
+        let entries = (0..count).map_while(|index| {
             let at = begin.checked_add(index.checked_mul(entry)?)?;
-            Some((number(at, 2)?, number(at.checked_add(4)?, wide)?))
+            let (tag, count) = (number(at, 2)?, number(at.checked_add(4)?, wide)?);
+            Some(Entry { tag, count, value: number(at.checked_add(4 + wide)?, 2)? })
         });
-        // A number that is alone in its entry takes no list.
-        let read = counts.filter(|(tag, count)| *count > 1 && *tag <= LAST);
-        Some(read.fold(0, |sum: u64, (_, count)| sum.saturating_add(count)))
+        Some(entries.collect())
     };
-    lists().unwrap_or_default().saturating_mul(VALUE)
+    found().unwrap_or_default()
+}
+
+/// Memory that the decoder takes for the lists in the first directory before it knows a limit: 32 bytes a number (tiff 0.11,
+/// which has its own limit of 256 MiB).
+pub(super) fn bytes_of_lists(bytes: &[u8]) -> u64 {
+    /// A value in the decoder's memory.
+    const VALUE: u64 = 32;
+    // A number that is alone in its entry takes no list.
+    let read = entries(bytes).into_iter().filter(|entry| entry.count > 1 && entry.tag <= LAST_OF_PIXELS);
+    read.fold(0, |sum: u64, entry| sum.saturating_add(entry.count)).saturating_mul(VALUE)
+}
+
+/// Whether it has tiles of single colours, on which the decoder panics (image 0.25.10).
+pub(super) fn has_tiles_of_planes(bytes: &[u8]) -> bool {
+    let entries = entries(bytes);
+    let apart = entries.iter().any(|entry| entry.tag == PLANAR_CONFIGURATION && entry.value == 2);
+    apart && entries.iter().any(|entry| entry.tag == TILE_WIDTH)
 }
 
 #[cfg(test)]
@@ -108,5 +134,19 @@ mod tests {
             }
         }
         assert_eq!(bytes_of_lists(&[b"II\x2a\0", &[0xFF; 40][..]].concat()), 0);
+    }
+
+    #[test]
+    fn tiles_of_single_colours_are_refused_before_the_decoder_panics() {
+        let entry = |tag: u16, value: u16| {
+            let [tag, kind] = [tag, 3].map(u16::to_le_bytes);
+            [&tag[..], &kind, &1_u32.to_le_bytes(), &value.to_le_bytes(), &[0, 0]].concat()
+        };
+        let file = |planes, tag| [&b"II\x2a\0\x08\0\0\0\x02\0"[..], &entry(284, planes), &entry(tag, 16)].concat();
+        assert!(has_tiles_of_planes(&file(2, 322)));
+        assert!(!has_tiles_of_planes(&file(1, 322)) && !has_tiles_of_planes(&file(2, 278)));
+        let limits = Limits { max_pixels: 1 << 20, max_side: 1 << 10, max_memory: 1 << 20 };
+        let refused = decode(&file(2, 322), &limits);
+        assert!(matches!(&refused, Err(DecodeError::UnsupportedMedia(why)) if why.contains("tiles")), "{refused:?}");
     }
 }

@@ -1,11 +1,13 @@
 //! What workers answer: caption records and dead letters, as this side of the topics reads them.
 
+use std::borrow::Cow;
+
 use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use url::Url;
 
-use crate::message::{self, ERROR_CODE_HEADER, ERROR_MESSAGE_HEADER, ImageRef, Message, Origin, Request, STAGE_HEADER};
+use crate::message::{self, ERROR_CODE_HEADER, ERROR_MESSAGE_HEADER, Message, Origin, Request, STAGE_HEADER};
 
 /// An answer to one image, or to a whole message that failed.
 #[derive(Debug, Clone, PartialEq)]
@@ -115,7 +117,7 @@ impl Asked {
     pub fn of(message: &Message) -> Self {
         let rows = message::parse(message, 1).ok();
         if let Some(Ok(Request { id, image, .. })) = rows.and_then(|rows| rows.into_iter().next()) {
-            let host = if let ImageRef::Http(url) = image { url.host_str().map(str::to_owned) } else { None };
+            let host = image.host().map(Cow::into_owned);
             return Self { id, host };
         }
         let Some(payload) = &message.payload else { return Self::default() };

@@ -3,6 +3,7 @@
 mod forms;
 mod json;
 mod native;
+mod object;
 mod reference;
 mod table;
 #[cfg(test)]
@@ -19,6 +20,7 @@ use super::Message;
 use crate::disposition::{Code, Disposed, Disposition};
 
 pub use native::MAX_PROMPT_BYTES;
+pub use object::{ObjectRef, ObjectRoot, StoreKind};
 
 /// What one image asks for.
 #[derive(Debug, Clone, PartialEq)]
@@ -56,6 +58,8 @@ pub enum ImageRef {
     Http(Url),
     /// `file://`; read only below a configured root.
     File(PathBuf),
+    /// `s3://`, `gs://` or `az://`; read only below a configured root.
+    Object(ObjectRef),
     /// Base64 text as it stands in the message: bare, or the payload of a `data:` URI. Standard or URL-safe alphabet,
     /// padding optional, no line breaks. Decoded in the fetch stage, under an image permit; a slice of the message's
     /// payload wherever neither JSON escapes nor line breaks made a copy necessary.

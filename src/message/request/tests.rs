@@ -102,15 +102,15 @@ fn the_id_of_an_event_serves_a_single_request_and_never_a_row_of_a_table() {
 #[test]
 fn a_table_fans_out_in_order_and_a_bad_row_fails_alone_with_its_native_form() {
     let table = json!({"input_data": {"columns": ["image", "album", "id"], "index": [5, 6, 7, 8], "data": [
-        [ADDRESS, null, "a"], ["s3://bucket/key", 3, null], [9, null, "c"], [ADDRESS, 4, null],
+        [ADDRESS, null, "a"], ["hdfs://bucket/key", 3, null], [9, null, "c"], [ADDRESS, 4, null],
     ]}});
     let rows = rows(table.to_string()).unwrap();
     assert_eq!(rows[0], Ok(Request { id: Some("a".into()), ..Request::of(address()) }));
     let (error, native) = rows[1].clone().unwrap_err();
     assert_eq!(error.code(), Code::BadReference);
-    assert!(error.to_string().starts_with("input_data.data[1].image: `s3://bucket/key`"), "{error}");
+    assert!(error.to_string().starts_with("input_data.data[1].image: `hdfs://bucket/key`"), "{error}");
     let native: Value = serde_json::from_slice(&native.unwrap()).unwrap();
-    assert_eq!(native, json!({"image": "s3://bucket/key", "meta": {"album": 3}}));
+    assert_eq!(native, json!({"image": "hdfs://bucket/key", "meta": {"album": 3}}));
     let (error, _) = rows[2].clone().unwrap_err();
     assert_eq!(error, ParseError::Message("input_data.data[2].image: expected a string, found a number".into()));
     assert_eq!(rows[3].clone().unwrap().meta["album"], 4);

@@ -33,7 +33,7 @@ pub(super) fn leads_to(response: &Response, here: &Url, first: &Url, robots: boo
         return packed_as(headers).map_or(Ok(None), |coding| Err(FetchError::Packed(coding)));
     }
     if !matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308) {
-        return Err(FetchError::Status { status, retry_after: retry_after(response, Timestamp::now()) });
+        return Err(FetchError::Status { status, retry_after: retry_after(response.headers(), Timestamp::now()) });
     }
     let location = response.headers().get(LOCATION).ok_or_else(|| FetchError::Redirect("no Location".into()))?;
     let location = std::str::from_utf8(location.as_bytes()).ok();
@@ -57,8 +57,8 @@ fn next_hop(here: &Url, first: &Url, location: &str) -> Result<Url, FetchError> 
 }
 
 /// The wait that a host asks for, in seconds or until a date (RFC 9110, 10.2.3).
-fn retry_after(response: &Response, now: Timestamp) -> Option<Duration> {
-    parse_retry_after(response.headers().get(RETRY_AFTER)?.to_str().ok()?.trim(), now)
+pub(super) fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
+    parse_retry_after(headers.get(RETRY_AFTER)?.to_str().ok()?.trim(), now)
 }
 
 fn parse_retry_after(value: &str, now: Timestamp) -> Option<Duration> {

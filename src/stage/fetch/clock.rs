@@ -5,6 +5,7 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout};
 
 use super::FetchError;
+use crate::settings;
 
 /// A body's rate is judged once it has taken so long: short waits of a good host are no drip.
 const GRACE: Duration = Duration::from_secs(5);
@@ -18,6 +19,18 @@ pub(super) struct Limits {
     /// Slowest average of a body, in bytes a second.
     pub(super) rate: u64,
     pub(super) redirects: usize,
+}
+
+impl Limits {
+    pub(super) fn of(settings: &settings::Fetch) -> Self {
+        Self {
+            connect: settings.connect_timeout,
+            read: settings.read_timeout,
+            total: settings.total_timeout,
+            rate: settings.min_rate.as_u64(),
+            redirects: settings.max_redirects,
+        }
+    }
 }
 
 /// The time a try has left. It runs only while the host is waited for.

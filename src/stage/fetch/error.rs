@@ -53,6 +53,25 @@ pub enum FetchError {
         /// Wait that the host asked for.
         retry_after: Option<Duration>,
     },
+    /// A store answered with something else than the object.
+    #[error("the store answered {status}{}: {}", in_brackets(.said), store_advice(*.status, .said))]
+    Store {
+        /// The answer.
+        status: StatusCode,
+        /// The store's own code and words, where it gave any.
+        said: String,
+        /// Wait that the store asked for.
+        retry_after: Option<Duration>,
+    },
+    /// The bucket is not open to references.
+    #[error("it lies in no bucket or folder of fetch.stores")]
+    StoreClosed,
+    /// Nothing was asked of the store, since the worker cannot say who it is.
+    #[error(
+        "the worker has no credentials for the store: {0}. They come from its environment (AWS_*, GOOGLE_*, AZURE_*) or the \
+         machine's role; AWS_SKIP_SIGNATURE=true reads a public bucket without"
+    )]
+    NoCredentials(String),
     /// A body that drips.
     #[error("it comes more slowly than {} a second, the limit of fetch.min_rate", ByteSize(*.limit))]
     TooSlow {
@@ -119,6 +138,43 @@ fn advice(status: StatusCode) -> &'static str {
     }
 }
 
+fn in_brackets(said: &str) -> String {
+    if said.is_empty() { String::new() } else { format!(" ({said})") }
+}
+
+/// What stores say when the worker's own credentials are at fault: nothing is wrong with the message.
+const CREDENTIALS: [&str; 8] = [
+    "AuthenticationFailed",
+    "ExpiredToken",
+    "InvalidAccessKeyId",
+    "InvalidToken",
+    "NotSignedUp",
+    "RequestTimeTooSkewed",
+    "SignatureDoesNotMatch",
+    "TokenRefreshRequired",
+];
+
+/// Whether a store refuses the worker, and not the object.
+fn refuses_worker(status: StatusCode, said: &str) -> bool {
+    status == StatusCode::UNAUTHORIZED || CREDENTIALS.iter().any(|code| said.starts_with(code))
+}
+
+fn store_advice(status: StatusCode, said: &str) -> &'static str {
+    match status.as_u16() {
+        _ if refuses_worker(status, said) => {
+            "the worker's credentials (its environment, or the machine's role) are not accepted; see its clock, too"
+        }
+        404 => "there is no such object, or no such bucket",
+        403 => {
+            "the worker's credentials do not open this object; where they may not list the bucket, a missing one looks alike"
+        }
+        300..=399 => "the bucket is in another region; see aws_region in fetch.store_options, or AWS_REGION",
+        429 | 503 => "it asks for fewer requests; lower fetch.per_host if this happens often",
+        500..=599 => "the fault is on its side; send the request again later",
+        _ => "it does not take the request",
+    }
+}
+
 fn last_words(error: Option<&FetchError>) -> String {
     error.map_or_else(String::new, |error| format!("; the last try: {error}"))
 }
@@ -127,17 +183,21 @@ impl Disposed for FetchError {
     fn disposition(&self) -> Disposition {
         let transient = match self {
             Self::Status { status, .. } => status.is_server_error() || matches!(status.as_u16(), 408 | 429),
+            Self::Store { status, said, .. } => {
+                refuses_worker(*status, said) || status.is_server_error() || matches!(status.as_u16(), 408 | 429)
+            }
             Self::Dns(lookup) => !lookup.unknown_name,
             Self::Tls { certificate, .. } => !certificate,
             Self::Connect(_)
             | Self::Timeout { .. }
             | Self::TooSlow { .. }
             | Self::FileBroken(_)
+            | Self::NoCredentials(_)
             | Self::Halted
             | Self::LeftAlone { .. } => true,
             _ => false,
         };
-        let Self::Status { retry_after, .. } = self else {
+        let (Self::Status { retry_after, .. } | Self::Store { retry_after, .. }) = self else {
             return if transient { Disposition::Transient { retry_after: None } } else { Disposition::Permanent };
         };
         if transient { Disposition::Transient { retry_after: *retry_after } } else { Disposition::Permanent }
@@ -154,11 +214,12 @@ impl Disposed for FetchError {
             Self::Timeout { .. } | Self::TooSlow { .. } => Code::Timeout,
             Self::LeftAlone { last, .. } => *last,
             Self::OptedOut => Code::RobotsOptout,
-            Self::Status { status, .. } => status_code(*status),
+            Self::Store { status, said, .. } if refuses_worker(*status, said) => Code::AccessDenied,
+            Self::Status { status, .. } | Self::Store { status, .. } => status_code(*status),
             // Like an odd 4xx, it is an answer that no retry will improve.
             Self::Redirect(_) => Code::Http4xx,
             Self::NoFile => Code::NotFound,
-            Self::FileDenied(_) => Code::AccessDenied,
+            Self::FileDenied(_) | Self::StoreClosed | Self::NoCredentials(_) => Code::AccessDenied,
             Self::TooLarge { .. } | Self::HeadTooLarge => Code::TooLarge,
             Self::Empty | Self::Packed(_) => Code::UnsupportedMedia,
             Self::Deadline(_) => Code::Deadline,
@@ -202,7 +263,7 @@ impl FetchError {
 }
 
 /// The first error of a type in a chain of causes.
-fn find<'a, E: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a E> {
+pub(super) fn find<'a, E: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a E> {
     std::iter::successors(Some(error), |error| cause(*error)).find_map(|error| error.downcast_ref())
 }
 

@@ -4,16 +4,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::StreamExt;
 use reqwest::header::{ACCEPT, HeaderMap, HeaderValue};
 use reqwest::{Client, Response, StatusCode};
 use url::Url;
 
 use super::FetchError;
 use super::answer::leads_to;
+use super::body::{Body, Incoming};
 use super::clock::{Clock, Limits};
 use super::guard::{Guard, GuardedResolver};
 use super::host::Hosts;
-use super::intake::{Buffer, Intake};
+use super::intake::Intake;
 use crate::budget::Permit;
 use crate::metrics::{Metrics, ResponseClass};
 use crate::settings;
@@ -22,7 +24,7 @@ use crate::settings;
 const ACCEPTED: &str = "image/jpeg, image/png, image/webp, image/gif, image/bmp, image/tiff, image/*;q=0.5, */*;q=0.1";
 
 /// Idle connections are closed after this long: images come from very many hosts, and each one is an open socket.
-const IDLE_CONNECTION: Duration = Duration::from_secs(5);
+pub(super) const IDLE_CONNECTION: Duration = Duration::from_secs(5);
 
 /// What an HTTP/2 host may send ahead of being read, for one body and for one connection. These bytes arrive before
 /// their permit, so they are kept few; a window of this size still fills 20 Mbit/s over a round trip of 100 ms.
@@ -76,14 +78,7 @@ impl Http {
         if let Some(proxy) = &settings.proxy {
             client = client.proxy(reqwest::Proxy::all(proxy.clone())?);
         }
-        let limits = Limits {
-            connect: settings.connect_timeout,
-            read: settings.read_timeout,
-            total: settings.total_timeout,
-            rate: settings.min_rate.as_u64(),
-            redirects: settings.max_redirects,
-        };
-        Ok(Self { client: client.build()?, guard, limits, robots: settings.robots_tag })
+        Ok(Self { client: client.build()?, guard, limits: Limits::of(settings), robots: settings.robots_tag })
     }
 
     /// One try: follows redirects to a body and reads it. Each hop takes a slot of its own host.
@@ -110,7 +105,7 @@ impl Http {
                 if let Some(next) = leads_to(&response, &target, url, self.robots)? {
                     break next;
                 }
-                match self.body(response, &mut clock, room.take(), means).await? {
+                match self.incoming(response).read(&mut clock, room.take(), means).await? {
                     Body::Whole(body, permit) => return Ok((body, permit)),
                     Body::Broken(permit, error) => {
                         let host = target.host_str();
@@ -140,51 +135,11 @@ impl Http {
         Ok(response)
     }
 
-    /// Reads a body, into `room` if there is some that it fits into.
-    async fn body(
-        &self,
-        response: Response,
-        clock: &mut Clock,
-        room: Option<Permit>,
-        means: &Means<'_>,
-    ) -> Result<Body, FetchError> {
-        let intake = means.intake;
-        let declared = response.content_length().map(|length| usize::try_from(length).unwrap_or(usize::MAX));
-        match declared {
-            Some(0) => return Err(FetchError::Empty),
-            Some(length) if length > intake.max_body => return Err(FetchError::TooLarge { limit: intake.max_body }),
-            _ => {}
-        }
-        // What is too small goes back first: who waits for room holds none.
-        let room = room.filter(|permit| permit.bytes() >= intake.needed(declared));
-        let (permit, waited) = match room.or_else(|| intake.try_reserve(declared)) {
-            Some(permit) => (permit, false),
-            // Outside the clock: that the worker is busy is not the host's fault.
-            None => (intake.reserve(declared).await, true),
-        };
-        match self.read(response, clock, intake.buffer(declared), means.metrics).await {
-            Ok(buffer) => intake.settle(buffer, permit).map(|(body, permit)| Body::Whole(body, permit)),
-            Err(error @ (FetchError::Connect(_) | FetchError::Timeout { .. })) if waited => {
-                Ok(Body::Broken(permit, error))
-            }
-            Err(error) => Err(error),
-        }
-    }
-
-    async fn read(
-        &self,
-        mut response: Response,
-        clock: &mut Clock,
-        mut buffer: Buffer,
-        metrics: &Metrics,
-    ) -> Result<Buffer, FetchError> {
-        let mut pace = clock.pace();
-        while let Some(piece) = clock.bound(clock.read(), response.chunk()).await?.map_err(|e| self.error(&e))? {
-            metrics.fetched_bytes(piece.len());
-            clock.keeps_pace(&mut pace, piece.len())?;
-            buffer.push(&piece)?;
-        }
-        Ok(buffer)
+    fn incoming(&self, response: Response) -> Incoming {
+        let length = response.content_length().map(|length| usize::try_from(length).unwrap_or(usize::MAX));
+        let connect = self.limits.connect;
+        let pieces = response.bytes_stream().map(move |piece| piece.map_err(|e| FetchError::from_client(&e, connect)));
+        Incoming { length, pieces: pieces.boxed() }
     }
 
     fn error(&self, error: &reqwest::Error) -> FetchError {
@@ -192,21 +147,14 @@ impl Http {
     }
 }
 
-/// What came of reading a body.
-enum Body {
-    Whole(Bytes, Permit),
-    /// It had to wait for room, which it has now, and then it broke.
-    Broken(Permit, FetchError),
-}
-
 /// `blipstream/0.1.0 (+contact)`: who asks, and whom to write to.
-fn user_agent(settings: &settings::Fetch) -> String {
+pub(super) fn user_agent(settings: &settings::Fetch) -> String {
     let settings::Fetch { user_agent, contact, .. } = settings;
     contact.as_ref().map_or_else(|| user_agent.clone(), |contact| format!("{user_agent} (+{contact})"))
 }
 
 impl ResponseClass {
-    fn of(status: StatusCode) -> Self {
+    pub(super) fn of(status: StatusCode) -> Self {
         match status.as_u16() / 100 {
             2 => Self::Success,
             3 => Self::Redirect,

@@ -1,11 +1,12 @@
-//! From a reference to bytes: http(s), inline data, files.
+//! From a reference to bytes: http(s), object stores, files, inline data.
 //!
 //! [`Fetcher`] is the core and knows no Kafka; [`run`] is the stage on top of it. Who may be reached is decided in
 //! `guard`, how much at once in `host`, how many bytes in `intake`, and what happens to rows in an outage of our own
-//! surroundings in `outage` and `hold`.
+//! surroundings in `outage` and `hold`. The tries of one fetch are in `tries`.
 
 pub mod address;
 mod answer;
+mod body;
 mod breaker;
 mod clock;
 mod error;
@@ -17,6 +18,8 @@ mod http;
 mod intake;
 mod local;
 mod outage;
+mod store;
+mod tries;
 
 use std::path::PathBuf;
 use std::pin::pin;
@@ -31,17 +34,19 @@ use tokio::task::{JoinError, JoinSet};
 pub use error::{FailedFetch, FetchError};
 pub use hold::Surroundings;
 
-use self::breaker::{Breakers, LeftAlone};
+use self::breaker::Breakers;
 use self::flights::{Flights, Turn};
-use self::hold::{After, Hold, Watch};
+use self::hold::Hold;
 use self::host::Hosts;
-use self::http::{Http, Means};
+use self::http::Http;
 use self::intake::Intake;
-use self::local::{Encoding, Files};
+use self::local::Files;
 use self::outage::Outage;
+use self::store::Stores;
+use self::tries::{Order, within};
 use super::{Fetched, Finished, failed, send};
 use crate::budget::{Permit, Pool};
-use crate::disposition::{Disposed, Disposition, Stage};
+use crate::disposition::Stage;
 use crate::message::{ImageRef, Row, Timing, redact_url};
 use crate::metrics::Metrics;
 use crate::offsets::Outcome;
@@ -78,6 +83,16 @@ pub enum SetupError {
         /// Why.
         source: std::io::Error,
     },
+    /// A store is described wrongly.
+    #[error(
+        "{store} cannot be set up: {cause}. See fetch.stores, fetch.store_options and the environment of the worker"
+    )]
+    Store {
+        /// The entry of `fetch.stores`, or the option.
+        store: String,
+        /// What is wrong.
+        cause: String,
+    },
 }
 
 /// Fetches images, with every limit of the settings. Shared by all who fetch in a process.
@@ -86,6 +101,7 @@ pub struct Fetcher {
     hosts: Hosts,
     intake: Intake,
     files: Files,
+    stores: Stores,
     backoff: Backoff,
     waiting: usize,
     metrics: Arc<Metrics>,
@@ -114,12 +130,14 @@ impl Fetcher {
         let http = Http::new(settings).map_err(|error| SetupError::Client { cause: error::deepest(&error) })?;
         let files = Files::new(&settings.file_roots, settings.total_timeout)
             .map_err(|(path, source)| SetupError::Root { path, source })?;
+        let stores = Stores::new(settings)?;
         let max_body = usize::try_from(settings.max_body.as_u64()).unwrap_or(usize::MAX);
         Ok(Self {
             http,
             hosts: Hosts::new(settings.concurrency, settings.per_host, settings.per_host_rate),
             intake: Intake { pool, pixel_bytes, max_body, metrics: metrics.clone() },
             files,
+            stores,
             backoff: Backoff { attempts: settings.attempts, base: settings.backoff, max: settings.max_backoff },
             waiting: settings.concurrency.max(1).saturating_mul(WAITING_PER_SLOT),
             metrics,
@@ -151,170 +169,22 @@ impl Fetcher {
     /// The encoded image and its permit of the image pool: max(length, `pixel_bytes`). Transient errors are tried again;
     /// `deadline` bounds everything, the waits for slots and permits included.
     pub async fn fetch(&self, reference: &ImageRef, deadline: Option<Instant>) -> Result<(Bytes, Permit), FailedFetch> {
-        self.fetch_watched(reference, deadline, None, true).await
-    }
-
-    async fn fetch_alone(
-        &self,
-        reference: &ImageRef,
-        deadline: Option<Instant>,
-        watch: Option<&Watch<'_>>,
-        may_put_off: bool,
-    ) -> Result<(Bytes, Permit), FailedFetch> {
-        let started = Instant::now();
-        let mut tries = Tries::default();
-        let result = if deadline.is_some_and(|deadline| deadline <= started) {
-            Err(FetchError::Deadline(None))
-        } else {
-            let work = self.try_until_done(reference, deadline, &mut tries, watch, may_put_off);
-            let bounded = within(deadline, work).await;
-            bounded.unwrap_or_else(|| Err(FetchError::Deadline(tries.last.take().map(Box::new))))
-        };
-        self.metrics.stage(Stage::Fetch, started.elapsed());
-        match result {
-            Ok(done) => Ok(done),
-            Err(error) => Err(FailedFetch {
-                reference: describe(reference),
-                error,
-                attempts: tries.made,
-                first_failed_at: tries.first_failed_at.unwrap_or_else(Timestamp::now),
-            }),
-        }
-    }
-
-    async fn try_until_done(
-        &self,
-        reference: &ImageRef,
-        deadline: Option<Instant>,
-        tries: &mut Tries,
-        watch: Option<&Watch<'_>>,
-        may_put_off: bool,
-    ) -> Result<(Bytes, Permit), FetchError> {
-        // Tries since it was held last: those of an outage are not the host's fault.
-        let mut in_a_row = 0;
-        loop {
-            let probe = match watch {
-                Some(watch) => watch.turn().await?,
-                None => None,
-            };
-            // A probe of an outage asks hosts whatever they did in it.
-            if probe.is_none()
-                && may_put_off
-                && let Err(error) = self.may_ask(reference)
-            {
-                // It tells of an outage like a try: what fails everywhere is held and not put off.
-                let result = Err(error);
-                match watch.map_or(After::AsEver, |watch| watch.ended(None, &result)) {
-                    After::Hold => continue,
-                    After::AsEver | After::LetGo => return result,
-                }
-            }
-            tries.made += 1;
-            in_a_row += 1;
-            let may_begin = || {
-                probe.is_some()
-                    || (watch.is_none_or(Watch::may_begin) && !(may_put_off && self.may_ask(reference).is_err()))
-            };
-            let result = self.try_once(reference, &may_begin).await;
-            if matches!(result, Err(FetchError::Halted)) {
-                tries.made -= 1;
-                in_a_row -= 1;
-                continue;
-            }
-            let after = watch.map_or(After::AsEver, |watch| watch.ended(probe, &result));
-            let left_alone = after == After::AsEver && self.note(reference, &result);
-            let error = match result {
-                Ok(done) => return Ok(done),
-                Err(error) if left_alone => return Err(error),
-                Err(error) => error,
-            };
-            tries.first_failed_at.get_or_insert_with(Timestamp::now);
-            match after {
-                After::AsEver => {}
-                After::LetGo => return Err(error),
-                After::Hold => {
-                    self.metrics.retried(Stage::Fetch, error.code());
-                    tries.last = Some(error);
-                    in_a_row = 0;
-                    continue;
-                }
-            }
-            let Disposition::Transient { retry_after } = error.disposition() else { return Err(error) };
-            let now = Instant::now();
-            let Some(wait) = self.backoff.wait(in_a_row, retry_after, now, deadline, fastrand::f64()) else {
-                let spent = in_a_row >= self.backoff.attempts;
-                return Err(if spent { error } else { FetchError::Deadline(Some(Box::new(error))) });
-            };
-            tracing::debug!(reference = describe(reference), %error, ?wait, "a fetch failed and is tried again");
-            self.metrics.retried(Stage::Fetch, error.code());
-            tries.last = Some(error);
-            tokio::time::sleep(wait).await;
-        }
-    }
-
-    /// Whether the reference's host is asked at all now.
-    fn may_ask(&self, reference: &ImageRef) -> Result<(), FetchError> {
-        let (Some(breakers), ImageRef::Http(url)) = (&self.breakers, reference) else { return Ok(()) };
-        let asked = breakers.may_try(url.host_str().unwrap_or_default(), Instant::now());
-        asked.map_err(|LeftAlone { left, last }| FetchError::LeftAlone { left, last })
-    }
-
-    /// Tells the breaker of the reference's host how a try went. Says whether the host is left alone now.
-    fn note(&self, reference: &ImageRef, result: &Result<(Bytes, Permit), FetchError>) -> bool {
-        let (Some(breakers), ImageRef::Http(url)) = (&self.breakers, reference) else { return false };
-        let host = url.host_str().unwrap_or_default();
-        if let Err(FetchError::Blocked(_) | FetchError::BadReference(_) | FetchError::Halted) = result {
-            // Nobody was asked.
-            return false;
-        }
-        let outcome = result.as_ref().map_err(|error| (error.code(), error.disposition()));
-        let left_alone = if let Err((code, Disposition::Transient { retry_after })) = outcome {
-            // A shorter wait is waited for in process.
-            let asked = retry_after.filter(|wait| *wait > self.backoff.max);
-            breakers.failed(host, code, asked, Instant::now())
-        } else {
-            breakers.succeeded(host);
-            false
-        };
-        self.metrics.hosts_left_alone(breakers.open(Instant::now()));
-        left_alone
-    }
-
-    async fn try_once(
-        &self,
-        reference: &ImageRef,
-        may_begin: &(dyn Fn() -> bool + Sync),
-    ) -> Result<(Bytes, Permit), FetchError> {
-        match reference {
-            ImageRef::Http(url) => {
-                let means = Means { hosts: &self.hosts, intake: &self.intake, metrics: &self.metrics, may_begin };
-                self.http.get(url, &means).await
-            }
-            ImageRef::File(path) => {
-                let slot = self.hosts.acquire(FILES).await;
-                self.files.fetch(path, &self.intake, slot).await
-            }
-            ImageRef::Base64(text) => local::inline(text.clone(), Encoding::Base64, &self.intake).await,
-            ImageRef::Percent(text) => local::inline(text.clone(), Encoding::Percent, &self.intake).await,
-        }
+        self.fetch_for(Order { reference, deadline, watch: None, may_put_off: true }).await
     }
 
     /// Fetches, or takes what another row's fetch brings that is under way for the same address.
-    async fn fetch_watched(
-        &self,
-        reference: &ImageRef,
-        deadline: Option<Instant>,
-        watch: Option<&Watch<'_>>,
-        may_put_off: bool,
-    ) -> Result<(Bytes, Permit), FailedFetch> {
-        let (Some(flights), ImageRef::Http(url)) = (&self.flights, reference) else {
-            return self.fetch_alone(reference, deadline, watch, may_put_off).await;
+    async fn fetch_for(&self, order: Order<'_>) -> Result<(Bytes, Permit), FailedFetch> {
+        let address = match order.reference {
+            ImageRef::Http(url) => url.to_string(),
+            ImageRef::Object(object) => object.to_string(),
+            ImageRef::File(_) | ImageRef::Base64(_) | ImageRef::Percent(_) => return self.fetch_alone(order).await,
         };
+        let Some(flights) = &self.flights else { return self.fetch_alone(order).await };
         let started = Instant::now();
         let shared = loop {
-            match within(deadline, flights.join(url.as_str())).await {
+            match within(order.deadline, flights.join(&address)).await {
                 Some(Turn::Fly(flight)) => {
-                    let result = self.fetch_alone(reference, deadline, watch, may_put_off).await;
+                    let result = self.fetch_alone(order).await;
                     flight.land(result.as_ref().map(|(body, _)| body.clone()).map_err(Clone::clone));
                     return result;
                 }
@@ -326,7 +196,7 @@ impl Fetcher {
         let Some(body) = shared else {
             self.metrics.stage(Stage::Fetch, started.elapsed());
             return Err(FailedFetch {
-                reference: describe(reference),
+                reference: describe(order.reference),
                 error: FetchError::Deadline(None),
                 attempts: 0,
                 first_failed_at: Timestamp::now(),
@@ -335,7 +205,7 @@ impl Fetcher {
         let Some(permit) = self.intake.try_reserve(Some(body.len())) else {
             // Whoever waits for room has no bytes yet.
             drop(body);
-            return self.fetch_alone(reference, deadline, watch, may_put_off).await;
+            return self.fetch_alone(order).await;
         };
         self.metrics.shared_fetch();
         self.metrics.stage(Stage::Fetch, started.elapsed());
@@ -343,27 +213,12 @@ impl Fetcher {
     }
 }
 
-/// What the work gives, if it ends before the deadline.
-async fn within<T>(deadline: Option<Instant>, work: impl Future<Output = T>) -> Option<T> {
-    match deadline {
-        Some(deadline) => tokio::time::timeout_at(deadline.into(), work).await.ok(),
-        None => Some(work.await),
-    }
-}
-
-/// What became of the tries so far.
-#[derive(Debug, Default)]
-struct Tries {
-    made: u32,
-    first_failed_at: Option<Timestamp>,
-    last: Option<FetchError>,
-}
-
 /// A reference as messages and logs may show it.
 fn describe(reference: &ImageRef) -> String {
     let text = match reference {
         ImageRef::Http(url) => redact_url(url),
         ImageRef::File(path) => format!("file {}", path.display()),
+        ImageRef::Object(object) => object.to_string(),
         ImageRef::Base64(text) | ImageRef::Percent(text) => format!("inline image ({} characters)", text.len()),
     };
     match text.char_indices().nth(MAX_REFERENCE_CHARS) {
@@ -472,13 +327,13 @@ async fn fetch_tracked(
 ) -> Result<(Bytes, Permit), FailedFetch> {
     let reference = &row.value.request.image;
     let current = || row.current();
-    let watch = match (&fetcher.hold, reference) {
-        (Some(hold), ImageRef::Http(url)) => Some(hold.watch(url.host_str().unwrap_or_default(), &current)),
+    let watch = match (&fetcher.hold, reference.host()) {
+        (Some(hold), Some(host)) => Some(hold.watch(&host, &current)),
         _ => None,
     };
     // What came back for the last time is tried in any case.
     let may_put_off = Some(&row.value.message.topic) != fetcher.last_topic.as_ref();
-    let result = fetcher.fetch_watched(reference, deadline, watch.as_ref(), may_put_off).await;
+    let result = fetcher.fetch_for(Order { reference, deadline, watch: watch.as_ref(), may_put_off }).await;
     if let Err(FailedFetch { error: FetchError::LeftAlone { .. }, .. }) = result {
         fetcher.metrics.put_off();
     }

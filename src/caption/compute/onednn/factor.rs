@@ -25,7 +25,7 @@ const TILE: usize = 16;
 /// Numbers of the right factor of a task, at most, for the same reason.
 const NUMBERS: usize = 256 << 10;
 /// A task has at least so many columns, and a multiple of them.
-const COLUMNS: usize = 64;
+pub(super) const COLUMNS: usize = 64;
 
 /// The largest integer of activations.
 const INT8: f32 = 127.0;
@@ -98,6 +98,14 @@ pub(in crate::caption) struct Factor {
     plans: Mutex<HashMap<(usize, usize), Arc<Plan>>>,
 }
 
+/// Cuts columns into tasks of so many. A small rest goes with the last of them: AMX has no kernel for integers of very few
+/// columns.
+pub(super) fn chunks(width: usize, columns: usize) -> impl Iterator<Item = Range<usize>> {
+    let small_rest = width > columns && width % columns < COLUMNS;
+    let count = if small_rest { width / columns } else { width.div_ceil(columns) };
+    (0..count).map(move |index| index * columns..if index + 1 == count { width } else { (index + 1) * columns })
+}
+
 /// Some columns, packed.
 struct Chunk {
     columns: Range<usize>,
@@ -138,8 +146,8 @@ impl Factor {
             (Vec::new(), Number::F32.kinds().0)
         };
         let columns = (NUMBERS / depth / COLUMNS * COLUMNS).max(COLUMNS);
-        for first in (0..width).step_by(columns) {
-            let columns = first..width.min(first + columns);
+        for columns in chunks(width, columns) {
+            let first = columns.start;
             let from: *const c_void = match number {
                 Number::Int8 => integers[first * depth..].as_ptr().cast(),
                 _ => weight[first * depth..].as_ptr().cast(),

@@ -22,6 +22,21 @@ fn libraries() -> Vec<&'static Library> {
     found
 }
 
+#[test]
+fn columns_are_cut_without_gaps_and_no_task_has_few_of_them() {
+    for width in [1, 63, 64, 65, 127, 128, 130, 191, 192, 300, 30_524] {
+        for columns in [64, 128, 320] {
+            let cut: Vec<_> = super::factor::chunks(width, columns).collect();
+            let joined = cut.windows(2).all(|pair| pair[0].end == pair[1].start);
+            assert!(joined && cut[0].start == 0 && cut[cut.len() - 1].end == width, "{width} by {columns}: {cut:?}");
+            assert!(
+                cut.iter().all(|cut| cut.len() >= super::factor::COLUMNS.min(width)),
+                "{width} by {columns}: {cut:?}"
+            );
+        }
+    }
+}
+
 /// Rows of several tasks and of one, depths and widths of whole registers and odd ones, columns of several chunks.
 const SHAPES: [(usize, usize, usize); 4] = [(1, 64, 64), (33, 70, 100), (577, 768, 384), (41, 3072, 130)];
 

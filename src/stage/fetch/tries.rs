@@ -1,0 +1,176 @@
+//! The tries of one fetch: when the next one is made, and when there is none.
+
+use std::time::Instant;
+
+use bytes::Bytes;
+use jiff::Timestamp;
+
+use super::breaker::LeftAlone;
+use super::hold::{After, Watch};
+use super::http::Means;
+use super::local::{self, Encoding};
+use super::{FILES, FailedFetch, FetchError, Fetcher, describe};
+use crate::budget::Permit;
+use crate::disposition::{Disposed, Disposition, Stage};
+use crate::message::ImageRef;
+
+/// What is to be fetched, and what is known about who wants it.
+#[derive(Clone, Copy)]
+pub(super) struct Order<'a> {
+    pub(super) reference: &'a ImageRef,
+    /// Bounds everything, the waits for slots and permits included.
+    pub(super) deadline: Option<Instant>,
+    /// The look-out for outages, where somebody keeps one.
+    pub(super) watch: Option<&'a Watch<'a>>,
+    /// Whether a host that is left alone lets it be put off.
+    pub(super) may_put_off: bool,
+}
+
+/// What became of the tries so far.
+#[derive(Debug, Default)]
+struct Tries {
+    made: u32,
+    first_failed_at: Option<Timestamp>,
+    last: Option<FetchError>,
+}
+
+impl Fetcher {
+    /// Tries until it is done, or is given up.
+    pub(super) async fn fetch_alone(&self, order: Order<'_>) -> Result<(Bytes, Permit), FailedFetch> {
+        let started = Instant::now();
+        let mut tries = Tries::default();
+        let result = if order.deadline.is_some_and(|deadline| deadline <= started) {
+            Err(FetchError::Deadline(None))
+        } else {
+            let bounded = within(order.deadline, self.try_until_done(order, &mut tries)).await;
+            bounded.unwrap_or_else(|| Err(FetchError::Deadline(tries.last.take().map(Box::new))))
+        };
+        self.metrics.stage(Stage::Fetch, started.elapsed());
+        match result {
+            Ok(done) => Ok(done),
+            Err(error) => Err(FailedFetch {
+                reference: describe(order.reference),
+                error,
+                attempts: tries.made,
+                first_failed_at: tries.first_failed_at.unwrap_or_else(Timestamp::now),
+            }),
+        }
+    }
+
+    async fn try_until_done(&self, order: Order<'_>, tries: &mut Tries) -> Result<(Bytes, Permit), FetchError> {
+        let Order { reference, deadline, watch, may_put_off } = order;
+        // Tries since it was held last: those of an outage are not the host's fault.
+        let mut in_a_row = 0;
+        loop {
+            let probe = match watch {
+                Some(watch) => watch.turn().await?,
+                None => None,
+            };
+            // A probe of an outage asks hosts whatever they did in it.
+            if probe.is_none()
+                && may_put_off
+                && let Err(error) = self.may_ask(reference)
+            {
+                // It tells of an outage like a try: what fails everywhere is held and not put off.
+                let result = Err(error);
+                match watch.map_or(After::AsEver, |watch| watch.ended(None, &result)) {
+                    After::Hold => continue,
+                    After::AsEver | After::LetGo => return result,
+                }
+            }
+            tries.made += 1;
+            in_a_row += 1;
+            let may_begin = || {
+                probe.is_some()
+                    || (watch.is_none_or(Watch::may_begin) && !(may_put_off && self.may_ask(reference).is_err()))
+            };
+            let result = self.try_once(reference, &may_begin).await;
+            if matches!(result, Err(FetchError::Halted)) {
+                tries.made -= 1;
+                in_a_row -= 1;
+                continue;
+            }
+            let after = watch.map_or(After::AsEver, |watch| watch.ended(probe, &result));
+            let left_alone = after == After::AsEver && self.note(reference, &result);
+            let error = match result {
+                Ok(done) => return Ok(done),
+                Err(error) if left_alone => return Err(error),
+                Err(error) => error,
+            };
+            tries.first_failed_at.get_or_insert_with(Timestamp::now);
+            match after {
+                After::AsEver => {}
+                After::LetGo => return Err(error),
+                After::Hold => {
+                    self.metrics.retried(Stage::Fetch, error.code());
+                    tries.last = Some(error);
+                    in_a_row = 0;
+                    continue;
+                }
+            }
+            let Disposition::Transient { retry_after } = error.disposition() else { return Err(error) };
+            let now = Instant::now();
+            let Some(wait) = self.backoff.wait(in_a_row, retry_after, now, deadline, fastrand::f64()) else {
+                let spent = in_a_row >= self.backoff.attempts;
+                return Err(if spent { error } else { FetchError::Deadline(Some(Box::new(error))) });
+            };
+            tracing::debug!(reference = describe(reference), %error, ?wait, "a fetch failed and is tried again");
+            self.metrics.retried(Stage::Fetch, error.code());
+            tries.last = Some(error);
+            tokio::time::sleep(wait).await;
+        }
+    }
+
+    async fn try_once(
+        &self,
+        reference: &ImageRef,
+        may_begin: &(dyn Fn() -> bool + Sync),
+    ) -> Result<(Bytes, Permit), FetchError> {
+        let means = Means { hosts: &self.hosts, intake: &self.intake, metrics: &self.metrics, may_begin };
+        match reference {
+            ImageRef::Http(url) => self.http.get(url, &means).await,
+            ImageRef::Object(object) => self.stores.get(object, &means).await,
+            ImageRef::File(path) => {
+                let slot = self.hosts.acquire(FILES).await;
+                self.files.fetch(path, &self.intake, slot).await
+            }
+            ImageRef::Base64(text) => local::inline(text.clone(), Encoding::Base64, &self.intake).await,
+            ImageRef::Percent(text) => local::inline(text.clone(), Encoding::Percent, &self.intake).await,
+        }
+    }
+
+    /// Whether the reference's host is asked at all now.
+    fn may_ask(&self, reference: &ImageRef) -> Result<(), FetchError> {
+        let (Some(breakers), Some(host)) = (&self.breakers, reference.host()) else { return Ok(()) };
+        let asked = breakers.may_try(&host, Instant::now());
+        asked.map_err(|LeftAlone { left, last }| FetchError::LeftAlone { left, last })
+    }
+
+    /// Tells the breaker of the reference's host how a try went. Says whether the host is left alone now.
+    fn note(&self, reference: &ImageRef, result: &Result<(Bytes, Permit), FetchError>) -> bool {
+        let (Some(breakers), Some(host)) = (&self.breakers, reference.host()) else { return false };
+        if let Err(FetchError::Blocked(_) | FetchError::BadReference(_) | FetchError::Halted) = result {
+            // Nobody was asked.
+            return false;
+        }
+        let outcome = result.as_ref().map_err(|error| (error.code(), error.disposition()));
+        let left_alone = if let Err((code, Disposition::Transient { retry_after })) = outcome {
+            // A shorter wait is waited for in process.
+            let asked = retry_after.filter(|wait| *wait > self.backoff.max);
+            breakers.failed(&host, code, asked, Instant::now())
+        } else {
+            breakers.succeeded(&host);
+            false
+        };
+        self.metrics.hosts_left_alone(breakers.open(Instant::now()));
+        left_alone
+    }
+}
+
+/// What the work gives, if it ends before the deadline.
+pub(super) async fn within<T>(deadline: Option<Instant>, work: impl Future<Output = T>) -> Option<T> {
+    match deadline {
+        Some(deadline) => tokio::time::timeout_at(deadline.into(), work).await.ok(),
+        None => Some(work.await),
+    }
+}
