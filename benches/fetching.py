@@ -1,6 +1,6 @@
 """Fetching and decoding: blipstream beside img2dataset, in turns, on this machine, from one server of pictures on it.
 
-    fetching.py BLIPSTREAM SERVER [--rounds 3] [--pictures 2000] [--write docs/benchmarks-fetching.md]
+    fetching.py BLIPSTREAM SERVER [--rounds 3] [--pictures 1000] [--write docs/benchmarks-fetching.md]
 
 BLIPSTREAM is the program. SERVER FOLDER prints its address, such as http://127.0.0.1:8000, and serves /NAME from memory
 until its input ends. A contender runs as a process of its own, alone with the server, every other round in reverse order.
@@ -25,7 +25,8 @@ from pathlib import Path
 from compare import in_turns, machine, number, table
 
 WORK = Path(__file__).parent.parent / "target" / "bench" / "fetching"
-SIZE, SIDE = (900, 600), 384
+# Pictures of the second size can be decoded at half of it and still fill the model's square.
+SIZES, SIDE = ((900, 600), (1024, 768)), 384
 QUALITY, LEAST, MOST = 85, 100_000, 108_000
 PROCESSES = 2
 # A worker of img2dataset is replaced, and imports everything again, after five shards.
@@ -55,14 +56,14 @@ class Run:
         return self.images / self.seconds if figure == "speed" else 1e3 * getattr(self, figure) / self.images
 
 
-def photograph(seed, detail):
+def photograph(seed, detail, size):
     """A JPEG like a photograph: a gradient, shapes with sharp edges, and detail that falls off with its fineness, as
     strong as makes the file 100 to 108 kB large."""
     import numpy as np
     from PIL import Image, ImageDraw
 
     random = np.random.default_rng(seed)
-    width, height = SIZE
+    width, height = size
     down, right = np.linspace(-1, 1, height)[:, None], np.linspace(-1, 1, width)[None]
     tilt = random.uniform(-40, 40, (2, 3))
     light = 120 + right[..., None] * tilt[0] + down[..., None] * tilt[1]
@@ -93,9 +94,9 @@ def photograph(seed, detail):
         weak, strong = (strength, strong) if file.tell() < LEAST else (weak, strength)
 
 
-def pictures(count):
+def pictures(size, count):
     """The names of the pictures; those not there are made, each from its own seed."""
-    folder = WORK / "pictures"
+    folder = WORK / "x".join(map(str, size))
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / f"{seed:05}.jpg" for seed in range(count)]
     missing = [file for file in files if not file.exists()]
@@ -110,7 +111,7 @@ def pictures(count):
         detail = (detail / detail.std()).astype(np.float32)
         for file in missing:
             half = file.with_suffix(".half")
-            half.write_bytes(photograph(int(file.stem), detail))
+            half.write_bytes(photograph(int(file.stem), detail, size))
             half.rename(file)
     return files
 
@@ -122,8 +123,8 @@ def say(text):
 class Server:
     """The server of the pictures, while the block lasts."""
 
-    def __init__(self, binary):
-        self.process = subprocess.Popen([binary, WORK / "pictures"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    def __init__(self, binary, folder):
+        self.process = subprocess.Popen([binary, folder], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def __enter__(self):
         self.address = self.process.stdout.readline().strip()
@@ -219,7 +220,7 @@ def spread(values, digits):
     return f"{number(statistics.median(values), digits)} ({number(min(values), digits)}–{number(max(values), digits)})"
 
 
-def page(runs, tried, args):
+def figures(size, runs, tried, args):
     of = lambda name, figure: [run.of(figure) for run in runs[name]]
     rows = [[name, spread(of(name, "speed"), 0), spread(of(name, "cpu"), 2), spread(of(name, "server_cpu"), 2),
              *(number(statistics.median(getattr(run, f"whole_{what}") for run in runs[name]), 1) for what in ("seconds", "cpu"))]
@@ -227,30 +228,41 @@ def page(runs, tried, args):
     by_round = lambda figure, up, down: [a / b for a, b in zip(of(up, figure), of(down, figure))]
     ratios = [[f"{us} against {them}", spread(by_round("speed", us, them), 2), spread(by_round("cpu", them, us), 2)]
               for us in BLIPSTREAM for them in IMG2DATASET]
+    threads = table(["threads a process", *map(str, THREADS)],
+                    [[name, *(number(speed, 0) for speed in speeds.values())] for name, speeds in tried.items()])
+    return f"""## Pictures of {size[0]}×{size[1]}
+
+{table(["", "images/s", "CPU ms an image", "server's CPU ms an image", "whole run, s", "whole run, CPU s"], rows)}
+
+{table(["ratio, round by round", "images/s: ours / theirs", "CPU: theirs / ours"], ratios)}
+
+Before the rounds img2dataset ran once with each of these numbers of threads (its default is 256). The rounds are with the
+fastest. Images a second:
+
+{threads}
+
+"""
+
+
+def page(sections, mean, args):
     version = subprocess.run([args.blipstream, "--version"], capture_output=True, check=True, text=True).stdout.strip()
     packages = ", ".join(f"{package} {importlib.metadata.version(package)}"
                          for package in ("img2dataset", "opencv-python-headless", "albumentations", "pillow"))
-    threads = table(["threads a process", *map(str, THREADS)],
-                    [[name, *(number(speed, 0) for speed in speeds.values())] for name, speeds in tried.items()])
     return f"""# Fetching and decoding beside img2dataset
 
-`benches/fetching.py` wrote this page on {datetime.date.today()}: {machine()}.
+`make fetching` wrote this page on {datetime.date.today()}: {machine()}.
 {version}; {packages}, Python {platform.python_version()}.
 Rounds in which every contender ran once, as a process of its own, alone with the server: {args.rounds}. A figure is the median
 of the rounds, with the least and the most behind it.
-
-{table(["", "images/s", "CPU ms an image", "server's CPU ms an image", "whole run, s", "whole run, CPU s"], rows)}
 
 Images a second are from the first request to the last decoded picture, and of img2dataset from the start of its first
 shard to the end of its last, as it reckons itself. CPU is user and system time of all cores: img2dataset's is that of its
 workers while they have shards; ours is that of the process from its start to its end. The last two columns count the
 start too, Python's imports among it.
 
-{table(["ratio, round by round", "images/s: ours / theirs", "CPU: theirs / ours"], ratios)}
+{"".join(sections)}## The pictures
 
-## The pictures
-
-{args.pictures} different JPEGs of {SIZE[0]}×{SIZE[1]} and {LEAST // 1000} to {MOST // 1000} kB ({number(args.bytes / args.pictures / 1e3, 1)} on average), baseline, 4:2:0, quality {QUALITY},
+Of each size {args.pictures} different JPEGs of {LEAST // 1000} to {MOST // 1000} kB ({number(mean / 1e3, 1)} on average), baseline, 4:2:0, quality {QUALITY},
 made from fixed seeds: a gradient, shapes with sharp edges, and noise whose strength falls off with its fineness as in
 photographs, as strong as that size of file needs. One server on the same machine and the same cores sends them from memory,
 and keeps connections open for those who ask for that. Every picture must arrive and be decoded by every contender, or
@@ -259,17 +271,13 @@ nothing is reported.
 ## What each does to a picture
 
 - blipstream decodes it and stretches it to {SIDE}×{SIDE} with the bicubic filter, as the model's processor does, and keeps the
-  pixels. "Scaled" may decode a large JPEG at a part of its size (`decode.jpeg_reducing_gap`).
-- img2dataset, with {PROCESSES} processes, decodes it, shrinks it to {SIDE}×{round(SIDE * SIZE[1] / SIZE[0])} with the area filter, pads it with white to
-  {SIDE}×{SIDE} (`border`, its default: it has no mode that stretches), and encodes it as a JPEG of quality 95, which is not
-  written to disk (`output_format=dummy`). No hashes, no EXIF.
+  pixels. "Scaled" decodes a JPEG at a part of its size where that fills the square (`decode.jpeg_reducing_gap = 1`): at half
+  of 1024×768, and not at all of 900×600.
+- img2dataset, with {PROCESSES} processes, decodes it, shrinks it to {SIDE} pixels on its longer side with the area filter, pads it with
+  white to {SIDE}×{SIDE} (`border`, its default: it has no mode that stretches), and encodes it as a JPEG of quality 95, which
+  is not written to disk (`output_format=dummy`). No hashes, no EXIF.
 - img2dataset, decoding only (`resize_mode=no`, `skip_reencode`), does the least that it can and still decode: it neither
   resizes nor encodes. That is less than ours does.
-
-Before the rounds img2dataset ran once with each of these numbers of threads (its default is 256). The rounds are with the
-fastest. Images a second:
-
-{threads}
 
 ## What is not alike
 
@@ -281,19 +289,8 @@ fastest. Images a second:
 """
 
 
-def main():
-    if sys.argv[1:2] == ["--img2dataset"]:
-        return img2dataset(json.loads(sys.argv[2]))
-    parser = argparse.ArgumentParser()
-    parser.add_argument("blipstream", type=Path)
-    parser.add_argument("server", type=Path)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--pictures", type=int, default=2000)
-    parser.add_argument("--write", type=Path, help="the page")
-    args = parser.parse_args()
-    files = pictures(args.pictures)
-    args.bytes = sum(file.stat().st_size for file in files)
-    with Server(args.server) as server:
+def compared(size, files, args):
+    with Server(args.server, files[0].parent) as server:
         urls = WORK / "urls.txt"
         urls.write_text("".join(f"{server.address}/{file.name}\n" for file in files))
         tried = {name: {count: theirs(name, args, urls, server, count).of("speed") for count in THREADS} for name in IMG2DATASET}
@@ -303,7 +300,27 @@ def main():
         runs = {name: [] for name, _ in commands}
         for name, measure in in_turns(commands, args.rounds):
             runs[name].append(measure())
-    text = page(runs, tried, args)
+    return figures(size, runs, tried, args)
+
+
+def main():
+    if sys.argv[1:2] == ["--img2dataset"]:
+        return img2dataset(json.loads(sys.argv[2]))
+    parser = argparse.ArgumentParser()
+    parser.add_argument("blipstream", type=Path)
+    parser.add_argument("server", type=Path)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--pictures", type=int, default=1000)
+    parser.add_argument("--write", type=Path, help="the page")
+    args = parser.parse_args()
+    sections, means = [], []
+    for size in SIZES:
+        say(f"pictures of {size[0]}×{size[1]}")
+        files = pictures(size, args.pictures)
+        args.bytes = sum(file.stat().st_size for file in files)
+        means.append(args.bytes / args.pictures)
+        sections.append(compared(size, files, args))
+    text = page(sections, statistics.mean(means), args)
     print(text)
     if args.write:
         args.write.write_text(text)

@@ -23,7 +23,7 @@ use crate::disposition::{Code, Stage};
 use self::blocked::Stopwatch;
 
 pub use blocked::Blocked;
-pub use labels::{Flush, Phase, PoolName, ResponseClass, State};
+pub use labels::{FetchCache, Flush, Phase, PoolName, ResponseClass, State};
 pub use registrar::Family;
 
 /// Latencies from half a millisecond to a minute: a decode is at the lower end, a caption on a small CPU at the upper.
@@ -79,6 +79,7 @@ pub struct Metrics {
     caption_cache_saved: Counter,
     caption_cache_bytes: IntGauge,
     fetch_shared: IntCounter,
+    fetch_cache: IntCounterVec,
     fetch_put_off: IntCounter,
     fetch_hosts_left_alone: IntGauge,
     state: IntGaugeVec,
@@ -199,6 +200,7 @@ impl Metrics {
             ))),
             caption_cache_bytes: r.gauge("caption_cache_bytes", "Memory of captions known already."),
             fetch_shared: r.counter("fetch_shared_total", "Images that came with the fetch of another row."),
+            fetch_cache: r.counters("fetch_cache_total", &["result"], "Images looked for in fetch.cache."),
             fetch_put_off: r
                 .counter("fetch_put_off_total", "Fetches that were not tried since their host is left alone."),
             fetch_hosts_left_alone: r.gauge(
@@ -228,6 +230,9 @@ impl Metrics {
         }
         for result in cache::RESULTS {
             self.caption_cache_lookups.with_label_values(&[result]);
+        }
+        for result in FetchCache::ALL {
+            self.fetch_cache.with_label_values(&[result.as_str()]);
         }
         for class in ResponseClass::ALL {
             self.fetch_responses.with_label_values(&[class.as_str()]);

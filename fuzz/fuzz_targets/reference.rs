@@ -19,6 +19,10 @@ fuzz_target!(|text: &str| {
         ImageRef::File(path) => {
             assert!(path.is_absolute() && path.components().all(|part| part != Component::ParentDir), "{path:?}");
         }
+        ImageRef::Object(object) => {
+            assert!(object.bucket.len() >= 3 && !object.bucket.contains(['/', '@', ':']), "{object}");
+            assert!(object.key.split('/').all(|part| !matches!(part, "" | "." | "..")), "{object}");
+        }
         ImageRef::Base64(text) | ImageRef::Percent(text) => assert!(!text.is_empty()),
     }
     let request = Request::of(image);

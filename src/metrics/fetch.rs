@@ -1,6 +1,6 @@
 //! What fetching counts.
 
-use super::{Metrics, ResponseClass};
+use super::{FetchCache, Metrics, ResponseClass};
 
 impl Metrics {
     /// An image host answered.
@@ -26,5 +26,10 @@ impl Metrics {
     /// An image came with the fetch of another row.
     pub fn shared_fetch(&self) {
         self.fetch_shared.inc();
+    }
+
+    /// A body was looked for among those that are kept.
+    pub fn fetch_looked_up(&self, result: FetchCache) {
+        self.fetch_cache.with_label_values(&[result.as_str()]).inc();
     }
 }

@@ -57,6 +57,18 @@ names! {
 }
 
 names! {
+    /// What was known of an image before it was fetched.
+    FetchCache {
+        /// It was kept, and is as good as new.
+        Fresh = "fresh",
+        /// It was kept, and its host says that it is still right.
+        Confirmed = "confirmed",
+        /// It was fetched.
+        Missed = "missed",
+    }
+}
+
+names! {
     /// State of the worker.
     State {
         /// Loading the model, joining the group.

@@ -20,6 +20,10 @@ pub struct Fetch {
     pub per_host: usize,
     /// Whether references to the same address that are in flight together are fetched once.
     pub share: bool,
+    /// Memory for bodies that hosts let be kept (RFC 9111): an address that comes again is answered from it while it is
+    /// fresh, and else the host is asked whether it has changed (`ETag`, `Last-Modified`). 0 keeps none.
+    #[schemars(with = "String")]
+    pub cache: ByteSize,
     /// Requests a second to one host, up to a second's worth of them at once; 0 sets no limit.
     pub per_host_rate: f64,
     /// Failed tries in a row after which a host is left alone, its messages going to the retry topics at once; 0 never does.
@@ -102,6 +106,7 @@ impl Default for Fetch {
             concurrency: 64,
             per_host: 16,
             share: true,
+            cache: ByteSize::b(0),
             per_host_rate: 0.0,
             breaker_failures: 20,
             breaker_wait: Duration::from_secs(30),

@@ -36,6 +36,16 @@ async fn fetches_an_image_and_hands_over_a_permit_for_it() {
 }
 
 #[tokio::test]
+async fn a_host_is_reached_by_its_ipv6_address() {
+    let body = png(200, 200, 1);
+    let server = ImageServer::start_on_ipv6().await.with("/a.png", Answer::Body(body.clone()));
+    let pool = pool();
+    let url = server.url_at("[::1]", "/a.png");
+    let (fetched, _) = fetcher(&settings(), &pool).fetch(&ImageRef::Http(url), None).await.unwrap();
+    assert_eq!(&fetched[..], &body[..]);
+}
+
+#[tokio::test]
 async fn every_bad_answer_ends_under_its_code_after_as_many_tries_as_it_deserves() {
     let short = Answer::Lying { declared: 1000, body: vec![1; 10] };
     let huge = Answer::Lying { declared: 300_000, body: vec![1; 10] };

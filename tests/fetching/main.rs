@@ -2,6 +2,7 @@
 
 mod answers;
 mod guard;
+mod kept;
 mod limits;
 mod local;
 mod ssrf;

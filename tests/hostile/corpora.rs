@@ -79,12 +79,12 @@ async fn every_file_of_other_decoders_corpora_ends_as_a_caption_or_a_dead_letter
             ends.iter().filter(|(end, _)| **end != "captioned").map(|(code, count)| format!("{count} `{code}`"));
         writeln!(table, "| {package} | {captioned} | {} |", codes.collect::<Vec<_>>().join(", ")).unwrap();
     }
+    let times = answers.captions.values().flatten().filter_map(|record| record["timing_ms"]["decode"].as_f64());
+    let slowest = times.fold(0.0, f64::max);
     let mib = memory >> 20;
-    writeln!(
-        table,
-        "\n{} files; the worker, with two threads that decode, had {mib} MiB resident at most.",
-        files.len()
-    )
-    .unwrap();
+    let count = files.len();
+    writeln!(table, "\n{count} files. The worker, with two threads that decode, had {mib} MiB resident at most.")
+        .unwrap();
+    writeln!(table, "The slowest picture took {slowest:.0} ms to decode and resize.").unwrap();
     record("corpora", &table);
 }

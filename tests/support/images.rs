@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::io::Cursor;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -118,8 +118,13 @@ impl ImageServer {
         Self::start_on(Ipv4Addr::UNSPECIFIED).await
     }
 
-    async fn start_on(address: Ipv4Addr) -> Self {
-        let listener = TcpListener::bind((address, 0)).await.expect("a free port");
+    /// On the loopback address of IPv6.
+    pub async fn start_on_ipv6() -> Self {
+        Self::start_on(Ipv6Addr::LOCALHOST).await
+    }
+
+    async fn start_on(address: impl Into<IpAddr>) -> Self {
+        let listener = TcpListener::bind((address.into(), 0)).await.expect("a free port");
         let address = listener.local_addr().expect("a bound port");
         let shared = Arc::new(Shared {
             routes: Mutex::default(),

@@ -31,6 +31,7 @@ pub fn item(settings: &Settings, config: Option<&BlipConfig>) -> Item {
             "decoding (decode.max_memory for each of decode.threads, which only extreme images need)",
         ),
         (settings.model.caption_cache.as_u64(), "captions known already (model.caption_cache)"),
+        (settings.fetch.cache.as_u64(), "bodies that hosts let be kept (fetch.cache)"),
     ];
     // A wrong list of devices is told elsewhere.
     let devices = models::devices(&settings.model).unwrap_or_default();

@@ -224,6 +224,8 @@ mod tests {
         for (text, expected) in [
             ("https://h.example/p.jpg?a=b", http("https://h.example/p.jpg?a=b")),
             ("  HTTP://user:pass@h.example:81/p  ", http("http://user:pass@h.example:81/p")),
+            ("http://bücher.example/ä.jpg", http("http://xn--bcher-kva.example/%C3%A4.jpg")),
+            ("http://[2001:DB8::1]:8080/p", http("http://[2001:db8::1]:8080/p")),
             ("file:///data/a%20b.jpg", ImageRef::File("/data/a b.jpg".into())),
             ("FILE://localhost/data/a.jpg", ImageRef::File("/data/a.jpg".into())),
             ("file:/data/a.jpg", ImageRef::File("/data/a.jpg".into())),

@@ -27,9 +27,7 @@ pub(super) fn leads_to(response: &Response, here: &Url, first: &Url, robots: boo
     let status = response.status();
     if status.is_success() {
         let headers = response.headers();
-        if robots && opts_out(headers) {
-            return Err(FetchError::OptedOut);
-        }
+        may_be_used(headers, robots)?;
         return packed_as(headers).map_or(Ok(None), |coding| Err(FetchError::Packed(coding)));
     }
     if !matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308) {
@@ -39,6 +37,11 @@ pub(super) fn leads_to(response: &Response, here: &Url, first: &Url, robots: boo
     let location = std::str::from_utf8(location.as_bytes()).ok();
     let location = location.ok_or_else(|| FetchError::Redirect("the Location is not text".into()))?;
     next_hop(here, first, location).map(Some)
+}
+
+/// Whether the owner lets a model read what comes with these headers, if owners' wishes are kept to.
+pub(super) fn may_be_used(headers: &HeaderMap, robots: bool) -> Result<(), FetchError> {
+    if robots && opts_out(headers) { Err(FetchError::OptedOut) } else { Ok(()) }
 }
 
 /// The address that `location` names, seen from `here`. Like curl, a redirect may lead from https to http. User-info

@@ -5,19 +5,21 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::StreamExt;
+use http_cache_semantics::CachePolicy;
 use reqwest::header::{ACCEPT, HeaderMap, HeaderValue};
-use reqwest::{Client, Response, StatusCode};
+use reqwest::{Client, Request, Response, StatusCode};
 use url::Url;
 
 use super::FetchError;
-use super::answer::leads_to;
+use super::answer::{leads_to, may_be_used};
 use super::body::{Body, Incoming};
 use super::clock::{Clock, Limits};
 use super::guard::{Guard, GuardedResolver};
 use super::host::Hosts;
 use super::intake::Intake;
+use super::kept::{Kept, Known};
 use crate::budget::Permit;
-use crate::metrics::{Metrics, ResponseClass};
+use crate::metrics::{FetchCache, Metrics, ResponseClass};
 use crate::settings;
 
 /// What the decoder reads; hosts that negotiate would otherwise send their newest format.
@@ -42,6 +44,7 @@ pub struct Http {
     limits: Limits,
     /// Whether owners' wishes are kept to.
     robots: bool,
+    kept: Kept,
 }
 
 /// What a try uses beside the client.
@@ -78,7 +81,8 @@ impl Http {
         if let Some(proxy) = &settings.proxy {
             client = client.proxy(reqwest::Proxy::all(proxy.clone())?);
         }
-        Ok(Self { client: client.build()?, guard, limits: Limits::of(settings), robots: settings.robots_tag })
+        let kept = Kept::new(settings.cache.as_u64());
+        Ok(Self { client: client.build()?, guard, limits: Limits::of(settings), robots: settings.robots_tag, kept })
     }
 
     /// One try: follows redirects to a body and reads it. Each hop takes a slot of its own host.
@@ -89,8 +93,12 @@ impl Http {
         let mut clock = Clock::new(self.limits);
         let mut target = url.clone();
         for _ in 0..=self.limits.redirects {
-            // Before the slot: a blocked address needs none.
+            // Before the slot: a blocked address needs none, and neither does a body that is there.
             self.guard.check_url(&target)?;
+            if let Known::Fresh(body) = self.kept.of(&target, &self.request(&target)?) {
+                means.metrics.fetch_looked_up(FetchCache::Fresh);
+                return Ok(means.intake.admit(body).await);
+            }
             // Kept while a body is asked for again: whoever waited for a slot with room in hand would wait for those
             // who have a slot and wait for room.
             let _slot = means.hosts.acquire(target.host_str().unwrap_or_default()).await;
@@ -101,12 +109,30 @@ impl Http {
             clock.bound(clock.head(), self.guard.check_name(&target)).await??;
             let mut room = None;
             target = loop {
-                let response = self.answer(&target, &mut clock, means.metrics).await?;
+                let mut request = self.request(&target)?;
+                let known = self.kept.of(&target, &request);
+                if let Known::Stale(headers, _) = &known {
+                    *request.headers_mut() = headers.clone();
+                }
+                let asked = request.try_clone().unwrap_or_else(|| unreachable!("a request without a body"));
+                let response = self.answer(request, &mut clock, means.metrics).await?;
+                if let Known::Stale(_, entry) = known
+                    && response.status() == StatusCode::NOT_MODIFIED
+                {
+                    may_be_used(response.headers(), self.robots)?;
+                    let Some(body) = self.kept.confirmed(&target, &entry, &asked, &response) else { continue };
+                    means.metrics.fetch_looked_up(FetchCache::Confirmed);
+                    return Ok(means.intake.admit(body).await);
+                }
                 if let Some(next) = leads_to(&response, &target, url, self.robots)? {
                     break next;
                 }
+                let policy = self.kept.policy(&asked, &response);
                 match self.incoming(response).read(&mut clock, room.take(), means).await? {
-                    Body::Whole(body, permit) => return Ok((body, permit)),
+                    Body::Whole(body, permit) => {
+                        self.remember(&target, policy, &body, means.metrics);
+                        return Ok((body, permit));
+                    }
                     Body::Broken(permit, error) => {
                         let host = target.host_str();
                         tracing::debug!(host, %error, "a body broke after it had waited for room; it is asked for again");
@@ -119,9 +145,22 @@ impl Http {
         Err(FetchError::Redirect(format!("more than {}, the limit of fetch.max_redirects", self.limits.redirects)))
     }
 
+    fn request(&self, url: &Url) -> Result<Request, FetchError> {
+        self.client.get(url.clone()).build().map_err(|error| self.error(&error))
+    }
+
+    fn remember(&self, url: &Url, policy: Option<CachePolicy>, body: &Bytes, metrics: &Metrics) {
+        if self.kept.is_on() {
+            metrics.fetch_looked_up(FetchCache::Missed);
+        }
+        if let Some(policy) = policy {
+            self.kept.keep(url, policy, body.clone());
+        }
+    }
+
     /// The head of the answer of one hop.
-    async fn answer(&self, url: &Url, clock: &mut Clock, metrics: &Metrics) -> Result<Response, FetchError> {
-        let sent = self.client.get(url.clone()).send();
+    async fn answer(&self, request: Request, clock: &mut Clock, metrics: &Metrics) -> Result<Response, FetchError> {
+        let sent = self.client.execute(request);
         let response = match clock.bound(clock.head(), sent).await.and_then(|sent| sent.map_err(|e| self.error(&e))) {
             Ok(response) => response,
             Err(error) => {
@@ -188,7 +227,7 @@ mod tests {
             stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\nx").await.unwrap();
             stream
         };
-        let (result, _stream) = tokio::join!(http.answer(&target, &mut clock, &metrics), host);
+        let (result, _stream) = tokio::join!(http.answer(http.request(&target).unwrap(), &mut clock, &metrics), host);
         assert!(matches!(result, Err(FetchError::Blocked(Refused::NotPublic(_)))), "{result:?}");
     }
 }

@@ -46,6 +46,12 @@ impl Intake {
         self.pool.try_acquire(self.needed(length))
     }
 
+    /// Waits for room for a body that is there already.
+    pub async fn admit(&self, body: Bytes) -> (Bytes, Permit) {
+        let permit = self.reserve(Some(body.len())).await;
+        (body, permit)
+    }
+
     /// An empty buffer; `expected` is the length that was announced.
     pub fn buffer(&self, expected: Option<usize>) -> Buffer {
         let capacity = expected.unwrap_or(FIRST_CAPACITY).min(self.max_body);

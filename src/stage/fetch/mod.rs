@@ -16,6 +16,7 @@ mod hold;
 mod host;
 mod http;
 mod intake;
+mod kept;
 mod local;
 mod outage;
 mod store;

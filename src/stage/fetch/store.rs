@@ -52,13 +52,17 @@ impl Stores {
         let options = &settings.store_options;
         let unknown = || "no store has it; their names begin with aws_, google_ or azure_".into();
         check_options(options).map_err(|name| wrong(&format!("the option {name:?}"), unknown()))?;
+        let limits = Limits::of(settings);
+        if settings.stores.is_empty() {
+            return Ok(Self { open: Vec::new(), limits });
+        }
         let client = client(settings).map_err(|error| SetupError::Client { cause: deepest(&error) })?;
         let open = settings.stores.iter().map(|text| {
             let root = ObjectRoot::parse(text).map_err(|cause| wrong(text, cause))?;
             let store = build(&root, options, &client).map_err(|error| wrong(text, error.to_string()))?;
             Ok((root, store))
         });
-        Ok(Self { open: open.collect::<Result<_, _>>()?, limits: Limits::of(settings) })
+        Ok(Self { open: open.collect::<Result<_, _>>()?, limits })
     }
 
     /// One try. A body that breaks after it had to wait for room is asked for once more, with the room in hand.

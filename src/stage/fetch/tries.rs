@@ -149,7 +149,8 @@ impl Fetcher {
     /// Tells the breaker of the reference's host how a try went. Says whether the host is left alone now.
     fn note(&self, reference: &ImageRef, result: &Result<(Bytes, Permit), FetchError>) -> bool {
         let (Some(breakers), Some(host)) = (&self.breakers, reference.host()) else { return false };
-        if let Err(FetchError::Blocked(_) | FetchError::BadReference(_) | FetchError::Halted) = result {
+        use FetchError::{BadReference, Blocked, Halted, StoreClosed};
+        if let Err(Blocked(_) | BadReference(_) | Halted | StoreClosed) = result {
             // Nobody was asked.
             return false;
         }
