@@ -73,7 +73,7 @@ names! {
         BlockedAddress = "blocked_address",
         /// The host name does not resolve.
         Dns = "dns",
-        /// No connection, or it broke.
+        /// No connection, or it broke; a store that does not accept the worker.
         Connect = "connect",
         /// The TLS handshake failed.
         Tls = "tls",
@@ -81,7 +81,7 @@ names! {
         Timeout = "timeout",
         /// 404 or 410, or no such file.
         NotFound = "not_found",
-        /// 401, 403, 451, or a file that may not be read.
+        /// 401, 403, 451, or a file or an object that may not be read.
         AccessDenied = "access_denied",
         /// Any other 4xx.
         Http4xx = "http_4xx",

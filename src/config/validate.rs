@@ -12,7 +12,7 @@ use super::error::{ConfigError, Origin};
 use super::{Given, GivenMap, HIDDEN};
 use crate::message::ObjectRoot;
 use crate::settings::{
-    Admin, Fetch, Flow, Input, Kafka, Log, Model, RetryTopic, SecurityProtocol, Settings, is_store_secret,
+    Admin, Fetch, Flow, Input, Kafka, Log, Model, RetryTopic, STORE_OPTIONS, SecurityProtocol, Settings,
 };
 
 const MECHANISMS: [&str; 3] = ["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"];
@@ -342,8 +342,12 @@ impl Check {
             self.need(wrong.is_none(), &["fetch.stores"], message);
         }
         for name in fetch.store_options.keys() {
-            let message = "is a secret; give it to the worker in its environment, e.g. AWS_SECRET_ACCESS_KEY";
-            self.need(!is_store_secret(name), &[&format!("fetch.store_options.{name}")], message);
+            let message = format!(
+                "may not be set here. Secrets belong into the worker's environment (AWS_SECRET_ACCESS_KEY and the like); the \
+                 options are {}",
+                STORE_OPTIONS.join(", ")
+            );
+            self.need(STORE_OPTIONS.contains(&&**name), &[&format!("fetch.store_options.{name}")], message);
         }
         let message = "fetch.outage_window must not be longer than an hour";
         self.need(fetch.outage_window <= LONGEST_WINDOW, &["fetch.outage_window"], message);

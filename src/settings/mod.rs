@@ -17,7 +17,7 @@ use bytesize::ByteSize;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub use fetch::{Fetch, is_store_secret};
+pub use fetch::{Fetch, STORE_OPTIONS};
 pub use flow::Flow;
 pub use kafka::{Compression, Delivery, Input, Kafka, RetryTopic, SecurityProtocol};
 pub use model::Model;

@@ -124,13 +124,17 @@ async fn without_room_nothing_is_kept_and_with_little_room_little() {
     }
     assert_eq!(server.seen().requests(&paths[0]), 2);
     assert!(!server.seen().heads[&paths[0]][1].to_lowercase().contains("if-none-match"));
-    // Ten bodies fit.
+    // Ten bodies fit: five are kept, and of forty in turn no more than ten.
     let few = fetcher(&keeping(), &pool);
+    for path in paths[..5].iter().chain(&paths[..5]) {
+        assert_eq!(get(&few, &server, path).await, body);
+    }
+    assert_eq!(server.seen().total(), 2 + 5);
     for path in paths.iter().chain(&paths) {
         assert_eq!(get(&few, &server, path).await, body);
     }
-    let saved = 2 + 2 * paths.len() - server.seen().total();
-    assert!(saved <= 11, "{saved} bodies were kept");
+    let saved = 2 + 5 + 2 * paths.len() - server.seen().total();
+    assert!(saved <= 2 * 11, "{saved} bodies were kept");
     assert_eq!(pool.used(), Limit::default());
 }
 
@@ -147,4 +151,44 @@ async fn a_redirect_leads_to_what_is_kept() {
         assert_eq!(get(&fetcher, &server, "/old.png").await, body);
     }
     assert_eq!((server.seen().requests("/old.png"), server.seen().requests("/new.png")), (3, 1));
+}
+
+#[tokio::test]
+async fn headers_that_are_absurd_or_many_keep_nothing_and_harm_nothing() {
+    let body = png(200, 200, 1);
+    let many = "x".repeat(5000);
+    for (headers, requests) in [
+        (&[("etag", "\"1\""), ("age", "18446744073709551615")][..], 3),
+        (&[("cache-control", "max-age=18446744073709551615"), ("age", "4294967295")], 3),
+        (&[("cache-control", "max-age=99999999999999999999999"), ("etag", "\"1\"")], 3),
+        (&[("cache-control", "max-age=60"), ("etag", many.as_str())], 3),
+        (&[("date", "Fri, 31 Dec 9999 23:59:59 GMT"), ("expires", "Fri, 01 Jan 0000 00:00:00 GMT")], 3),
+    ] {
+        let server = ImageServer::start().await.with("/a.png", with(headers, &body));
+        let pool = pool();
+        let fetcher = fetcher(&keeping(), &pool);
+        for _ in 0..3 {
+            assert_eq!(get(&fetcher, &server, "/a.png").await, body, "{headers:?}");
+            // Ages are counted in seconds.
+            tokio::time::sleep(Duration::from_millis(if requests == 3 { 600 } else { 0 })).await;
+        }
+        assert!(server.seen().requests("/a.png") <= requests, "{headers:?}");
+        assert_eq!(pool.used(), Limit::default());
+    }
+}
+
+#[tokio::test]
+async fn what_was_sent_to_one_who_knows_a_password_is_for_nobody_else() {
+    let (secret, open) = (png(200, 200, 1), png(200, 200, 2));
+    let headers = &[("cache-control", "max-age=60")][..];
+    let server = ImageServer::start().await.with_all("/a.png", vec![with(headers, &secret), with(headers, &open)]);
+    let pool = pool();
+    let fetcher = fetcher(&keeping(), &pool);
+    let mut url = server.url("/a.png");
+    url.set_username("user").unwrap();
+    url.set_password(Some("pw")).unwrap();
+    let (body, _) = fetcher.fetch(&ImageRef::Http(url), None).await.unwrap();
+    assert_eq!(body, secret);
+    assert_eq!(get(&fetcher, &server, "/a.png").await, open);
+    assert!(server.seen().heads["/a.png"][0].to_lowercase().contains("authorization: basic"));
 }

@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
-use crate::record;
 use crate::support::flow::{Flow, request};
 use crate::support::kafka::skip;
+use crate::{TURN, record};
 
 /// What a worker may have resident: what one decoder may allocate, for each of its two threads, and 256 MiB for itself.
 const MEMORY: u64 = (2 * 512 + 256) << 20;
@@ -39,6 +39,7 @@ fn package(id: &str) -> &str {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_file_of_other_decoders_corpora_ends_as_a_caption_or_a_dead_letter() {
+    let _turn = TURN.lock().await;
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| "target".into(), PathBuf::from);
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join(target).join("corpora");
     let files = files(&root);

@@ -13,7 +13,9 @@ mod tricks;
 
 use std::fmt::Write as _;
 use std::path::Path;
-use std::time::{SystemTime, UNIX_EPOCH};
+
+/// Held by the test whose turn it is: each wants the machine for itself.
+static TURN: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
 /// Whether measured figures are written down.
 fn recording() -> bool {
@@ -42,9 +44,4 @@ fn stamp() -> String {
     let model = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": ")).map_or("?", |(_, m)| m);
     let (date, version) = (jiff::Zoned::now().date(), env!("CARGO_PKG_VERSION"));
     format!("\nMeasured on {date} with blipstream {version}, {model}, {cpus} threads.\n\n")
-}
-
-/// Milliseconds since the epoch, as brokers stamp records.
-fn now_ms() -> i64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() as i64
 }

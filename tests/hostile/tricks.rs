@@ -55,7 +55,7 @@ pub fn all(server: &ImageServer) -> Vec<Trick> {
     one("half a JPEG", Some("decode"), half(jpeg(640, 480, 2)));
     one("half a PNG", Some("decode"), half(png(640, 480, 2)));
     one("a PNG of 30,000 × 30,000 pixels", Some("too_many_pixels"), Answer::Body(png_header(30_000, 30_000)));
-    one("a PNG of 8,000 × 8,000 black pixels in a few kB, which is allowed", None, Answer::Body(black(8_000)));
+    one("a PNG of 8,000 × 8,000 black pixels, which is allowed", None, Answer::Body(black(8_000)));
     one("a redirect to itself", Some("http_4xx"), Answer::redirect("/trick-15"));
     one("a redirect to the metadata of a cloud", Some("blocked_address"), Answer::redirect("http://169.254.169.254/"));
     one("a redirect into the private network", Some("blocked_address"), Answer::redirect("http://[::ffff:10.0.0.1]/"));

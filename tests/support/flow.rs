@@ -14,6 +14,7 @@ use blipstream::metrics::Metrics;
 use blipstream::pipeline::worker::Summary;
 use blipstream::pipeline::{Control, Loaded, Parts, worker};
 use blipstream::settings::{Delivery, Settings};
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
@@ -84,6 +85,15 @@ impl Flow {
             assert_nothing_was_trimmed(topic, &messages);
         }
         messages
+    }
+
+    /// Counts the records of topics as they are written.
+    pub fn counter(&self) -> Counter {
+        let consumer = rdkafka::ClientConfig::new()
+            .set("bootstrap.servers", &self.settings.kafka.bootstrap_servers)
+            .create()
+            .unwrap();
+        Counter { consumer }
     }
 
     pub fn committed(&self) -> Vec<Option<i64>> {
@@ -164,6 +174,19 @@ impl Flow {
             .spawn()
             .unwrap();
         Process { child, log, _config: file }
+    }
+}
+
+/// Knows how many records were written to a topic, without reading them.
+pub struct Counter {
+    consumer: BaseConsumer,
+}
+
+impl Counter {
+    /// Records in all partitions of a topic, those of other attempts included.
+    pub fn records(&self, topic: &str, partitions: i32) -> usize {
+        let end = |partition| self.consumer.fetch_watermarks(topic, partition, PATIENCE).unwrap().1;
+        (0..partitions).map(end).sum::<i64>() as usize
     }
 }
 
@@ -285,22 +308,18 @@ fn memory(process: u32, kind: &str) -> Option<u64> {
 pub struct Answers {
     pub captions: BTreeMap<String, Vec<Value>>,
     pub dead_letters: BTreeMap<String, Vec<Message>>,
-    /// When the last answer of an origin was sent, in milliseconds since the epoch.
-    pub times: BTreeMap<String, i64>,
 }
 
 impl Answers {
     pub fn read(flow: &Flow) -> Self {
-        let mut answers = Self { captions: BTreeMap::new(), dead_letters: BTreeMap::new(), times: BTreeMap::new() };
+        let mut answers = Self { captions: BTreeMap::new(), dead_letters: BTreeMap::new() };
         for message in flow.read(&flow.settings.kafka.captions_topic) {
             let record: Value = serde_json::from_slice(message.payload.as_ref().unwrap()).unwrap();
             let origin = message.header("blipstream-origin").unwrap().to_owned();
-            answers.times.insert(origin.clone(), message.timestamp_ms.unwrap_or_default());
             answers.captions.entry(origin).or_default().push(record);
         }
         for message in flow.read(&flow.settings.kafka.dead_letter_topic) {
             let origin = message.header("blipstream-origin").unwrap().to_owned();
-            answers.times.insert(origin.clone(), message.timestamp_ms.unwrap_or_default());
             answers.dead_letters.entry(origin).or_default().push(message);
         }
         answers

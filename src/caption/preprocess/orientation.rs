@@ -53,9 +53,9 @@ mod tests {
     use super::*;
     use image::{ExtendedColorType, ImageEncoder, Rgb};
 
-    /// A JPEG that is red at the top as it is stored, with this value of the EXIF tag.
+    /// A JPEG with this value of the EXIF tag.
     fn jpeg(orientation: u8) -> Vec<u8> {
-        let picture = RgbImage::from_fn(32, 16, |_, y| if y < 8 { Rgb([250, 0, 0]) } else { Rgb([0, 0, 250]) });
+        let picture = RgbImage::new(32, 16);
         let mut file = Vec::new();
         let mut encoder = image::codecs::jpeg::JpegEncoder::new_with_quality(&mut file, 95);
         // Big-endian TIFF: one directory of one entry, 0x0112, of one 16-bit number.
@@ -65,29 +65,31 @@ mod tests {
         file
     }
 
+    /// Four corners in four colours: `1 2` above `3 4`.
     fn square() -> Pixels {
-        let red_above = |_, y| if y < 4 { Rgb([250, 0, 0]) } else { Rgb([0, 0, 250]) };
-        Pixels::new(8, RgbImage::from_fn(8, 8, red_above).into_raw()).unwrap()
+        let corner = |x, y| Rgb([1 + u8::from(x >= 4) + 2 * u8::from(y >= 4); 3]);
+        Pixels::new(8, RgbImage::from_fn(8, 8, corner).into_raw()).unwrap()
     }
 
     #[test]
     fn a_picture_is_turned_as_its_exif_says() {
-        // By EXIF 2.32, 4.6.4: where the top row of what is stored belongs.
-        for (orientation, red_at, size) in [
-            (1, [3, 0], (32, 16)),
-            (3, [3, 7], (32, 16)),
-            (4, [3, 7], (32, 16)),
-            (6, [7, 3], (16, 32)),
-            (8, [0, 3], (16, 32)),
-            (0, [3, 0], (32, 16)),
-            (99, [3, 0], (32, 16)),
+        // By EXIF 2.32, 4.6.4: where the first row and column of what is stored belong.
+        for (orientation, corners, size) in [
+            (1, [1, 2, 3, 4], (32, 16)),
+            (2, [2, 1, 4, 3], (32, 16)),
+            (3, [4, 3, 2, 1], (32, 16)),
+            (4, [3, 4, 1, 2], (32, 16)),
+            (5, [1, 3, 2, 4], (16, 32)),
+            (6, [3, 1, 4, 2], (16, 32)),
+            (7, [4, 2, 3, 1], (16, 32)),
+            (8, [2, 4, 1, 3], (16, 32)),
+            (0, [1, 2, 3, 4], (32, 16)),
+            (99, [1, 2, 3, 4], (32, 16)),
         ] {
             let turn = Turn::of(&jpeg(orientation));
             let upright = turn.apply(square());
-            let [x, y] = red_at;
-            let first = (y * 8 + x) * 3;
-            assert_eq!(upright.data()[first..first + 3], [250, 0, 0], "{orientation}");
-            assert_eq!(turn.size((32, 16)), size, "{orientation}");
+            let found = [(0, 0), (7, 0), (0, 7), (7, 7)].map(|(x, y)| upright.data()[(y * 8 + x) * 3]);
+            assert_eq!((found, turn.size((32, 16))), (corners, size), "{orientation}");
         }
     }
 

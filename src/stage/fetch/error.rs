@@ -63,13 +63,16 @@ pub enum FetchError {
         /// Wait that the store asked for.
         retry_after: Option<Duration>,
     },
+    /// A store's answer is none that can be used: it is no object, say, or has no length.
+    #[error("the store's answer cannot be used: {0}")]
+    StoreAnswer(String),
     /// The bucket is not open to references.
     #[error("it lies in no bucket or folder of fetch.stores")]
     StoreClosed,
     /// Nothing was asked of the store, since the worker cannot say who it is.
     #[error(
         "the worker has no credentials for the store: {0}. They come from its environment (AWS_*, GOOGLE_*, AZURE_*) or the \
-         machine's role; AWS_SKIP_SIGNATURE=true reads a public bucket without"
+         machine's role; AWS_SKIP_SIGNATURE=true (or GOOGLE_, AZURE_) reads a public bucket without"
     )]
     NoCredentials(String),
     /// A body that drips.
@@ -142,12 +145,21 @@ fn in_brackets(said: &str) -> String {
     if said.is_empty() { String::new() } else { format!(" ({said})") }
 }
 
-/// What stores say when the worker's own credentials are at fault: nothing is wrong with the message.
-const CREDENTIALS: [&str; 8] = [
+/// What stores say when the worker's own credentials or settings are at fault: nothing is wrong with the message. (Error
+/// codes of S3, and of Azure's Blob service.)
+const REFUSALS: [&str; 16] = [
+    "AccountIsDisabled",
     "AuthenticationFailed",
+    "AuthorizationFailure",
+    "AuthorizationHeaderMalformed",
+    "AuthorizationPermissionMismatch",
+    "ContainerNotFound",
     "ExpiredToken",
     "InvalidAccessKeyId",
+    "InvalidAuthenticationInfo",
     "InvalidToken",
+    "KeyBasedAuthenticationNotPermitted",
+    "NoSuchBucket",
     "NotSignedUp",
     "RequestTimeTooSkewed",
     "SignatureDoesNotMatch",
@@ -156,19 +168,20 @@ const CREDENTIALS: [&str; 8] = [
 
 /// Whether a store refuses the worker, and not the object.
 fn refuses_worker(status: StatusCode, said: &str) -> bool {
-    status == StatusCode::UNAUTHORIZED || CREDENTIALS.iter().any(|code| said.starts_with(code))
+    let code = said.split(':').next().unwrap_or_default();
+    status == StatusCode::UNAUTHORIZED || status.is_redirection() || REFUSALS.contains(&code)
 }
 
 fn store_advice(status: StatusCode, said: &str) -> &'static str {
     match status.as_u16() {
+        300..=399 => "the bucket is in another region; see aws_region in fetch.store_options, or AWS_REGION",
         _ if refuses_worker(status, said) => {
-            "the worker's credentials (its environment, or the machine's role) are not accepted; see its clock, too"
+            "the worker is at fault: its credentials (environment, or the machine's role), region, clock, or fetch.stores"
         }
-        404 => "there is no such object, or no such bucket",
+        404 => "there is no such object",
         403 => {
             "the worker's credentials do not open this object; where they may not list the bucket, a missing one looks alike"
         }
-        300..=399 => "the bucket is in another region; see aws_region in fetch.store_options, or AWS_REGION",
         429 | 503 => "it asks for fewer requests; lower fetch.per_host if this happens often",
         500..=599 => "the fault is on its side; send the request again later",
         _ => "it does not take the request",
@@ -209,17 +222,18 @@ impl Disposed for FetchError {
             Self::Blocked(_) | Self::BlockedScheme(_) => Code::BlockedAddress,
             Self::Dns(_) => Code::Dns,
             // A disk that fails is to a file what a broken connection is to a URL.
-            Self::Connect(_) | Self::FileBroken(_) | Self::Halted => Code::Connect,
+            Self::Connect(_) | Self::FileBroken(_) | Self::NoCredentials(_) | Self::Halted => Code::Connect,
             Self::Tls { .. } => Code::Tls,
             Self::Timeout { .. } | Self::TooSlow { .. } => Code::Timeout,
             Self::LeftAlone { last, .. } => *last,
             Self::OptedOut => Code::RobotsOptout,
-            Self::Store { status, said, .. } if refuses_worker(*status, said) => Code::AccessDenied,
+            // As where there is no way to it: neither the message nor the object is to blame.
+            Self::Store { status, said, .. } if refuses_worker(*status, said) => Code::Connect,
             Self::Status { status, .. } | Self::Store { status, .. } => status_code(*status),
             // Like an odd 4xx, it is an answer that no retry will improve.
-            Self::Redirect(_) => Code::Http4xx,
+            Self::Redirect(_) | Self::StoreAnswer(_) => Code::Http4xx,
             Self::NoFile => Code::NotFound,
-            Self::FileDenied(_) | Self::StoreClosed | Self::NoCredentials(_) => Code::AccessDenied,
+            Self::FileDenied(_) | Self::StoreClosed => Code::AccessDenied,
             Self::TooLarge { .. } | Self::HeadTooLarge => Code::TooLarge,
             Self::Empty | Self::Packed(_) => Code::UnsupportedMedia,
             Self::Deadline(_) => Code::Deadline,
@@ -241,6 +255,11 @@ fn status_code(status: StatusCode) -> Code {
 }
 
 impl FetchError {
+    /// Whether it came without anybody having been asked, so that it tells nothing of hosts and of the way to them.
+    pub(super) fn came_unasked(&self) -> bool {
+        matches!(self, Self::BadReference(_) | Self::Blocked(_) | Self::StoreClosed | Self::Halted)
+    }
+
     /// What an error of the HTTP client means, while the connection may take `connect`.
     pub(super) fn from_client(error: &reqwest::Error, connect: Duration) -> Self {
         if let Some(refused) = find::<Refused>(error) {

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::FetchError;
 use super::outage::{Evidence, LONGEST_WAIT, Outage, Recovery};
-use crate::disposition::{Code, Disposed};
+use crate::disposition::Disposed;
 use crate::gate::{Gate, Reason};
 use crate::offsets::Ledger;
 
@@ -303,8 +303,7 @@ impl Watch<'_> {
         let ours = code.filter(|code| code.may_be_ours());
         let now = Instant::now();
         if let Some(mut probe) = probe {
-            // An address that is refused was not asked.
-            let asked = !matches!(code, Some(Code::BadReference | Code::BlockedAddress));
+            let asked = !result.as_ref().is_err_and(FetchError::came_unasked);
             probe.told = true;
             self.hold.probed(&self.host, asked.then_some(ours.is_none()), now);
             return match ours {
@@ -314,6 +313,9 @@ impl Watch<'_> {
             };
         }
         let mut state = self.hold.lock();
+        if result.as_ref().is_err_and(FetchError::came_unasked) {
+            return After::AsEver;
+        }
         if let Some(evidence) = state.outage.ended(self.fetch, &self.host, ours, now) {
             self.hold.begin(&mut state, &evidence);
         }

@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::StreamExt;
-use http_cache_semantics::CachePolicy;
 use reqwest::header::{ACCEPT, HeaderMap, HeaderValue};
 use reqwest::{Client, Request, Response, StatusCode};
 use url::Url;
@@ -17,7 +16,7 @@ use super::clock::{Clock, Limits};
 use super::guard::{Guard, GuardedResolver};
 use super::host::Hosts;
 use super::intake::Intake;
-use super::kept::{Kept, Known};
+use super::kept::{Kept, Known, Policy};
 use crate::budget::Permit;
 use crate::metrics::{FetchCache, Metrics, ResponseClass};
 use crate::settings;
@@ -81,7 +80,7 @@ impl Http {
         if let Some(proxy) = &settings.proxy {
             client = client.proxy(reqwest::Proxy::all(proxy.clone())?);
         }
-        let kept = Kept::new(settings.cache.as_u64());
+        let kept = Kept::new(settings.cache.as_u64(), settings.max_body.as_u64());
         Ok(Self { client: client.build()?, guard, limits: Limits::of(settings), robots: settings.robots_tag, kept })
     }
 
@@ -92,12 +91,13 @@ impl Http {
     pub async fn get(&self, url: &Url, means: &Means<'_>) -> Result<(Bytes, Permit), FetchError> {
         let mut clock = Clock::new(self.limits);
         let mut target = url.clone();
-        for _ in 0..=self.limits.redirects {
+        for hop in 0..=self.limits.redirects {
             // Before the slot: a blocked address needs none, and neither does a body that is there.
             self.guard.check_url(&target)?;
-            if let Known::Fresh(body) = self.kept.of(&target, &self.request(&target)?) {
-                means.metrics.fetch_looked_up(FetchCache::Fresh);
-                return Ok(means.intake.admit(body).await);
+            if hop > 0
+                && let Some(kept) = self.fresh(&target, means.intake, means.metrics).await
+            {
+                return Ok(kept);
             }
             // Kept while a body is asked for again: whoever waited for a slot with room in hand would wait for those
             // who have a slot and wait for room.
@@ -122,7 +122,7 @@ impl Http {
                     may_be_used(response.headers(), self.robots)?;
                     let Some(body) = self.kept.confirmed(&target, &entry, &asked, &response) else { continue };
                     means.metrics.fetch_looked_up(FetchCache::Confirmed);
-                    return Ok(means.intake.admit(body).await);
+                    return Ok(means.intake.admit(body, room).await);
                 }
                 if let Some(next) = leads_to(&response, &target, url, self.robots)? {
                     break next;
@@ -145,11 +145,28 @@ impl Http {
         Err(FetchError::Redirect(format!("more than {}, the limit of fetch.max_redirects", self.limits.redirects)))
     }
 
+    /// A body that was fetched before and is as good as new, so that nobody is asked for it. It is looked up once more when there
+    /// is room: whoever waits holds none.
+    pub async fn fresh(&self, url: &Url, intake: &Intake, metrics: &Metrics) -> Option<(Bytes, Permit)> {
+        let look_up = || match self.kept.of(url, &self.request(url).ok()?) {
+            Known::Fresh(body) => Some(body),
+            Known::Stale(..) | Known::Nothing => None,
+        };
+        if !self.kept.is_on() {
+            return None;
+        }
+        let length = look_up()?.len();
+        let permit = intake.reserve(Some(length)).await;
+        let body = look_up().filter(|body| body.len() == length)?;
+        metrics.fetch_looked_up(FetchCache::Fresh);
+        Some((body, permit))
+    }
+
     fn request(&self, url: &Url) -> Result<Request, FetchError> {
         self.client.get(url.clone()).build().map_err(|error| self.error(&error))
     }
 
-    fn remember(&self, url: &Url, policy: Option<CachePolicy>, body: &Bytes, metrics: &Metrics) {
+    fn remember(&self, url: &Url, policy: Option<Policy>, body: &Bytes, metrics: &Metrics) {
         if self.kept.is_on() {
             metrics.fetch_looked_up(FetchCache::Missed);
         }

@@ -46,9 +46,16 @@ impl Intake {
         self.pool.try_acquire(self.needed(length))
     }
 
-    /// Waits for room for a body that is there already.
-    pub async fn admit(&self, body: Bytes) -> (Bytes, Permit) {
-        let permit = self.reserve(Some(body.len())).await;
+    /// Room for a body that is there already: `room` where that is enough, and else it goes back before room is waited for.
+    pub async fn admit(&self, body: Bytes, room: Option<Permit>) -> (Bytes, Permit) {
+        let needed = self.needed(Some(body.len()));
+        let permit = match room.filter(|permit| permit.bytes() >= needed) {
+            Some(mut permit) => {
+                permit.shrink(needed);
+                permit
+            }
+            None => self.reserve(Some(body.len())).await,
+        };
         (body, permit)
     }
 

@@ -1,28 +1,36 @@
 //! Bodies that were fetched before, as far as their hosts let a shared cache keep them (RFC 9111, by the crate
 //! `http-cache-semantics`): bounded in bytes, those that are asked for again kept longest (S3-FIFO, in `quick_cache`).
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use bytes::Bytes;
-use http::{Method, Uri};
+use http::header::{AGE, CACHE_CONTROL, DATE, ETAG, EXPIRES, LAST_MODIFIED, PRAGMA, SET_COOKIE, VARY};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
 use http_cache_semantics::{AfterResponse, BeforeRequest, CacheOptions, CachePolicy, RequestLike, ResponseLike};
-use quick_cache::Weighter;
-use quick_cache::sync::Cache;
-use reqwest::header::{ETAG, HeaderMap, LAST_MODIFIED};
+use quick_cache::sync::{Cache, DefaultLifecycle};
+use quick_cache::{DefaultHashBuilder, OptionsBuilder, Weighter};
 use reqwest::{Request, Response, StatusCode};
 use url::Url;
 
-/// Bytes that an entry takes beside its body, estimated: the headers of the question and of the answer.
-const ENTRY: usize = 2048;
+/// Bytes that an entry takes beside its body and headers, estimated: two maps of headers, the structures, its place.
+const ENTRY: usize = 1024;
+/// Most bytes of headers that say how an answer may be kept; one with more is not.
+const MAX_HEADERS: usize = 4 * 1024;
 /// A usual image, to size the table.
 const USUAL: u64 = 64 * 1024;
+/// Parts of the memory, each locked by itself; each has room for so many of the largest bodies.
+const LARGEST_A_PART: u64 = 4;
+const MOST_PARTS: u64 = 64;
 
 /// A body and what its host said of it.
 #[derive(Debug)]
 pub(super) struct Entry {
     policy: CachePolicy,
     body: Bytes,
+    /// Bytes of its headers.
+    headers: usize,
 }
 
 #[derive(Debug, Clone)]
@@ -30,8 +38,14 @@ struct Weight;
 
 impl Weighter<Url, Arc<Entry>> for Weight {
     fn weight(&self, url: &Url, entry: &Arc<Entry>) -> u64 {
-        (ENTRY + url.as_str().len() + entry.body.len()) as u64
+        (ENTRY + 2 * url.as_str().len() + entry.headers + entry.body.len()) as u64
     }
+}
+
+/// How an answer may be kept.
+pub(super) struct Policy {
+    policy: CachePolicy,
+    headers: usize,
 }
 
 /// What is kept of an address.
@@ -48,10 +62,16 @@ pub(super) enum Known {
 pub(super) struct Kept(Option<Cache<Url, Arc<Entry>, Weight>>);
 
 impl Kept {
-    /// Room for about so many bytes.
-    pub(super) fn new(bytes: u64) -> Self {
-        let usual = usize::try_from(bytes / USUAL).unwrap_or(usize::MAX).max(16);
-        Self((bytes > 0).then(|| Cache::with_weighter(usual, bytes, Weight)))
+    /// Room for about so many bytes; a body has `largest` at most.
+    pub(super) fn new(bytes: u64, largest: u64) -> Self {
+        let usual = usize::try_from(bytes / USUAL).unwrap_or(usize::MAX).max(1);
+        let parts = (bytes / LARGEST_A_PART.saturating_mul(largest).max(1)).clamp(1, MOST_PARTS);
+        let mut options = OptionsBuilder::new();
+        options.estimated_items_capacity(usual).weight_capacity(bytes).shards(parts as usize);
+        let options = options.build().ok().filter(|_| bytes > 0);
+        Self(options.map(|options| {
+            Cache::with_options(options, Weight, DefaultHashBuilder::default(), DefaultLifecycle::default())
+        }))
     }
 
     /// Whether anything is kept at all.
@@ -62,11 +82,11 @@ impl Kept {
     /// What is known of an address, for a request of it.
     pub(super) fn of(&self, url: &Url, request: &Request) -> Known {
         let Some(entry) = self.0.as_ref().and_then(|kept| kept.get(url)) else { return Known::Nothing };
-        match entry.policy.before_request(&Question(request), SystemTime::now()) {
-            BeforeRequest::Fresh(_) => Known::Fresh(entry.body.clone()),
-            BeforeRequest::Stale { request, matches: true } => Known::Stale(request.headers, entry),
+        match guarded(|| entry.policy.before_request(&Question(request), SystemTime::now())) {
+            Some(BeforeRequest::Fresh(_)) => Known::Fresh(entry.body.clone()),
+            Some(BeforeRequest::Stale { request, matches: true }) => Known::Stale(request.headers, entry),
             // The host varies its answers by a header that was another one.
-            BeforeRequest::Stale { .. } => Known::Nothing,
+            Some(BeforeRequest::Stale { .. }) | None => Known::Nothing,
         }
     }
 
@@ -74,33 +94,45 @@ impl Kept {
     /// another one.
     pub(super) fn confirmed(&self, url: &Url, entry: &Entry, request: &Request, answer: &Response) -> Option<Bytes> {
         let kept = self.0.as_ref()?;
-        let after = entry.policy.after_response(&Question(request), &Answer(answer), SystemTime::now());
-        let AfterResponse::NotModified(policy, _) = after else {
+        let after = Answer::of(answer).and_then(|(answer, headers)| {
+            let after = guarded(|| entry.policy.after_response(&Question(request), &answer, SystemTime::now()))?;
+            Some((after, headers))
+        });
+        let Some((AfterResponse::NotModified(policy, _), headers)) = after else {
             kept.remove(url);
             return None;
         };
-        let body = entry.body.clone();
-        kept.insert(url.clone(), Arc::new(Entry { policy, body: body.clone() }));
+        let (body, headers) = (entry.body.clone(), headers.max(entry.headers));
+        kept.insert(url.clone(), Arc::new(Entry { policy, body: body.clone(), headers }));
         Some(body)
     }
 
     /// How an answer may be kept; `None` where it may not, or where that would be of no use.
-    pub(super) fn policy(&self, request: &Request, answer: &Response) -> Option<CachePolicy> {
-        let now = SystemTime::now();
+    pub(super) fn policy(&self, request: &Request, answer: &Response) -> Option<Policy> {
         if !self.is_on() || answer.status() != StatusCode::OK {
             return None;
         }
-        let policy = CachePolicy::new_options(&Question(request), &Answer(answer), now, CacheOptions::default());
-        let can_be_asked_about = [ETAG, LAST_MODIFIED].iter().any(|name| answer.headers().contains_key(name));
-        (policy.is_storable() && (can_be_asked_about || !policy.is_stale(now))).then_some(policy)
+        let (answer, headers) = Answer::of(answer)?;
+        let can_be_asked_about = [ETAG, LAST_MODIFIED].iter().any(|name| answer.headers.contains_key(name));
+        guarded(|| {
+            let now = SystemTime::now();
+            let policy = CachePolicy::new_options(&Question(request), &answer, now, CacheOptions::default());
+            let useful = policy.is_storable() && (can_be_asked_about || !policy.is_stale(now));
+            useful.then_some(Policy { policy, headers })
+        })?
     }
 
     /// Keeps a body.
-    pub(super) fn keep(&self, url: &Url, policy: CachePolicy, body: Bytes) {
+    pub(super) fn keep(&self, url: &Url, Policy { policy, headers }: Policy, body: Bytes) {
         if let Some(kept) = &self.0 {
-            kept.insert(url.clone(), Arc::new(Entry { policy, body }));
+            kept.insert(url.clone(), Arc::new(Entry { policy, body, headers }));
         }
     }
+}
+
+/// The crate computes with numbers of strangers, and may panic on absurd ones; such an answer is not kept.
+fn guarded<T>(work: impl FnOnce() -> T) -> Option<T> {
+    catch_unwind(AssertUnwindSafe(work)).ok()
 }
 
 /// A request for the crate, which only has to know its method and headers: entries are found by their address.
@@ -124,14 +156,44 @@ impl RequestLike for Question<'_> {
     }
 }
 
-struct Answer<'a>(&'a Response);
+/// An answer for the crate: copies of the headers that matter to it. Those of the client hold on to all that was read with them.
+struct Answer {
+    status: StatusCode,
+    headers: HeaderMap,
+}
 
-impl ResponseLike for Answer<'_> {
+impl Answer {
+    /// And the bytes of its headers; `None` where there are too many.
+    fn of(answer: &Response) -> Option<(Self, usize)> {
+        const READ: [HeaderName; 8] = [AGE, CACHE_CONTROL, DATE, ETAG, EXPIRES, LAST_MODIFIED, PRAGMA, VARY];
+        let (mut headers, mut bytes) = (HeaderMap::new(), 0);
+        for name in READ {
+            for value in answer.headers().get_all(&name) {
+                bytes += name.as_str().len() + value.len();
+                if bytes > MAX_HEADERS {
+                    return None;
+                }
+                // An age that is none would make it overflow.
+                let absurd = name == AGE && value.to_str().ok().is_none_or(|age| age.trim().parse::<u32>().is_err());
+                if !absurd {
+                    headers.append(&name, HeaderValue::from_bytes(value.as_bytes()).ok()?);
+                }
+            }
+        }
+        if answer.headers().contains_key(SET_COOKIE) {
+            // That there is one counts, not what it says.
+            headers.insert(SET_COOKIE, HeaderValue::from_static("some"));
+        }
+        Some((Self { status: answer.status(), headers }, bytes))
+    }
+}
+
+impl ResponseLike for Answer {
     fn status(&self) -> StatusCode {
-        self.0.status()
+        self.status
     }
 
     fn headers(&self) -> &HeaderMap {
-        self.0.headers()
+        &self.headers
     }
 }

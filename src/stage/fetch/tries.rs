@@ -42,7 +42,16 @@ impl Fetcher {
         let result = if order.deadline.is_some_and(|deadline| deadline <= started) {
             Err(FetchError::Deadline(None))
         } else {
-            let bounded = within(order.deadline, self.try_until_done(order, &mut tries)).await;
+            let work = async {
+                // Before the look-out and the breaker: it tells them nothing.
+                if let ImageRef::Http(url) = order.reference
+                    && let Some(kept) = self.http.fresh(url, &self.intake, &self.metrics).await
+                {
+                    return Ok(kept);
+                }
+                self.try_until_done(order, &mut tries).await
+            };
+            let bounded = within(order.deadline, work).await;
             bounded.unwrap_or_else(|| Err(FetchError::Deadline(tries.last.take().map(Box::new))))
         };
         self.metrics.stage(Stage::Fetch, started.elapsed());
@@ -149,9 +158,7 @@ impl Fetcher {
     /// Tells the breaker of the reference's host how a try went. Says whether the host is left alone now.
     fn note(&self, reference: &ImageRef, result: &Result<(Bytes, Permit), FetchError>) -> bool {
         let (Some(breakers), Some(host)) = (&self.breakers, reference.host()) else { return false };
-        use FetchError::{BadReference, Blocked, Halted, StoreClosed};
-        if let Err(Blocked(_) | BadReference(_) | Halted | StoreClosed) = result {
-            // Nobody was asked.
+        if result.as_ref().is_err_and(FetchError::came_unasked) {
             return false;
         }
         let outcome = result.as_ref().map_err(|error| (error.code(), error.disposition()));
