@@ -7,6 +7,7 @@ use blipstream::budget::{Limit, Pool};
 use blipstream::disposition::{Code, Disposed, Disposition, Stage};
 use blipstream::message::ImageRef;
 use blipstream::metrics::Metrics;
+use blipstream::stage::fetch::FetchError;
 use bytes::Bytes;
 use futures::future::join_all;
 
@@ -256,4 +257,31 @@ async fn hosts_that_redirect_to_each_other_do_not_lock_each_other_up() {
     let all = join_all((0..20).map(|n| fetcher.fetch(&images[n % 2], None)));
     let results = tokio::time::timeout(Duration::from_secs(20), all).await.expect("they wait for each other");
     assert!(results.iter().all(Result::is_ok));
+}
+
+#[tokio::test]
+async fn a_dead_host_behind_a_redirect_is_left_alone_and_the_one_that_leads_there_is_not() {
+    let body = png(200, 200, 1);
+    let server = ImageServer::start_everywhere().await.with("/good.png", Answer::Body(body.clone()));
+    let (dead, leads) = (server.url_at("127.0.0.12", "/dead.png"), |path: &str| server.url_at("127.0.0.11", path));
+    server.set("/dead.png", Answer::Closed);
+    server.set("/to-dead.png", Answer::redirect(dead.as_str()));
+    server.set("/to-good.png", Answer::redirect(server.url_at("127.0.0.13", "/good.png").as_str()));
+    let settings = settings::Fetch { attempts: 1, breaker_failures: 3, ..settings() };
+    let pool = pool();
+    let fetcher = fetcher(&settings, &pool).leaving_failing_hosts_alone(&settings, "last");
+    let fetch = async |path: &str| fetcher.fetch(&ImageRef::Http(leads(path)), None).await.map(|(body, _)| body);
+    for _ in 0..3 {
+        assert!(matches!(fetch("/to-dead.png").await.unwrap_err().error, FetchError::Connect(_)));
+    }
+    assert_eq!(server.seen().requests("/dead.png"), 3);
+    for _ in 0..3 {
+        let failed = fetch("/to-dead.png").await.unwrap_err();
+        assert!(matches!(failed.error, FetchError::LeftAlone { .. }), "{failed}");
+        assert_eq!(fetch("/to-good.png").await.unwrap(), body, "the host that leads to both is as good as any");
+    }
+    assert_eq!(server.seen().requests("/dead.png"), 3, "the dead one was not asked again");
+    let failed = fetcher.fetch(&ImageRef::Http(dead), None).await.unwrap_err();
+    assert!(matches!(failed.error, FetchError::LeftAlone { .. }), "{failed}");
+    assert_eq!(pool.used(), Limit::default());
 }

@@ -78,7 +78,7 @@ struct Stage<'a> {
 
 impl Stage<'_> {
     fn written(&self) -> (usize, usize) {
-        (self.counter.records(CAPTIONS, 1), self.counter.records(DEAD_LETTERS, 1))
+        (self.counter.records(CAPTIONS), self.counter.records(DEAD_LETTERS))
     }
 
     /// Writes a trick's messages and its neighbours behind them, and waits until all are answered as they should be.

@@ -96,6 +96,17 @@ impl Flow {
         Counter { consumer }
     }
 
+    /// Waits until as many answers are written, duplicates included: soon after they are, where a test has to be quicker than
+    /// its worker.
+    pub fn until_written(&self, answers: usize) {
+        let (deadline, counter) = (Instant::now() + PATIENCE, self.counter());
+        let topics = [&self.settings.kafka.captions_topic, &self.settings.kafka.dead_letter_topic];
+        while topics.map(|topic| counter.records(topic)).iter().sum::<usize>() < answers {
+            assert!(Instant::now() < deadline, "no {answers} answers in time");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
     pub fn committed(&self) -> Vec<Option<i64>> {
         group_offsets(&self.settings.kafka, self.requests(), PATIENCE).unwrap()
     }
@@ -184,9 +195,11 @@ pub struct Counter {
 
 impl Counter {
     /// Records in all partitions of a topic, those of other attempts included.
-    pub fn records(&self, topic: &str, partitions: i32) -> usize {
-        let end = |partition| self.consumer.fetch_watermarks(topic, partition, PATIENCE).unwrap().1;
-        (0..partitions).map(end).sum::<i64>() as usize
+    pub fn records(&self, topic: &str) -> usize {
+        let metadata = self.consumer.fetch_metadata(Some(topic), PATIENCE).unwrap();
+        let partitions = metadata.topics()[0].partitions().iter();
+        let end = |partition: i32| self.consumer.fetch_watermarks(topic, partition, PATIENCE).unwrap().1;
+        partitions.map(|partition| end(partition.id())).sum::<i64>() as usize
     }
 }
 

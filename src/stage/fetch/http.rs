@@ -54,8 +54,9 @@ pub struct Means<'a> {
     pub intake: &'a Intake,
     /// Who counts.
     pub metrics: &'a Metrics,
-    /// Asked when it is the try's turn: whether to go on, or to give up for now ([`FetchError::Halted`]).
-    pub may_begin: &'a (dyn Fn() -> bool + Sync),
+    /// Asked with each host when it is its turn: whether to go on, or to give up for now ([`FetchError::Halted`],
+    /// [`FetchError::LeftAlone`]).
+    pub may_begin: &'a (dyn Fn(&str) -> Result<(), FetchError> + Sync),
 }
 
 impl Http {
@@ -101,11 +102,10 @@ impl Http {
             }
             // Kept while a body is asked for again: whoever waited for a slot with room in hand would wait for those
             // who have a slot and wait for room.
-            let _slot = means.hosts.acquire(target.host_str().unwrap_or_default()).await;
+            let host = target.host_str().unwrap_or_default();
+            let _slot = means.hosts.acquire(host).await;
             // After the slot, for which it may have waited long.
-            if !(means.may_begin)() {
-                return Err(FetchError::Halted);
-            }
+            (means.may_begin)(host)?;
             clock.bound(clock.head(), self.guard.check_name(&target)).await??;
             let mut room = None;
             target = loop {

@@ -59,10 +59,9 @@ impl Stores {
         let (_, store) = opened.ok_or(FetchError::StoreClosed)?;
         let path = Path::parse(&object.key).map_err(|error| FetchError::BadReference(error.to_string()))?;
         let mut clock = Clock::new(self.limits);
-        let _slot = means.hosts.acquire(&object.store()).await;
-        if !(means.may_begin)() {
-            return Err(FetchError::Halted);
-        }
+        let host = object.store();
+        let _slot = means.hosts.acquire(&host).await;
+        (means.may_begin)(&host)?;
         let mut room = None;
         loop {
             let result = self.answer(store.as_ref(), &path, &mut clock, means).await?;

@@ -1,5 +1,6 @@
 //! The tries of one fetch: when the next one is made, and when there is none.
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -76,31 +77,49 @@ impl Fetcher {
                 None => None,
             };
             // A probe of an outage asks hosts whatever they did in it.
-            if probe.is_none()
-                && may_put_off
-                && let Err(error) = self.may_ask(reference)
+            let may_be_refused = probe.is_none() && may_put_off;
+            if may_be_refused
+                && let Some(host) = reference.host()
+                && let Err(error) = self.may_ask(&host)
             {
-                // It tells of an outage like a try: what fails everywhere is held and not put off.
-                let result = Err(error);
-                match watch.map_or(After::AsEver, |watch| watch.ended(None, &result)) {
-                    After::Hold => continue,
-                    After::AsEver | After::LetGo => return result,
+                match refused(watch, error) {
+                    Some(error) => return Err(error),
+                    None => continue,
                 }
             }
             tries.made += 1;
             in_a_row += 1;
-            let may_begin = || {
-                probe.is_some()
-                    || (watch.is_none_or(Watch::may_begin) && !(may_put_off && self.may_ask(reference).is_err()))
+            let asked = Mutex::default();
+            let may_begin = |host: &str| {
+                if probe.is_none() && !watch.is_none_or(Watch::may_begin) {
+                    return Err(FetchError::Halted);
+                }
+                if may_be_refused {
+                    self.may_ask(host)?;
+                }
+                lock(&asked).push(host.to_owned());
+                Ok(())
             };
             let result = self.try_once(reference, &may_begin).await;
-            if matches!(result, Err(FetchError::Halted)) {
+            let asked: Vec<String> = std::mem::take(&mut *lock(&asked));
+            if asked.is_empty() && matches!(result, Err(FetchError::Halted | FetchError::LeftAlone { .. })) {
                 tries.made -= 1;
                 in_a_row -= 1;
-                continue;
             }
+            let result = match result {
+                Err(FetchError::Halted) => continue,
+                // By a host that another one led to, or since a moment ago.
+                Err(error @ FetchError::LeftAlone { .. }) => {
+                    self.answered(&asked);
+                    match refused(watch, error) {
+                        Some(error) => return Err(error),
+                        None => continue,
+                    }
+                }
+                other => other,
+            };
             let after = watch.map_or(After::AsEver, |watch| watch.ended(probe, &result));
-            let left_alone = after == After::AsEver && self.note(reference, &result);
+            let left_alone = after == After::AsEver && self.note(&asked, &result);
             let error = match result {
                 Ok(done) => return Ok(done),
                 Err(error) if left_alone => return Err(error),
@@ -133,7 +152,7 @@ impl Fetcher {
     async fn try_once(
         &self,
         reference: &ImageRef,
-        may_begin: &(dyn Fn() -> bool + Sync),
+        may_begin: &(dyn Fn(&str) -> Result<(), FetchError> + Sync),
     ) -> Result<(Bytes, Permit), FetchError> {
         let means = Means { hosts: &self.hosts, intake: &self.intake, metrics: &self.metrics, may_begin };
         match reference {
@@ -148,31 +167,53 @@ impl Fetcher {
         }
     }
 
-    /// Whether the reference's host is asked at all now.
-    fn may_ask(&self, reference: &ImageRef) -> Result<(), FetchError> {
-        let (Some(breakers), Some(host)) = (&self.breakers, reference.host()) else { return Ok(()) };
-        let asked = breakers.may_try(&host, Instant::now());
+    /// Whether a host is asked at all now.
+    fn may_ask(&self, host: &str) -> Result<(), FetchError> {
+        let Some(breakers) = &self.breakers else { return Ok(()) };
+        let asked = breakers.may_try(host, Instant::now());
         asked.map_err(|LeftAlone { left, last }| FetchError::LeftAlone { left, last })
     }
 
-    /// Tells the breaker of the reference's host how a try went. Says whether the host is left alone now.
-    fn note(&self, reference: &ImageRef, result: &Result<(Bytes, Permit), FetchError>) -> bool {
-        let (Some(breakers), Some(host)) = (&self.breakers, reference.host()) else { return false };
-        if result.as_ref().is_err_and(FetchError::came_unasked) {
-            return false;
+    /// Tells the breakers of hosts that they answered.
+    fn answered(&self, hosts: &[String]) {
+        if let Some(breakers) = &self.breakers {
+            for host in hosts {
+                breakers.succeeded(host);
+            }
         }
+    }
+
+    /// Tells the breakers of the hosts that a try asked how it went: each but the last has led to the next. Says whether the
+    /// last one is left alone now.
+    fn note(&self, asked: &[String], result: &Result<(Bytes, Permit), FetchError>) -> bool {
+        let (Some(breakers), Some((last, before))) = (&self.breakers, asked.split_last()) else { return false };
+        self.answered(before);
         let outcome = result.as_ref().map_err(|error| (error.code(), error.disposition()));
         let left_alone = if let Err((code, Disposition::Transient { retry_after })) = outcome {
             // A shorter wait is waited for in process.
             let asked = retry_after.filter(|wait| *wait > self.backoff.max);
-            breakers.failed(&host, code, asked, Instant::now())
+            breakers.failed(last, code, asked, Instant::now())
         } else {
-            breakers.succeeded(&host);
+            breakers.succeeded(last);
             false
         };
         self.metrics.hosts_left_alone(breakers.open(Instant::now()));
         left_alone
     }
+}
+
+/// A try that was not made, since a host is left alone: it tells of an outage like a try that was, since what fails everywhere is
+/// held and not put off. `None` where it is held.
+fn refused(watch: Option<&Watch<'_>>, error: FetchError) -> Option<FetchError> {
+    let result: Result<(), _> = Err(error);
+    match watch.map_or(After::AsEver, |watch| watch.ended(None, &result)) {
+        After::Hold => None,
+        After::AsEver | After::LetGo => result.err(),
+    }
+}
+
+fn lock(asked: &Mutex<Vec<String>>) -> MutexGuard<'_, Vec<String>> {
+    asked.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What the work gives, if it ends before the deadline.
