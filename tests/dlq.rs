@@ -222,7 +222,9 @@ fn write_letters(flow: &Flow, count: usize, max_bytes: usize) {
         };
         let failure = Failure::with_message(Stage::Decode, Code::Decode, "broken".into());
         let letter = DeadLetter::new(&message, &message.origin(), None, &failure, "fake", max_bytes);
-        NewRecord { key: None, value: letter.value.map(|value| value.to_vec()), headers: letter.headers }
+        // A key each, so that they are spread over the partitions.
+        let key = Some(n.to_string().into_bytes());
+        NewRecord { key, value: letter.value.map(|value| value.to_vec()), headers: letter.headers }
     };
     write_records(&flow.settings.kafka, DEAD_LETTERS, (0..count).map(letter), PATIENCE).unwrap();
 }

@@ -14,7 +14,7 @@ use tokio::runtime::Handle;
 use super::{Exit, Usage, broken_pipe, input, models, runtime, telemetry};
 use crate::config::ConfigOptions;
 use crate::disposition::{Failure, Stage};
-use crate::message::{CaptionRecord, Message, Origin, ParseError, Request, RequestParams, Row, Timing};
+use crate::message::{CaptionRecord, ImageRef, Message, Origin, ParseError, Request, RequestParams, Row, Timing};
 use crate::metrics::Metrics;
 use crate::offsets::{Outcome, TopicPartition};
 use crate::pipeline::{Control, Core};
@@ -37,9 +37,12 @@ const ARGUMENTS: &str = "arguments";
   blipstream caption holiday/ --output jsonl > captions.jsonl
   cat urls.txt | blipstream caption - --model Salesforce/blip-image-captioning-base
   blipstream caption http://localhost:8000/a.png --allow-network 127.0.0.0/8
+  blipstream caption s3://photos/a.jpg --model demo
 
 A JSON line is a caption record whose `id` is the argument as given; for an image that failed it has `error` instead.
-Addresses that are not public are refused unless a network given by --allow-network contains them.")]
+Addresses that are not public are refused unless a network given by --allow-network contains them. Objects of stores
+(s3://, gs://, az://) are read with your credentials from the environment; a bucket that only a list names has to be
+opened by --set 'fetch.stores=[\"s3://photos\"]'.")]
 pub struct CaptionArgs {
     /// Files, folders and URLs; `-` reads a list from standard input
     #[arg(required = true, value_name = "IMAGE")]
@@ -180,8 +183,12 @@ impl CaptionArgs {
         settings.fetch.allow_networks.extend(&self.allow_network);
         // There is no Kafka to put anything off to.
         settings.kafka.retry_topics.clear();
-        // The files are the user's own, named by the user.
+        // The files are the user's own, named by the user, and so are buckets.
         settings.fetch.file_roots = vec!["/".into()];
+        settings.fetch.stores.extend(self.images.iter().filter_map(|image| match ImageRef::parse(image) {
+            Ok(ImageRef::Object(object)) => Some(object.store()),
+            _ => None,
+        }));
         Ok(settings)
     }
 }
@@ -238,7 +245,7 @@ fn row(argument: &str, offset: i64) -> Result<Row, (Box<Row>, ParseError)> {
     let reference = input::reference(argument);
     let (image, error) = match reference {
         Ok(image) => (image, None),
-        Err(error) => (crate::message::ImageRef::File(argument.into()), Some(error)),
+        Err(error) => (ImageRef::File(argument.into()), Some(error)),
     };
     let request = Request {
         id: Some(argument.to_owned()),

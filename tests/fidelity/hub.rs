@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::{fs, thread};
 
-use blipstream::caption::{DeviceSpec, HubSource, LoadOptions, ModelSource, caption, load};
+use blipstream::caption::{DeviceSpec, DtypeSpec, HubSource, LoadOptions, ModelSource, caption, load};
 use tempfile::TempDir;
 
 use crate::fixture::Fixture;
@@ -130,7 +130,7 @@ fn published() -> Files {
 }
 
 fn options(source: HubSource) -> LoadOptions {
-    LoadOptions { device: DeviceSpec::Cpu, ..LoadOptions::new(ModelSource::Hub(source)) }
+    LoadOptions { device: DeviceSpec::Cpu, dtype: DtypeSpec::F32, ..LoadOptions::new(ModelSource::Hub(source)) }
 }
 
 fn failure(source: HubSource) -> String {

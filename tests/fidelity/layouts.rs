@@ -78,7 +78,8 @@ fn files_in_memory_load_as_files_on_disk_do() {
     let files: BTreeMap<String, Cow<'static, [u8]>> =
         names.map(|name| (name.to_owned(), fs::read(fixture.directory().join(name)).unwrap().into())).collect();
     let source = ModelSource::Memory { id: "embedded".into(), files };
-    let mut engine = load(&LoadOptions { device: DeviceSpec::Cpu, ..LoadOptions::new(source) }).unwrap();
+    let mut engine =
+        load(&LoadOptions { device: DeviceSpec::Cpu, dtype: DtypeSpec::F32, ..LoadOptions::new(source) }).unwrap();
     assert_eq!(engine.model().id, "embedded");
     for (expected, caption) in fixture.captions.iter().zip(caption(&mut *engine, &fixture.items()).unwrap()) {
         expected.check(&caption.unwrap());
@@ -107,7 +108,7 @@ fn random_weights_of_any_size_make_captions() {
     let json = fs::read(fixture.directory().join("config.json")).unwrap();
     let config = blipstream::caption::config::BlipConfig::from_json(&json).unwrap();
     let source = ModelSource::Random { id: "random".into(), config, seed: 7 };
-    let options = LoadOptions { device: DeviceSpec::Cpu, ..LoadOptions::new(source) };
+    let options = LoadOptions { device: DeviceSpec::Cpu, dtype: DtypeSpec::F32, ..LoadOptions::new(source) };
     let once = caption(&mut *load(&options).unwrap(), &fixture.items()[..2]).unwrap();
     let again = caption(&mut *load(&options).unwrap(), &fixture.items()[..2]).unwrap();
     for (once, again) in once.into_iter().zip(again) {
@@ -122,7 +123,7 @@ fn weights(fixture: &Fixture) -> HashMap<String, Tensor> {
 /// The whole message, causes included.
 fn failure(directory: &Path) -> String {
     let source = ModelSource::Dir(directory.to_owned());
-    let options = LoadOptions { device: DeviceSpec::Cpu, ..LoadOptions::new(source) };
+    let options = LoadOptions { device: DeviceSpec::Cpu, dtype: DtypeSpec::F32, ..LoadOptions::new(source) };
     chain(&load_model(&options).err().expect("the model should not load"))
 }
 

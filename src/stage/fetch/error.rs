@@ -67,7 +67,7 @@ pub enum FetchError {
     #[error("the store's answer cannot be used: {0}")]
     StoreAnswer(String),
     /// The bucket is not open to references.
-    #[error("it lies in no bucket or folder of fetch.stores")]
+    #[error("it lies in no bucket or folder of fetch.stores, which says what is read with the worker's credentials")]
     StoreClosed,
     /// Nothing was asked of the store, since the worker cannot say who it is.
     #[error(
