@@ -1,6 +1,7 @@
 //! `blipstream caption`: the pipeline without Kafka, for files, folders and URLs.
 
 use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::io::{self, IsTerminal, Write};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -185,10 +186,15 @@ impl CaptionArgs {
         settings.kafka.retry_topics.clear();
         // The files are the user's own, named by the user, and so are buckets.
         settings.fetch.file_roots = vec!["/".into()];
-        settings.fetch.stores.extend(self.images.iter().filter_map(|image| match ImageRef::parse(image) {
-            Ok(ImageRef::Object(object)) => Some(object.store()),
-            _ => None,
-        }));
+        let named: BTreeSet<String> = self
+            .images
+            .iter()
+            .filter_map(|image| match ImageRef::parse(image) {
+                Ok(ImageRef::Object(object)) => Some(object.store()),
+                _ => None,
+            })
+            .collect();
+        settings.fetch.stores.extend(named);
         Ok(settings)
     }
 }

@@ -285,3 +285,20 @@ async fn a_dead_host_behind_a_redirect_is_left_alone_and_the_one_that_leads_ther
     assert!(matches!(failed.error, FetchError::LeftAlone { .. }), "{failed}");
     assert_eq!(pool.used(), Limit::default());
 }
+
+#[tokio::test]
+async fn a_host_that_leads_to_itself_and_fails_there_is_left_alone() {
+    let server = ImageServer::start_everywhere().await;
+    let url = server.url_at("127.0.0.14", "/a.png");
+    server.set("/a.png", Answer::redirect("/b.png"));
+    server.set("/b.png", Answer::Closed);
+    let settings = settings::Fetch { attempts: 1, breaker_failures: 3, ..settings() };
+    let fetcher = fetcher(&settings, &pool()).leaving_failing_hosts_alone(&settings, "last");
+    for _ in 0..3 {
+        let failed = fetcher.fetch(&ImageRef::Http(url.clone()), None).await.unwrap_err();
+        assert!(matches!(failed.error, FetchError::Connect(_)), "{failed}");
+    }
+    let failed = fetcher.fetch(&ImageRef::Http(url), None).await.unwrap_err();
+    assert!(matches!(failed.error, FetchError::LeftAlone { .. }), "{failed}");
+    assert_eq!(server.seen().requests("/a.png"), 3);
+}

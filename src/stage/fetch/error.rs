@@ -147,20 +147,31 @@ fn in_brackets(said: &str) -> String {
 
 /// What stores say when the worker's own credentials or settings are at fault: nothing is wrong with the message. (Error
 /// codes of S3, and of Azure's Blob service.)
-const REFUSALS: [&str; 16] = [
+const REFUSALS: [&str; 27] = [
     "AccountIsDisabled",
+    "AccountProblem",
+    "AllAccessDisabled",
     "AuthenticationFailed",
     "AuthorizationFailure",
     "AuthorizationHeaderMalformed",
     "AuthorizationPermissionMismatch",
+    "AuthorizationProtocolMismatch",
+    "AuthorizationResourceTypeMismatch",
+    "AuthorizationServiceMismatch",
+    "AuthorizationSourceIPMismatch",
+    "ContainerBeingDeleted",
+    "ContainerDisabled",
     "ContainerNotFound",
     "ExpiredToken",
+    "IllegalLocationConstraintException",
+    "InsufficientAccountPermissions",
     "InvalidAccessKeyId",
     "InvalidAuthenticationInfo",
     "InvalidToken",
     "KeyBasedAuthenticationNotPermitted",
     "NoSuchBucket",
     "NotSignedUp",
+    "PublicAccessNotPermitted",
     "RequestTimeTooSkewed",
     "SignatureDoesNotMatch",
     "TokenRefreshRequired",

@@ -297,8 +297,8 @@ impl Watch<'_> {
         !state.outage.is_on()
     }
 
-    /// Notes how its try ended.
-    pub(super) fn ended<T>(&self, probe: Option<Probe>, result: &Result<T, FetchError>) -> After {
+    /// Notes how its try ended, and at which host, where that is another one than the try began with.
+    pub(super) fn ended<T>(&self, probe: Option<Probe>, at: Option<&str>, result: &Result<T, FetchError>) -> After {
         let code = result.as_ref().err().map(Disposed::code);
         let ours = code.filter(|code| code.may_be_ours());
         let now = Instant::now();
@@ -316,7 +316,8 @@ impl Watch<'_> {
         if result.as_ref().is_err_and(FetchError::came_unasked) {
             return After::AsEver;
         }
-        if let Some(evidence) = state.outage.ended(self.fetch, &self.host, ours, now) {
+        let elsewhere = at.filter(|at| **at != *self.host).map(Arc::from);
+        if let Some(evidence) = state.outage.ended(self.fetch, elsewhere.as_ref().unwrap_or(&self.host), ours, now) {
             self.hold.begin(&mut state, &evidence);
         }
         if ours.is_some() && state.outage.is_on() { After::Hold } else { After::AsEver }

@@ -59,6 +59,14 @@ pub struct Means<'a> {
     pub may_begin: &'a (dyn Fn(&str) -> Result<(), FetchError> + Sync),
 }
 
+impl Means<'_> {
+    /// A body of which its host says that it is still right.
+    fn confirmed(&self, body: Bytes, permit: Permit) -> (Bytes, Permit) {
+        self.metrics.fetch_looked_up(FetchCache::Confirmed);
+        (body, permit)
+    }
+}
+
 impl Http {
     /// A client that goes where the guard lets it, follows nothing by itself and takes nothing from the environment.
     pub fn new(settings: &settings::Fetch) -> Result<Self, reqwest::Error> {
@@ -121,8 +129,20 @@ impl Http {
                 {
                     may_be_used(response.headers(), self.robots)?;
                     let Some(body) = self.kept.confirmed(&target, &entry, &asked, &response) else { continue };
-                    means.metrics.fetch_looked_up(FetchCache::Confirmed);
-                    return Ok(means.intake.admit(body, room).await);
+                    drop(entry);
+                    let length = body.len();
+                    if let Some(permit) = means.intake.fitting(length, room.take()) {
+                        return Ok(means.confirmed(body, permit));
+                    }
+                    // Whoever waits for room holds no body.
+                    drop(body);
+                    let permit = means.intake.reserve(Some(length)).await;
+                    if let Some(body) = self.kept.body(&target, length) {
+                        return Ok(means.confirmed(body, permit));
+                    }
+                    room = Some(permit);
+                    clock = Clock::new(self.limits);
+                    continue;
                 }
                 if let Some(next) = leads_to(&response, &target, url, self.robots)? {
                     break next;

@@ -46,17 +46,14 @@ impl Intake {
         self.pool.try_acquire(self.needed(length))
     }
 
-    /// Room for a body that is there already: `room` where that is enough, and else it goes back before room is waited for.
-    pub async fn admit(&self, body: Bytes, room: Option<Permit>) -> (Bytes, Permit) {
-        let needed = self.needed(Some(body.len()));
-        let permit = match room.filter(|permit| permit.bytes() >= needed) {
-            Some(mut permit) => {
-                permit.shrink(needed);
-                permit
-            }
-            None => self.reserve(Some(body.len())).await,
+    /// Room for a body of this length, if there is some now: `room` where that is enough, which else goes back.
+    pub fn fitting(&self, length: usize, room: Option<Permit>) -> Option<Permit> {
+        let needed = self.needed(Some(length));
+        let Some(mut permit) = room.filter(|permit| permit.bytes() >= needed) else {
+            return self.try_reserve(Some(length));
         };
-        (body, permit)
+        permit.shrink(needed);
+        Some(permit)
     }
 
     /// An empty buffer; `expected` is the length that was announced.

@@ -20,7 +20,7 @@ const ENTRY: usize = 1024;
 const MAX_HEADERS: usize = 4 * 1024;
 /// A usual image, to size the table.
 const USUAL: u64 = 64 * 1024;
-/// Parts of the memory, each locked by itself; each has room for so many of the largest bodies.
+/// Parts of the memory, each locked by itself; each has room for half as many of the largest bodies at least.
 const LARGEST_A_PART: u64 = 4;
 const MOST_PARTS: u64 = 64;
 
@@ -29,6 +29,8 @@ const MOST_PARTS: u64 = 64;
 pub(super) struct Entry {
     policy: CachePolicy,
     body: Bytes,
+    /// What its host can be asked about it with.
+    validators: HeaderMap,
     /// Bytes of its headers.
     headers: usize,
 }
@@ -38,13 +40,14 @@ struct Weight;
 
 impl Weighter<Url, Arc<Entry>> for Weight {
     fn weight(&self, url: &Url, entry: &Arc<Entry>) -> u64 {
-        (ENTRY + 2 * url.as_str().len() + entry.headers + entry.body.len()) as u64
+        (ENTRY + 2 * url.as_str().len() + 2 * entry.headers + entry.body.len()) as u64
     }
 }
 
 /// How an answer may be kept.
 pub(super) struct Policy {
-    policy: CachePolicy,
+    rules: CachePolicy,
+    validators: HeaderMap,
     headers: usize,
 }
 
@@ -90,11 +93,21 @@ impl Kept {
         }
     }
 
+    /// The body of an address, if it has this length.
+    pub(super) fn body(&self, url: &Url, length: usize) -> Option<Bytes> {
+        let entry = self.0.as_ref()?.get(url)?;
+        (entry.body.len() == length).then(|| entry.body.clone())
+    }
+
     /// The body whose host answers that it is still right; `None`, and it is forgotten, where the answer speaks of
     /// another one.
     pub(super) fn confirmed(&self, url: &Url, entry: &Entry, request: &Request, answer: &Response) -> Option<Bytes> {
         let kept = self.0.as_ref()?;
-        let after = Answer::of(answer).and_then(|(answer, headers)| {
+        let after = Answer::of(answer).and_then(|(mut answer, headers)| {
+            // It was asked about this body and no other, so an answer that names none means it.
+            if answer.validators().is_empty() {
+                answer.headers.extend(entry.validators.clone());
+            }
             let after = guarded(|| entry.policy.after_response(&Question(request), &answer, SystemTime::now()))?;
             Some((after, headers))
         });
@@ -103,7 +116,8 @@ impl Kept {
             return None;
         };
         let (body, headers) = (entry.body.clone(), headers.max(entry.headers));
-        kept.insert(url.clone(), Arc::new(Entry { policy, body: body.clone(), headers }));
+        let validators = entry.validators.clone();
+        kept.insert(url.clone(), Arc::new(Entry { policy, body: body.clone(), validators, headers }));
         Some(body)
     }
 
@@ -113,19 +127,19 @@ impl Kept {
             return None;
         }
         let (answer, headers) = Answer::of(answer)?;
-        let can_be_asked_about = [ETAG, LAST_MODIFIED].iter().any(|name| answer.headers.contains_key(name));
+        let validators = answer.validators();
         guarded(|| {
             let now = SystemTime::now();
             let policy = CachePolicy::new_options(&Question(request), &answer, now, CacheOptions::default());
-            let useful = policy.is_storable() && (can_be_asked_about || !policy.is_stale(now));
-            useful.then_some(Policy { policy, headers })
+            let useful = policy.is_storable() && (!validators.is_empty() || !policy.is_stale(now));
+            useful.then_some(Policy { rules: policy, validators, headers })
         })?
     }
 
     /// Keeps a body.
-    pub(super) fn keep(&self, url: &Url, Policy { policy, headers }: Policy, body: Bytes) {
+    pub(super) fn keep(&self, url: &Url, Policy { rules: policy, validators, headers }: Policy, body: Bytes) {
         if let Some(kept) = &self.0 {
-            kept.insert(url.clone(), Arc::new(Entry { policy, body, headers }));
+            kept.insert(url.clone(), Arc::new(Entry { policy, body, validators, headers }));
         }
     }
 }
@@ -185,6 +199,14 @@ impl Answer {
             headers.insert(SET_COOKIE, HeaderValue::from_static("some"));
         }
         Some((Self { status: answer.status(), headers }, bytes))
+    }
+}
+
+impl Answer {
+    /// The headers by which a body can be asked about.
+    fn validators(&self) -> HeaderMap {
+        let found = |name: HeaderName| self.headers.get(&name).cloned().map(|value| (name, value));
+        [ETAG, LAST_MODIFIED].into_iter().filter_map(found).collect()
     }
 }
 

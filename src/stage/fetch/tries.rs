@@ -82,7 +82,8 @@ impl Fetcher {
                 && let Some(host) = reference.host()
                 && let Err(error) = self.may_ask(&host)
             {
-                match refused(watch, error) {
+                in_a_row = 0;
+                match refused(watch, &host, error) {
                     Some(error) => return Err(error),
                     None => continue,
                 }
@@ -94,31 +95,38 @@ impl Fetcher {
                 if probe.is_none() && !watch.is_none_or(Watch::may_begin) {
                     return Err(FetchError::Halted);
                 }
-                if may_be_refused {
-                    self.may_ask(host)?;
-                }
+                // The one that says no is the last one, too.
                 lock(&asked).push(host.to_owned());
-                Ok(())
+                if may_be_refused { self.may_ask(host) } else { Ok(()) }
             };
             let result = self.try_once(reference, &may_begin).await;
             let asked: Vec<String> = std::mem::take(&mut *lock(&asked));
-            if asked.is_empty() && matches!(result, Err(FetchError::Halted | FetchError::LeftAlone { .. })) {
+            let refused_at = match &result {
+                Err(FetchError::Halted) => Some(0),
+                Err(FetchError::LeftAlone { .. }) => Some(1),
+                _ => None,
+            };
+            if refused_at == Some(asked.len()) {
                 tries.made -= 1;
-                in_a_row -= 1;
             }
             let result = match result {
-                Err(FetchError::Halted) => continue,
+                Err(FetchError::Halted) => {
+                    in_a_row = 0;
+                    continue;
+                }
                 // By a host that another one led to, or since a moment ago.
                 Err(error @ FetchError::LeftAlone { .. }) => {
-                    self.answered(&asked);
-                    match refused(watch, error) {
+                    self.answered_before(&asked);
+                    in_a_row = 0;
+                    match refused(watch, asked.last().map_or("", String::as_str), error) {
                         Some(error) => return Err(error),
                         None => continue,
                     }
                 }
                 other => other,
             };
-            let after = watch.map_or(After::AsEver, |watch| watch.ended(probe, &result));
+            let at = asked.last().filter(|_| result.is_err()).map(String::as_str);
+            let after = watch.map_or(After::AsEver, |watch| watch.ended(probe, at, &result));
             let left_alone = after == After::AsEver && self.note(&asked, &result);
             let error = match result {
                 Ok(done) => return Ok(done),
@@ -174,20 +182,21 @@ impl Fetcher {
         asked.map_err(|LeftAlone { left, last }| FetchError::LeftAlone { left, last })
     }
 
-    /// Tells the breakers of hosts that they answered.
-    fn answered(&self, hosts: &[String]) {
-        if let Some(breakers) = &self.breakers {
-            for host in hosts {
-                breakers.succeeded(host);
-            }
+    /// Tells the breakers of the hosts that led to the last one that they answered.
+    fn answered_before(&self, asked: &[String]) {
+        let (Some(breakers), Some((last, before))) = (&self.breakers, asked.split_last()) else { return };
+        for host in before.iter().filter(|host| *host != last) {
+            breakers.succeeded(host);
         }
     }
 
-    /// Tells the breakers of the hosts that a try asked how it went: each but the last has led to the next. Says whether the
-    /// last one is left alone now.
+    /// Tells the breakers of the hosts that a try asked how it went. Says whether the last one is left alone now.
     fn note(&self, asked: &[String], result: &Result<(Bytes, Permit), FetchError>) -> bool {
-        let (Some(breakers), Some((last, before))) = (&self.breakers, asked.split_last()) else { return false };
-        self.answered(before);
+        self.answered_before(asked);
+        let (Some(breakers), Some(last)) = (&self.breakers, asked.last()) else { return false };
+        if result.as_ref().is_err_and(FetchError::came_unasked) {
+            return false;
+        }
         let outcome = result.as_ref().map_err(|error| (error.code(), error.disposition()));
         let left_alone = if let Err((code, Disposition::Transient { retry_after })) = outcome {
             // A shorter wait is waited for in process.
@@ -204,9 +213,9 @@ impl Fetcher {
 
 /// A try that was not made, since a host is left alone: it tells of an outage like a try that was, since what fails everywhere is
 /// held and not put off. `None` where it is held.
-fn refused(watch: Option<&Watch<'_>>, error: FetchError) -> Option<FetchError> {
+fn refused(watch: Option<&Watch<'_>>, host: &str, error: FetchError) -> Option<FetchError> {
     let result: Result<(), _> = Err(error);
-    match watch.map_or(After::AsEver, |watch| watch.ended(None, &result)) {
+    match watch.map_or(After::AsEver, |watch| watch.ended(None, Some(host), &result)) {
         After::Hold => None,
         After::AsEver | After::LetGo => result.err(),
     }

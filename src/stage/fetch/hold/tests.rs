@@ -22,7 +22,7 @@ fn outage() -> (Arc<Hold>, Gate) {
     for number in 0..10 {
         let watch = hold.watch(&format!("host {number}"), &|| true);
         watch.may_begin();
-        watch.ended(None, &failure());
+        watch.ended(None, None, &failure());
     }
     assert_eq!(gate.passage(), Passage::Shut);
     (hold, gate)
@@ -37,7 +37,7 @@ async fn probes_until_let_go(hold: &Arc<Hold>) -> Option<usize> {
         let (next, _) = hold.step(Instant::now() + LATER);
         let (held, probe) = next.expect("a probe is due");
         held.go.send(Some(probe)).unwrap();
-        match watch.ended(turn.await.unwrap(), &failure()) {
+        match watch.ended(turn.await.unwrap(), None, &failure()) {
             After::Hold => {}
             After::LetGo => return Some(probes),
             After::AsEver => panic!("an outage that is on"),

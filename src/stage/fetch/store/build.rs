@@ -48,7 +48,7 @@ pub(super) fn build(
     let bucket = root.bucket.as_str();
     let built: Result<Arc<dyn ObjectStore>, _> = match root.kind {
         StoreKind::S3 => {
-            let mut builder = AmazonS3Builder::from_env();
+            let mut builder = s3_from_environment();
             for (key, value) in given(options, "aws_")? {
                 // An endpoint of S3 in the environment would go before a general one.
                 if matches!(key, AmazonS3ConfigKey::Endpoint) {
@@ -88,6 +88,17 @@ fn given<'o, K: FromStr>(options: &'o BTreeMap<String, String>, prefix: &str) ->
     own.map(|(name, value)| Ok((name.parse().map_err(|_| format!("there is no option {name:?}"))?, value))).collect()
 }
 
+/// As `AmazonS3Builder::from_env`, but that a variable without a value is as good as none.
+fn s3_from_environment() -> AmazonS3Builder {
+    let all =
+        std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+    let own = all.filter(|(name, value)| name.starts_with("AWS_") && !value.is_empty());
+    own.fold(AmazonS3Builder::new(), |builder, (name, value)| match name.to_ascii_lowercase().parse() {
+        Ok(key) => builder.with_config(key, value),
+        Err(_) => builder,
+    })
+}
+
 /// What would make the store panic, or ask another bucket than the one that is open.
 fn check_s3(builder: &AmazonS3Builder) -> Result<(), String> {
     use AmazonS3ConfigKey as Key;
@@ -96,13 +107,14 @@ fn check_s3(builder: &AmazonS3Builder) -> Result<(), String> {
     for (name, endpoint) in &endpoints {
         check_address(name, endpoint.as_deref())?;
     }
-    let sts = value(Key::StsEndpoint);
+    let sts = value(Key::StsEndpoint).filter(|_| value(Key::AccessKeyId).is_none());
     check_address("AWS_ENDPOINT_URL_STS", sts.as_deref())?;
     if sts.is_some_and(|sts| !sts.starts_with("https://")) {
         return Err("AWS_ENDPOINT_URL_STS must be an https address: a token is sent there".into());
     }
     let has_endpoint = endpoints.iter().any(|(_, endpoint)| endpoint.is_some());
-    if has_endpoint && value(Key::VirtualHostedStyleRequest).as_deref() == Some("true") {
+    let hosted = value(Key::VirtualHostedStyleRequest).unwrap_or_default().to_ascii_lowercase();
+    if has_endpoint && !matches!(&*hosted, "" | "0" | "false" | "off" | "no" | "n") {
         return Err(
             "aws_virtual_hosted_style_request and an endpoint do not go together: the bucket would not be named".into(),
         );
@@ -154,6 +166,7 @@ mod tests {
             ("s3://photos", &[("aws_endpoint", "")], "http or https"),
             ("s3://photos", &[("aws_endpoint", "http://user:pw@minio")], "http or https"),
             ("s3://photos", &[("aws_endpoint", "http://m"), ("aws_virtual_hosted_style_request", "true")], "bucket"),
+            ("s3://photos", &[("aws_endpoint", "http://m"), ("aws_virtual_hosted_style_request", "Yes")], "bucket"),
             ("s3://photos", &[("aws_endpoint_url_sts", "http://sts")], "https"),
             ("s3://photos", &[("aws_access_key_id", "key\n"), ("aws_secret_access_key", "s")], "line break"),
             ("gs://photos", &[("google_base_url", "storage")], "http or https"),
