@@ -210,13 +210,7 @@ fn decode_with(guessed: ImageFormat, format: Format, bytes: &[u8], limits: &Limi
         Format::Png if png::has_torn_palette(bytes) => {
             return Err(DecodeError::Broken("its palette ends within a colour".into()));
         }
-        // They are read before the decoder hears of the limit.
-        Format::Tiff if tiff::bytes_of_lists(bytes) > limits.max_memory => {
-            return Err(DecodeError::TooMuchMemory { limit: limits.max_memory });
-        }
-        Format::Tiff if tiff::has_tiles_of_planes(bytes) => {
-            return Err(DecodeError::UnsupportedMedia("the tiff has a set of tiles for each colour".into()));
-        }
+        Format::Tiff => check_directory(&tiff::Directory::of(bytes), limits)?,
         _ => {}
     }
     let decoder = reader.into_decoder().map_err(explain)?;
@@ -237,7 +231,11 @@ fn decode_with(guessed: ImageFormat, format: Format, bytes: &[u8], limits: &Limi
             pixel_bytes += 4;
             webp::lossy_frames(bytes).try_for_each(|(width, height)| limits.check(width, height, pixel_bytes))?;
         }
-        Format::Tiff => pixel_bytes += if inks { 4 } else { 0 },
+        Format::Tiff => {
+            pixel_bytes += if inks { 4 } else { 0 };
+            // A strip of it may be all of the picture.
+            pixel_bytes += if tiff::Directory::of(bytes).holds_jpegs() { 3 + jpeg::COEFFICIENTS } else { 0 };
+        }
         Format::Jpeg | Format::Png | Format::Gif | Format::Bmp => {}
     }
     limits.check(width, height, pixel_bytes)?;
@@ -252,6 +250,20 @@ fn decode_with(guessed: ImageFormat, format: Format, bytes: &[u8], limits: &Limi
         bmp::widen_as_pillow(bytes, &mut rgb);
     }
     Ok(Picture::whole(width, height, format, rgb))
+}
+
+/// What the decoder would do before it hears of the limits, or without regard to them.
+fn check_directory(directory: &tiff::Directory<'_>, limits: &Limits) -> Result<(), DecodeError> {
+    if directory.bytes_of_lists() > limits.max_memory {
+        return Err(DecodeError::TooMuchMemory { limit: limits.max_memory });
+    }
+    if directory.has_tiles_of_planes() {
+        return Err(DecodeError::UnsupportedMedia("the tiff has a set of tiles for each colour".into()));
+    }
+    if directory.holds_jpegs() && !directory.jpegs_fit() {
+        return Err(DecodeError::Broken("a JPEG in the tiff is not of the size of its strip or tile".into()));
+    }
+    Ok(())
 }
 
 fn to_rgb(image: DynamicImage) -> Vec<u8> {

@@ -1,4 +1,6 @@
-//! TIFFs of inks, which `image` converts by a formula of its own.
+//! TIFFs of inks, which `image` converts by a formula of its own, and a look at what a file says of itself.
+
+mod directory;
 
 use std::io::Cursor;
 
@@ -6,6 +8,8 @@ use tiff::TiffError;
 use tiff::decoder::{Decoder, DecodingResult, Limits as Allocations};
 
 use super::decode::{DecodeError, Limits};
+
+pub(in crate::caption::preprocess) use directory::Directory;
 
 /// Decodes a TIFF of 8 bits of cyan, magenta, yellow and black, and converts it to RGB as Pillow does (`cmyk2rgb` in
 /// its `Convert.c`). The size has been checked.
@@ -47,76 +51,24 @@ fn explain(error: TiffError, limits: &Limits) -> DecodeError {
     }
 }
 
-/// The last of the tags that say how pixels are stored; metadata has higher numbers.
-const LAST_OF_PIXELS: u64 = 532;
-/// Whether the colours of a pixel are together (1) or apart (2).
-const PLANAR_CONFIGURATION: u64 = 284;
-const TILE_WIDTH: u64 = 322;
-
-/// An entry of the first directory.
-struct Entry {
-    tag: u64,
-    /// How many numbers it has.
-    count: u64,
-    /// The first of them, where it is of 16 bits and in the entry itself.
-    value: u64,
-}
-
-/// What stands in the first directory of a file, as far as it is there: a count and entries of a tag, a type, a count and
-/// a value (TIFF 6.0; BigTIFF has the same in wider numbers).
-fn entries(bytes: &[u8]) -> Vec<Entry> {
-    let little = bytes.starts_with(b"II");
-    let number = |at: u64, width: u64| -> Option<u64> {
-        let (from, to) = (usize::try_from(at).ok()?, usize::try_from(at.checked_add(width)?).ok()?);
-        let digits = bytes.get(from..to)?.iter().map(|digit| u64::from(*digit));
-        let join = |number: u64, digit: u64| number << 8 | digit;
-        Some(if little { digits.rev().fold(0, join) } else { digits.fold(0, join) })
-    };
-    let found = || {
-        // Widths of the number of entries, of a count and of an entry.
-        let (first, head, wide, entry) = match number(2, 2)? {
-            43 => (number(8, 8)?, 8, 8, 20),
-            _ => (number(4, 4)?, 2, 4, 12),
-        };
-        let count = number(first, head)?;
-        let begin = first.checked_add(head)?;
-        let entries = (0..count).map_while(|index| {
-            let at = begin.checked_add(index.checked_mul(entry)?)?;
-            let (tag, count) = (number(at, 2)?, number(at.checked_add(4)?, wide)?);
-            Some(Entry { tag, count, value: number(at.checked_add(4 + wide)?, 2)? })
-        });
-        Some(entries.collect())
-    };
-    found().unwrap_or_default()
-}
-
-/// Memory that the decoder takes for the lists in the first directory before it knows a limit: 32 bytes a number (tiff 0.11,
-/// which has its own limit of 256 MiB).
-pub(super) fn bytes_of_lists(bytes: &[u8]) -> u64 {
-    /// A value in the decoder's memory.
-    const VALUE: u64 = 32;
-    // A number that is alone in its entry takes no list.
-    let read = entries(bytes).into_iter().filter(|entry| entry.count > 1 && entry.tag <= LAST_OF_PIXELS);
-    read.fold(0, |sum: u64, entry| sum.saturating_add(entry.count)).saturating_mul(VALUE)
-}
-
-/// Whether it has tiles of single colours, on which the decoder panics (image 0.25.10).
-pub(super) fn has_tiles_of_planes(bytes: &[u8]) -> bool {
-    let entries = entries(bytes);
-    let apart = entries.iter().any(|entry| entry.tag == PLANAR_CONFIGURATION && entry.value == 2);
-    apart && entries.iter().any(|entry| entry.tag == TILE_WIDTH)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::caption::preprocess::decode;
 
+    fn lists(file: &[u8]) -> u64 {
+        Directory::of(file).bytes_of_lists()
+    }
+
+    fn planes(file: &[u8]) -> bool {
+        Directory::of(file).has_tiles_of_planes()
+    }
+
     #[test]
     fn lists_in_the_header_count_before_they_are_read() {
         let file = include_bytes!("../../../fuzz/corpus/decode/huge-list-in-header.tiff");
         let limits = Limits { max_pixels: 1 << 20, max_side: 1 << 10, max_memory: 1 << 20 };
-        assert!(bytes_of_lists(file) > 90 << 20, "{}", bytes_of_lists(file));
+        assert!(lists(file) > 90 << 20, "{}", lists(file));
         assert_eq!(decode(file, &limits), Err(DecodeError::TooMuchMemory { limit: 1 << 20 }));
     }
 
@@ -128,12 +80,12 @@ mod tests {
         let mut wide = b"II\x2b\0\x08\0\0\0\x10\0\0\0\0\0\0\0\x01\0\0\0\0\0\0\0".to_vec();
         wide.extend([0x11, 1, 4, 0, 0xE8, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
         for file in [little, big, wide] {
-            assert_eq!(bytes_of_lists(&file), 32_000);
+            assert_eq!(lists(&file), 32_000);
             for length in 0..file.len() {
-                bytes_of_lists(&file[..length]);
+                lists(&file[..length]);
             }
         }
-        assert_eq!(bytes_of_lists(&[b"II\x2a\0", &[0xFF; 40][..]].concat()), 0);
+        assert_eq!(lists(&[b"II\x2a\0", &[0xFF; 40][..]].concat()), 0);
     }
 
     #[test]
@@ -143,10 +95,44 @@ mod tests {
             [&tag[..], &kind, &1_u32.to_le_bytes(), &value.to_le_bytes(), &[0, 0]].concat()
         };
         let file = |planes, tag| [&b"II\x2a\0\x08\0\0\0\x02\0"[..], &entry(284, planes), &entry(tag, 16)].concat();
-        assert!(has_tiles_of_planes(&file(2, 322)));
-        assert!(!has_tiles_of_planes(&file(1, 322)) && !has_tiles_of_planes(&file(2, 278)));
+        assert!(planes(&file(2, 322)));
+        assert!(!planes(&file(1, 322)) && !planes(&file(2, 278)));
         let limits = Limits { max_pixels: 1 << 20, max_side: 1 << 10, max_memory: 1 << 20 };
         let refused = decode(&file(2, 322), &limits);
         assert!(matches!(&refused, Err(DecodeError::UnsupportedMedia(why)) if why.contains("tiles")), "{refused:?}");
+    }
+
+    #[test]
+    fn a_jpeg_in_a_strip_that_is_larger_than_the_strip_is_refused_before_it_is_decoded() {
+        let limits = Limits { max_pixels: 1 << 14, max_side: 1 << 9, max_memory: 1 << 20 };
+        let file = include_bytes!("../../../fuzz/corpus/decode/large-jpeg-in-strip.tiff");
+        assert!(Directory::of(file).holds_jpegs() && !Directory::of(file).jpegs_fit());
+        let refused = decode(file, &limits);
+        assert!(matches!(&refused, Err(DecodeError::Broken(why)) if why.contains("JPEG")), "{refused:?}");
+    }
+
+    /// A grey TIFF of 8 × 8 in one strip, which is a JPEG of this size.
+    fn with_strip(width: u16, height: u16) -> Vec<u8> {
+        let entry = |tag: u16, value: u32| {
+            let [tag, kind] = [tag, 4].map(u16::to_le_bytes);
+            [&tag[..], &kind, &1_u32.to_le_bytes(), &value.to_le_bytes()].concat()
+        };
+        let entries = [(256, 8), (257, 8), (258, 8), (259, 7), (262, 1), (273, 106), (277, 1), (278, 8)];
+        let [width, height] = [width, height].map(u16::to_be_bytes);
+        let frame = [&b"\xFF\xD8\xFF\xC0\0\x0B\x08"[..], &height, &width, b"\x01\x01\x11\0\xFF\xDA\0\x02"].concat();
+        let entries: Vec<u8> = entries.into_iter().flat_map(|(tag, value)| entry(tag, value)).collect();
+        [&b"II\x2a\0\x08\0\0\0\x08\0"[..], &entries, &frame].concat()
+    }
+
+    #[test]
+    fn a_jpeg_fits_its_strip_up_to_whole_blocks() {
+        for (width, height, fits) in [(8, 8, true), (16, 16, true), (17, 8, false), (8, 17, false), (65_535, 1, false)]
+        {
+            assert_eq!(Directory::of(&with_strip(width, height)).jpegs_fit(), fits, "{width}x{height}");
+        }
+        let whole = with_strip(8, 8);
+        for length in 0..whole.len() {
+            Directory::of(&whole[..length]).jpegs_fit();
+        }
     }
 }
