@@ -34,9 +34,9 @@ async fn every_trick_ends_as_its_dead_letter_and_harms_no_neighbour() {
         let networks = flow.settings.fetch.allow_networks.clone();
         flow.settings.fetch = blipstream::settings::Fetch { allow_networks: networks, ..Default::default() };
     } else {
-        flow.settings.fetch.connect_timeout = Duration::from_millis(300);
-        flow.settings.fetch.read_timeout = Duration::from_millis(300);
-        flow.settings.fetch.total_timeout = Duration::from_secs(1);
+        flow.settings.fetch.connect_timeout = Duration::from_secs(1);
+        flow.settings.fetch.read_timeout = Duration::from_secs(1);
+        flow.settings.fetch.total_timeout = Duration::from_secs(3);
         flow.settings.fetch.attempts = 2;
     }
     let server = ImageServer::start_everywhere().await;
