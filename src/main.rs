@@ -1,7 +1,5 @@
 //! The command line: parse it, set up logging, run one command, map its end to an exit code.
 
-use std::process::ExitCode;
-
 use blipstream::command::{self, Cli};
 use clap::Parser;
 
@@ -10,13 +8,14 @@ use clap::Parser;
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-fn main() -> ExitCode {
+fn main() {
     let cli = Cli::parse();
-    match command::run(cli) {
-        Ok(exit) => exit.into(),
+    let code = match command::run(cli) {
+        Ok(exit) => exit.code(),
         Err(error) => {
             command::report(&error);
-            command::exit_of(&error).into()
+            command::exit_of(&error)
         }
-    }
+    };
+    command::leave(code)
 }

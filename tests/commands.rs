@@ -1,7 +1,7 @@
 //! The commands `submit`, `collect` and `check` against the embedded broker, as a person runs them.
 
 use std::fs;
-use std::io::{BufRead as _, BufReader, Write as _};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 use std::thread::JoinHandle;
@@ -434,4 +434,25 @@ fn a_wrong_configuration_ends_with_2() {
     }
     let ran = run(&mut blipstream(&["submit", "-", "--max-failure-rate", "7"]), "");
     assert_eq!(ran.code, Some(2), "{ran:?}");
+}
+
+#[test]
+fn a_worker_that_is_told_to_stop_while_its_model_warms_up_ends_with_0() {
+    for wait in (0..60).step_by(5) {
+        let mut worker = blipstream(&["worker", "--set", "model.source=demo", "--set", "admin.listen=127.0.0.1:0"]);
+        // No broker: it is still looking for one when the model is there.
+        let mut child = start(worker.args(["--set", "kafka.bootstrap_servers=127.0.0.1:1"]));
+        let mut log = BufReader::new(child.stderr.take().unwrap());
+        let mut line = String::new();
+        while !line.contains("model loaded") {
+            line.clear();
+            assert_ne!(log.read_line(&mut line).unwrap(), 0, "it ended before its model was loaded");
+        }
+        std::thread::sleep(Duration::from_millis(wait));
+        interrupt(&child);
+        let ran = finish(child);
+        let mut rest = String::new();
+        log.read_to_string(&mut rest).unwrap();
+        assert_eq!(ran.code, Some(0), "after {wait} ms: {rest}");
+    }
 }

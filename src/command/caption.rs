@@ -1,7 +1,6 @@
 //! `blipstream caption`: the pipeline without Kafka, for files, folders and URLs.
 
-use std::collections::BTreeMap;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, IsTerminal, Write};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -309,7 +308,7 @@ impl Printer {
             let result = result.resolve(Outcome::Published);
             self.failed += usize::from(result.is_err());
             match self.print(result) {
-                Err(error) if broken_pipe(&error) => std::process::exit(0),
+                Err(error) if broken_pipe(&error) => super::leave(0),
                 printed => printed.context("cannot write the captions")?,
             }
             self.bar.inc(1);

@@ -16,7 +16,6 @@ mod telemetry;
 pub mod worker;
 
 use std::io::{self, Write};
-use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use serde::Serialize;
@@ -81,14 +80,26 @@ pub enum Exit {
     TooManyFailures,
 }
 
-impl From<Exit> for ExitCode {
-    fn from(exit: Exit) -> Self {
-        match exit {
-            Exit::Done => Self::SUCCESS,
-            Exit::Failed => Self::from(1),
-            Exit::TooManyFailures => Self::from(3),
+impl Exit {
+    /// The exit code of the process.
+    pub fn code(self) -> u8 {
+        match self {
+            Self::Done => 0,
+            Self::Failed => 1,
+            Self::TooManyFailures => 3,
         }
     }
+}
+
+/// Ends the process at once, with what was printed. A plain `exit` would take down the globals of C++ libraries first
+/// (oneDNN, CUDA, OpenSSL) while threads still use them, which ends in a crash: threads are left alone here where a
+/// model warms up as the worker is told to stop, or where a device hangs.
+pub fn leave(code: u8) -> ! {
+    // Nobody is left to be told that the last lines could not be written.
+    let _ = io::stdout().flush();
+    let _ = io::stderr().flush();
+    // SAFETY: it takes any number and does not return.
+    unsafe { libc::_exit(code.into()) }
 }
 
 /// Bad usage that clap cannot see; exit code 2.

@@ -145,7 +145,7 @@ pub fn drain_on_signal(control: &Control) -> anyhow::Result<()> {
             };
             if again {
                 tracing::warn!(signal = name, "stopping at once; what was in flight is read again by the next worker");
-                std::process::exit(1);
+                super::leave(1);
             }
             tracing::info!(signal = name, "draining; a second signal stops at once");
             control.drain(name);

@@ -118,7 +118,7 @@ impl Options {
 fn main() -> ExitCode {
     let mut arguments = std::env::args().skip(1);
     if arguments.next().as_deref() == Some(worker::WORKER) {
-        return worker::run(Path::new(&arguments.next().expect("a file of settings")));
+        worker::run(Path::new(&arguments.next().expect("a file of settings")));
     }
     let options = match options() {
         Ok(options) => options,

@@ -3,7 +3,7 @@
 use std::io::Read as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitCode, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use blipstream::caption::fake::{FakeEngine, FakeOptions};
@@ -29,13 +29,13 @@ const ASKING: Duration = Duration::from_millis(500);
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Runs the worker that the settings in `file` describe.
-pub fn run(file: &Path) -> ExitCode {
+pub fn run(file: &Path) -> ! {
     let settings: Settings = toml::from_str(&std::fs::read_to_string(file).unwrap()).unwrap();
     tracing_subscriber::fmt().json().flatten_event(true).with_writer(std::io::stderr).init();
     // Ends with the process that has started it, however that ends.
     std::thread::spawn(|| {
         let _ = std::io::stdin().read_to_end(&mut Vec::new());
-        std::process::exit(1);
+        command::leave(1);
     });
     let load = |settings: &Settings| {
         let engine = FakeEngine::new(FakeOptions { image_size: SIDE, encode_delay: BATCH, ..FakeOptions::default() });
@@ -47,10 +47,10 @@ pub fn run(file: &Path) -> ExitCode {
         })
     };
     match command::worker::serve(settings, load) {
-        Ok(exit) => exit.into(),
+        Ok(exit) => command::leave(exit.code()),
         Err(error) => {
             command::report(&error);
-            ExitCode::FAILURE
+            command::leave(1)
         }
     }
 }
