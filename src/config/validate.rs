@@ -12,15 +12,14 @@ use super::error::{ConfigError, Origin};
 use super::{Given, GivenMap, HIDDEN};
 use crate::message::ObjectRoot;
 use crate::settings::{
-    Admin, Fetch, Flow, Input, Kafka, Log, Model, RetryTopic, STORE_OPTIONS, SecurityProtocol, Settings,
+    Admin, Fetch, Flow, Input, Kafka, LONGEST_BREAK, Log, Model, RetryTopic, STORE_OPTIONS, SecurityProtocol, Settings,
+    is_web_address,
 };
 
 const MECHANISMS: [&str; 3] = ["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"];
 const DTYPES: [&str; 5] = ["auto", "f32", "bf16", "f16", "int8"];
 const BACKENDS: [&str; 8] =
     ["auto", "native", "native:plain", "native:avx2", "native:avx512", "onednn", "fused", "candle"];
-/// Longest time that a host is left alone.
-const LONGEST_BREAK: Duration = Duration::from_secs(10 * 60);
 /// Longest memory for failed fetches.
 const LONGEST_WINDOW: Duration = Duration::from_secs(3600);
 
@@ -330,12 +329,8 @@ impl Check {
             self.header("fetch.contact", contact);
         }
         self.need(!fetch.allow_ports.contains(&0), &["fetch.allow_ports"], "0 is no port; no ports at all mean any");
-        let plain = |proxy: &url::Url| {
-            let web = matches!(proxy.scheme(), "http" | "https") && proxy.has_host();
-            web && proxy.username().is_empty() && proxy.password().is_none()
-        };
         let message = "must be an http address without user name and password, e.g. http://proxy.internal:3128";
-        self.need(fetch.proxy.as_ref().is_none_or(plain), &["fetch.proxy"], message);
+        self.need(fetch.proxy.as_ref().is_none_or(is_web_address), &["fetch.proxy"], message);
         for store in &fetch.stores {
             let wrong = ObjectRoot::parse(store).err();
             let message = format!("{store:?} is {}", wrong.as_deref().unwrap_or_default());

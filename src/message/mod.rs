@@ -21,7 +21,7 @@ pub use dead_letter::{
     error_text, is_pointer, replay_headers,
 };
 pub use record::{CaptionRecord, ImageInfo, ModelRef, SCHEMA, Timing, redact_url};
-pub use redact::redact_text;
+pub use redact::{redact_text, without_controls};
 pub use request::{
     ImageRef, MAX_PROMPT_BYTES, ObjectRef, ObjectRoot, ParseError, ParsedRow, Request, RequestParams, StoreKind, parse,
 };

@@ -68,7 +68,7 @@ pub(super) fn quote(text: &str) -> String {
 }
 
 /// The text with every control character replaced by a space.
-pub(super) fn without_controls(text: &str) -> String {
+pub fn without_controls(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 

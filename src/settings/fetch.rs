@@ -10,6 +10,14 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use url::Url;
 
+/// Longest time that a host is left alone, by its own failures or by its own wish.
+pub const LONGEST_BREAK: Duration = Duration::from_secs(10 * 60);
+
+/// Whether an address is of the web, and names nobody: it is a setting, which is printed.
+pub fn is_web_address(url: &Url) -> bool {
+    matches!(url.scheme(), "http" | "https") && url.has_host() && url.username().is_empty() && url.password().is_none()
+}
+
 /// How images are fetched.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]

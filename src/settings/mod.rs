@@ -17,7 +17,7 @@ use bytesize::ByteSize;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub use fetch::{Fetch, STORE_OPTIONS};
+pub use fetch::{Fetch, LONGEST_BREAK, STORE_OPTIONS, is_web_address};
 pub use flow::Flow;
 pub use kafka::{Compression, Delivery, Input, Kafka, RetryTopic, SecurityProtocol};
 pub use model::Model;

@@ -94,6 +94,27 @@ impl Config {
             full_url: output.full_url,
         }
     }
+
+    /// From bodies to the model's pixels; each thread has one of its own.
+    pub fn decoder(&self) -> impl FnMut(&[u8]) -> Result<Decoded, preprocess::DecodeError> + use<> {
+        let (preprocessor, limits, exif_orientation) = (self.preprocessor.clone(), self.limits, self.exif_orientation);
+        let scaling = self.jpeg_least.and_then(|least| Some((least, TurboJpeg::open().ok()?)));
+        let mut resizer = Resizer::new();
+        move |body| {
+            let picture = match &scaling {
+                Some((least, turbo)) => preprocess::decode_at_least(body, &limits, *least, turbo)?,
+                None => preprocess::decode(body, &limits)?,
+            };
+            let mut pixels = preprocessor.resize(&picture, &mut resizer)?;
+            let (mut width, mut height) = picture.full_size;
+            if exif_orientation {
+                let turn = Turn::of(body);
+                pixels = turn.apply(pixels);
+                (width, height) = turn.size((width, height));
+            }
+            Ok(Decoded { pixels, width, height, format: picture.format.as_str() })
+        }
+    }
 }
 
 fn jpeg_least(gap: f64, size: usize) -> Option<u32> {
@@ -135,34 +156,19 @@ pub fn spawn(
     input: &Receiver<Tracked<Fetched>>,
     outputs: &Outputs,
 ) -> std::io::Result<Vec<JoinHandle<()>>> {
-    spawn_with(config, input, outputs, |config| {
-        let (preprocessor, limits) = (config.preprocessor.clone(), config.limits);
-        let scaling = config.jpeg_least.and_then(|least| Some((least, TurboJpeg::open().ok()?)));
-        let mut resizer = Resizer::new();
-        let exif_orientation = config.exif_orientation;
-        move |body: &[u8]| {
-            let picture = match &scaling {
-                Some((least, turbo)) => preprocess::decode_at_least(body, &limits, *least, turbo)?,
-                None => preprocess::decode(body, &limits)?,
-            };
-            let mut pixels = preprocessor.resize(&picture, &mut resizer)?;
-            let (mut width, mut height) = picture.full_size;
-            if exif_orientation {
-                let turn = Turn::of(body);
-                pixels = turn.apply(pixels);
-                (width, height) = turn.size((width, height));
-            }
-            Ok(Decoded { pixels, width, height, format: picture.format.as_str() })
-        }
-    })
+    spawn_with(config, input, outputs, Config::decoder)
 }
 
 /// What a decoder makes of a body.
-struct Decoded {
-    pixels: Pixels,
-    width: u32,
-    height: u32,
-    format: &'static str,
+pub struct Decoded {
+    /// The picture at the model's size.
+    pub pixels: Pixels,
+    /// Width in pixels, as encoded.
+    pub width: u32,
+    /// Height in pixels, as encoded.
+    pub height: u32,
+    /// How it was encoded.
+    pub format: &'static str,
 }
 
 /// The threads, with a decoder of their own for each: the tests bring worse ones.

@@ -9,6 +9,7 @@ use base64::engine::general_purpose::STANDARD;
 use blipstream::caption::fake::FakeOptions;
 use blipstream::kafka::NewRecord;
 
+use crate::support::client::within;
 use crate::support::flow::{Answers, CAPTIONS, Flow, request};
 use crate::support::images::{Answer, ImageServer, jpeg, png, png_header};
 use crate::{TURN, record, recording};
@@ -21,14 +22,6 @@ const HOSTS: usize = 20;
 
 /// A tenth of it is usual.
 const PATIENCE: Duration = Duration::from_secs(180);
-
-async fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !holds() {
-        assert!(Instant::now() < deadline, "not in time: {what}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-}
 
 /// What a crowd took.
 struct Outcome {
@@ -108,10 +101,10 @@ async fn run(with_hostile: bool) -> Outcome {
     let worker = flow.worker(FakeOptions { encode_delay: Duration::from_millis(20), ..FakeOptions::default() });
     let (counter, begun) = (flow.counter(), Instant::now());
     let healthy = (0..MESSAGES).filter(|number| !is_hostile(*number)).count();
-    until("the healthy ones are captioned", || counter.records(CAPTIONS) >= healthy).await;
+    within(PATIENCE, "the healthy ones are captioned", || counter.records(CAPTIONS) >= healthy).await;
     let healthy = begun.elapsed();
     let all = || flow.committed().iter().map(|offset| offset.unwrap_or(0)).sum::<i64>() == count as i64;
-    until("everything is committed", all).await;
+    within(PATIENCE, "everything is committed", all).await;
     let all = begun.elapsed();
     let budget = worker.control.budget().clone();
     assert!(worker.stop().await.clean());

@@ -68,8 +68,13 @@ pub fn assert_nothing_was_trimmed(topic: &str, messages: &[Message]) {
 }
 
 /// Waits until something holds.
-pub async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
+pub async fn eventually(what: &str, holds: impl FnMut() -> bool) {
+    within(PATIENCE, what, holds).await;
+}
+
+/// Waits so long until something holds.
+pub async fn within(patience: Duration, what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + patience;
     while !holds() {
         assert!(Instant::now() < deadline, "not in time: {what}");
         tokio::time::sleep(Duration::from_millis(5)).await;

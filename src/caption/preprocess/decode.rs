@@ -206,12 +206,12 @@ fn decode_with(guessed: ImageFormat, format: Format, bytes: &[u8], limits: &Limi
     {
         return Err(DecodeError::UnsupportedMedia(format!("the JPEG has {bits} bits a channel, and only 8 are read")));
     }
-    match format {
-        Format::Png if png::has_torn_palette(bytes) => {
-            return Err(DecodeError::Broken("its palette ends within a colour".into()));
-        }
-        Format::Tiff => check_directory(&tiff::Directory::of(bytes), limits)?,
-        _ => {}
+    if format == Format::Png && png::has_torn_palette(bytes) {
+        return Err(DecodeError::Broken("its palette ends within a colour".into()));
+    }
+    let directory = (format == Format::Tiff).then(|| tiff::Directory::of(bytes));
+    if let Some(directory) = &directory {
+        check_directory(directory, limits)?;
     }
     let decoder = reader.into_decoder().map_err(explain)?;
     let (width, height) = decoder.dimensions();
@@ -225,18 +225,15 @@ fn decode_with(guessed: ImageFormat, format: Format, bytes: &[u8], limits: &Limi
         complete = survey.complete;
         limits.check_scans(width, height, survey.scans)?;
     }
-    match format {
-        Format::WebP => {
-            // Its decoder works in RGBA.
-            pixel_bytes += 4;
-            webp::lossy_frames(bytes).try_for_each(|(width, height)| limits.check(width, height, pixel_bytes))?;
-        }
-        Format::Tiff => {
-            pixel_bytes += if inks { 4 } else { 0 };
-            // A strip of it may be all of the picture.
-            pixel_bytes += if tiff::Directory::of(bytes).holds_jpegs() { 3 + jpeg::COEFFICIENTS } else { 0 };
-        }
-        Format::Jpeg | Format::Png | Format::Gif | Format::Bmp => {}
+    if let Some(directory) = directory {
+        pixel_bytes += if inks { 4 } else { 0 };
+        // A strip of it may be all of the picture.
+        pixel_bytes += if directory.holds_jpegs() { 3 + jpeg::COEFFICIENTS } else { 0 };
+    }
+    if format == Format::WebP {
+        // Its decoder works in RGBA.
+        pixel_bytes += 4;
+        webp::lossy_frames(bytes).try_for_each(|(width, height)| limits.check(width, height, pixel_bytes))?;
     }
     limits.check(width, height, pixel_bytes)?;
     if !complete {

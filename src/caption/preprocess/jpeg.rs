@@ -75,33 +75,34 @@ pub(super) fn survey(bytes: &[u8]) -> Survey {
 
 /// Width and height of the frames that come before the first scan of a JPEG, whose first two bytes are not looked at. `None`
 /// where its segments do not follow each other, or where they are more than `steps`, which it takes from them.
-pub(super) fn frames(bytes: &[u8], steps: &mut usize) -> Option<impl Iterator<Item = [u64; 2]>> {
+pub(super) fn frames(bytes: &[u8], steps: &mut usize) -> Option<Vec<[u64; 2]>> {
     let mut frames = Vec::new();
     let mut rest = bytes.get(2..)?;
     while let Some((0xFF, behind)) = rest.split_first() {
         *steps = steps.checked_sub(1)?;
-        let (marker, behind) = behind.split_first()?;
-        rest = behind;
+        let (marker, segment) = behind.split_first()?;
+        rest = segment;
         match *marker {
-            START_OF_SCAN | END_OF_IMAGE => return Some(frames.into_iter()),
-            // Fill, whose last byte begins the marker; and markers without a segment.
+            START_OF_SCAN | END_OF_IMAGE => return Some(frames),
+            // Fill, whose last byte begins the marker.
             0xFF => {
-                rest = &bytes[bytes.len() - behind.len() - 1..];
+                rest = behind;
                 continue;
             }
+            // No segment follows.
             0x01 | 0xD0..=0xD8 => continue,
             0xC0..=0xCF if ![TABLES_OF_HUFFMAN, TABLES_OF_ARITHMETIC, 0xC8].contains(marker) => {
-                let sides = rest.get(3..7)?;
+                let sides = segment.get(3..7)?;
                 let side = |at: usize| u64::from(u16::from_be_bytes([sides[at], sides[at + 1]]));
                 frames.push([side(2), side(0)]);
             }
             _ => {}
         }
-        let length = usize::from(u16::from_be_bytes(*rest.first_chunk()?));
-        rest = rest.get(length.max(2)..)?;
+        let length = usize::from(u16::from_be_bytes(*segment.first_chunk()?));
+        rest = segment.get(length.max(2)..)?;
     }
     // Tables may end without an end marker.
-    rest.is_empty().then(|| frames.into_iter())
+    rest.is_empty().then_some(frames)
 }
 
 /// The byte behind the next 0xFF, fill bytes skipped; 0 for a stuffed 0xFF.
@@ -181,7 +182,7 @@ mod tests {
     #[test]
     fn frames_before_the_first_scan_are_found_and_gaps_are_not_guessed_over() {
         let frame = |width: u8| [0xFF, 0xC0, 0, 8, 8, 0, 3, 0, width, 1];
-        let found = |parts: &[&[u8]]| frames(&parts.concat(), &mut 10).map(Iterator::collect::<Vec<_>>);
+        let found = |parts: &[&[u8]]| frames(&parts.concat(), &mut 10);
         assert_eq!(
             found(&[SOI, DHT, &frame(5), &[0xFF, 0xFF], &frame(6)[1..], SCAN, &frame(9)]),
             Some(vec![[5, 3], [6, 3]])

@@ -6,18 +6,21 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::Context;
+use async_channel::Receiver;
+use bytes::Bytes;
 use clap::ValueEnum;
 use futures::StreamExt;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use crate::budget::{Limit, Permit, Pool};
-use crate::caption::preprocess::{Limits, Preprocessor, Resizer, TurboJpeg, decode, decode_at_least};
+use crate::caption::preprocess::{DecodeError, Preprocessor, TurboJpeg};
 use crate::command::input::lines;
 use crate::command::{Exit, Usage, print_json, runtime};
 use crate::message::ImageRef;
 use crate::metrics::Metrics;
-use crate::settings::{Decode, Fetch, Flow};
+use crate::settings::{Decode, Fetch, Flow, Output};
+use crate::stage::decode::{self, Decoded};
 use crate::stage::fetch::Fetcher;
 
 /// Arguments of `bench fetching`.
@@ -87,16 +90,18 @@ fn measure(args: &FetchingArgs, images: Vec<ImageRef>) -> anyhow::Result<Report>
     let pool = Pool::new(Limit { items: concurrency * 2, bytes: flow.max_image_bytes.as_u64() as usize });
     let pixel_bytes = args.side * args.side * 3;
     let fetcher = Fetcher::new(&settings, pool, pixel_bytes, Arc::new(Metrics::new()))?;
-    let turbo = match args.decode {
-        Mode::Full => None,
-        Mode::Scaled => Some(Arc::new(TurboJpeg::open()?)),
-    };
-    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let (sender, receiver) = async_channel::bounded::<(bytes::Bytes, Permit)>(concurrency);
-    let decoders: Vec<_> = (0..args.threads.unwrap_or(cores).max(1))
+    let mut decode = Decode { threads: args.threads.unwrap_or(0), ..Decode::default() };
+    if matches!(args.decode, Mode::Scaled) {
+        // A worker would decode whole pictures without it.
+        TurboJpeg::open()?;
+        decode.jpeg_reducing_gap = 1.0;
+    }
+    let config = decode::Config::new(Preprocessor::blip(args.side), &decode, &Output::default());
+    let (sender, receiver) = async_channel::bounded(concurrency);
+    let decoders: Vec<_> = (0..config.threads)
         .map(|_| {
-            let (receiver, turbo, side) = (receiver.clone(), turbo.clone(), args.side);
-            std::thread::spawn(move || decode_all(&receiver, turbo.as_deref(), side))
+            let (receiver, decoder) = (receiver.clone(), config.decoder());
+            std::thread::spawn(move || decode_all(&receiver, decoder))
         })
         .collect();
     drop(receiver);
@@ -130,26 +135,18 @@ fn measure(args: &FetchingArgs, images: Vec<ImageRef>) -> anyhow::Result<Report>
     Ok(report)
 }
 
-/// Decodes what comes, as the stage does; says how many pictures were good and how many bad.
+/// Decodes what comes; says how many pictures were good and how many bad.
 fn decode_all(
-    input: &async_channel::Receiver<(bytes::Bytes, Permit)>,
-    turbo: Option<&TurboJpeg>,
-    side: usize,
+    input: &Receiver<(Bytes, Permit)>,
+    mut decoder: impl FnMut(&[u8]) -> Result<Decoded, DecodeError>,
 ) -> (usize, usize) {
-    let Decode { max_pixels, max_side, max_memory, .. } = Decode::default();
-    let limits = Limits { max_pixels, max_side, max_memory: max_memory.as_u64() };
-    let (preprocessor, mut resizer) = (Preprocessor::blip(side), Resizer::new());
     let (mut good, mut bad) = (0, 0);
     while let Ok((body, _permit)) = input.recv_blocking() {
         // Records name it.
         std::hint::black_box(Sha256::digest(&body));
-        let picture = match turbo {
-            Some(turbo) => decode_at_least(&body, &limits, side as u32, turbo),
-            None => decode(&body, &limits),
-        };
-        match picture.and_then(|picture| preprocessor.resize(&picture, &mut resizer)) {
-            Ok(pixels) => {
-                std::hint::black_box(pixels);
+        match decoder(&body) {
+            Ok(decoded) => {
+                std::hint::black_box(decoded.pixels);
                 good += 1;
             }
             Err(error) => {

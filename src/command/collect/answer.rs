@@ -7,6 +7,8 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use url::Url;
 
+/// A stranger's text for a line of a terminal: control characters would end the line, or worse.
+pub use crate::message::without_controls as one_line;
 use crate::message::{self, ERROR_CODE_HEADER, ERROR_MESSAGE_HEADER, Message, Origin, Request, STAGE_HEADER};
 
 /// An answer to one image, or to a whole message that failed.
@@ -128,11 +130,6 @@ impl Asked {
         let text = |name: &str| value.get(name).and_then(Value::as_str);
         Self { id: text("id").map(str::to_owned), host: text("image").or(value.as_str()).and_then(host) }
     }
-}
-
-/// A stranger's text for a line of a terminal: control characters would end the line, or worse.
-pub fn one_line(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use reqwest::Response;
-use reqwest::header::{CONTENT_ENCODING, HeaderMap, LOCATION, RETRY_AFTER};
+use reqwest::header::{CONTENT_ENCODING, HeaderMap, HeaderValue, LOCATION, RETRY_AFTER};
 use url::Url;
 
 use super::FetchError;
@@ -28,7 +28,8 @@ pub(super) fn leads_to(response: &Response, here: &Url, first: &Url, robots: boo
     if status.is_success() {
         let headers = response.headers();
         may_be_used(headers, robots)?;
-        return packed_as(headers).map_or(Ok(None), |coding| Err(FetchError::Packed(coding)));
+        check_unpacked(headers.get_all(CONTENT_ENCODING).iter().map(HeaderValue::as_bytes))?;
+        return Ok(None);
     }
     if !matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308) {
         return Err(FetchError::Status { status, retry_after: retry_after(response.headers(), Timestamp::now()) });
@@ -72,12 +73,16 @@ fn parse_retry_after(value: &str, now: Timestamp) -> Option<Duration> {
     Some(Duration::try_from(date.duration_since(now)).unwrap_or_default())
 }
 
-/// The coding that a body is packed in, of which none was asked for: what it unpacks to has no bound.
-fn packed_as(headers: &HeaderMap) -> Option<String> {
-    let codings = headers.get_all(CONTENT_ENCODING).iter().map(|value| String::from_utf8_lossy(value.as_bytes()));
-    let mut codings = codings.flat_map(|value| value.split(',').map(|part| part.trim().to_owned()).collect::<Vec<_>>());
-    let packed = |coding: &String| !coding.is_empty() && !coding.eq_ignore_ascii_case("identity");
-    codings.find(packed).map(|coding| coding.chars().take(20).collect())
+/// Refuses a body that is packed, by what says so: nothing was asked to be, and what it unpacks to has no bound.
+pub(super) fn check_unpacked<'v>(codings: impl Iterator<Item = &'v [u8]>) -> Result<(), FetchError> {
+    for value in codings {
+        let value = String::from_utf8_lossy(value);
+        let mut codings = value.split(',').map(str::trim);
+        if let Some(coding) = codings.find(|coding| !coding.is_empty() && !coding.eq_ignore_ascii_case("identity")) {
+            return Err(FetchError::Packed(coding.chars().take(20).collect()));
+        }
+    }
+    Ok(())
 }
 
 /// Whether an `X-Robots-Tag` for everybody, or for us, opts out. `name: rule, rule` is for that name alone.
@@ -96,7 +101,7 @@ fn opts_out(headers: &HeaderMap) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use reqwest::header::{HeaderName, HeaderValue};
+    use reqwest::header::HeaderName;
 
     fn url(text: &str) -> Url {
         Url::parse(text).unwrap()
@@ -174,7 +179,9 @@ mod tests {
             (&[""], None),
             (&[], None),
         ] {
-            assert_eq!(packed_as(&headers(CONTENT_ENCODING, values)).as_deref(), expected, "{values:?}");
+            let headers = headers(CONTENT_ENCODING, values);
+            let refused = check_unpacked(headers.get_all(CONTENT_ENCODING).iter().map(HeaderValue::as_bytes)).err();
+            assert_eq!(refused, expected.map(|coding: &str| FetchError::Packed(coding.into())), "{values:?}");
         }
     }
 }

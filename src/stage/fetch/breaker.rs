@@ -10,9 +10,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::disposition::Code;
-
-/// Longest time that a host is left alone by its own failures, or by its own wish.
-const LONGEST: Duration = Duration::from_secs(10 * 60);
+use crate::settings::LONGEST_BREAK;
 
 /// Hosts that failed are forgotten after this time without a try, once there are many of them.
 const FORGOTTEN: Duration = Duration::from_secs(30 * 60);
@@ -55,7 +53,7 @@ pub(super) struct LeftAlone {
 
 impl Breakers {
     pub(super) fn new(failures: u32, wait: Duration) -> Self {
-        Self { failures: failures.max(1), wait: wait.min(LONGEST), hosts: Mutex::default() }
+        Self { failures: failures.max(1), wait: wait.min(LONGEST_BREAK), hosts: Mutex::default() }
     }
 
     /// Whether a host may be asked now. After the wait all may: what one of them learns holds for those that still wait for
@@ -86,13 +84,13 @@ impl Breakers {
             // Tries that were under way when it opened say nothing new, unless it is to be left alone for longer.
             Some(open) if open.until > now => (open.until, open.wait),
             Some(open) => {
-                let wait = open.wait.saturating_mul(2).min(LONGEST);
+                let wait = open.wait.saturating_mul(2).min(LONGEST_BREAK);
                 (now + wait, wait)
             }
             None if host.failures >= self.failures || asked.is_some() => (now + self.wait, self.wait),
             None => return false,
         };
-        let asked = now + asked.unwrap_or_default().min(LONGEST);
+        let asked = now + asked.unwrap_or_default().min(LONGEST_BREAK);
         host.open = Some(Open { until: until.max(asked), wait });
         true
     }
@@ -184,6 +182,6 @@ mod tests {
         assert!(breakers.failed("a", Code::Http429, Some(SECOND * 90), now));
         assert_eq!(breakers.may_try("a", now).unwrap_err(), LeftAlone { left: SECOND * 90, last: Code::Http429 });
         assert!(breakers.failed("b", Code::Http5xx, Some(SECOND * 86_400), now));
-        assert_eq!(breakers.may_try("b", now).unwrap_err().left, LONGEST);
+        assert_eq!(breakers.may_try("b", now).unwrap_err().left, LONGEST_BREAK);
     }
 }

@@ -44,6 +44,11 @@ impl Clock {
         Self { limits, left: limits.total }
     }
 
+    /// Begins anew, for another try.
+    pub(super) fn restart(&mut self) {
+        self.left = self.limits.total;
+    }
+
     /// Bound of the wait for a head: a connection, then one read.
     pub(super) fn head(&self) -> (Duration, &'static str) {
         (self.limits.connect.saturating_add(self.limits.read), "fetch.connect_timeout and fetch.read_timeout")

@@ -301,9 +301,9 @@ impl Watch<'_> {
     pub(super) fn ended<T>(&self, probe: Option<Probe>, at: Option<&str>, result: &Result<T, FetchError>) -> After {
         let code = result.as_ref().err().map(Disposed::code);
         let ours = code.filter(|code| code.may_be_ours());
+        let asked = !result.as_ref().is_err_and(FetchError::came_unasked);
         let now = Instant::now();
         if let Some(mut probe) = probe {
-            let asked = !result.as_ref().is_err_and(FetchError::came_unasked);
             probe.told = true;
             self.hold.probed(&self.host, asked.then_some(ours.is_none()), now);
             return match ours {
@@ -312,10 +312,10 @@ impl Watch<'_> {
                 Some(_) => After::Hold,
             };
         }
-        let mut state = self.hold.lock();
-        if result.as_ref().is_err_and(FetchError::came_unasked) {
+        if !asked {
             return After::AsEver;
         }
+        let mut state = self.hold.lock();
         let elsewhere = at.filter(|at| **at != *self.host).map(Arc::from);
         if let Some(evidence) = state.outage.ended(self.fetch, elsewhere.as_ref().unwrap_or(&self.host), ours, now) {
             self.hold.begin(&mut state, &evidence);

@@ -59,14 +59,6 @@ pub struct Means<'a> {
     pub may_begin: &'a (dyn Fn(&str) -> Result<(), FetchError> + Sync),
 }
 
-impl Means<'_> {
-    /// A body of which its host says that it is still right.
-    fn confirmed(&self, body: Bytes, permit: Permit) -> (Bytes, Permit) {
-        self.metrics.fetch_looked_up(FetchCache::Confirmed);
-        (body, permit)
-    }
-}
-
 impl Http {
     /// A client that goes where the guard lets it, follows nothing by itself and takes nothing from the environment.
     pub fn new(settings: &settings::Fetch) -> Result<Self, reqwest::Error> {
@@ -118,11 +110,11 @@ impl Http {
             let mut room = None;
             target = loop {
                 let mut request = self.request(&target)?;
-                let known = self.kept.of(&target, &request);
+                let known = self.kept.of(&target, request.headers());
                 if let Known::Stale(headers, _) = &known {
-                    *request.headers_mut() = headers.clone();
+                    request.headers_mut().clone_from(headers);
                 }
-                let asked = request.try_clone().unwrap_or_else(|| unreachable!("a request without a body"));
+                let asked = request.headers().clone();
                 let response = self.answer(request, &mut clock, means.metrics).await?;
                 if let Known::Stale(_, entry) = known
                     && response.status() == StatusCode::NOT_MODIFIED
@@ -130,19 +122,14 @@ impl Http {
                     may_be_used(response.headers(), self.robots)?;
                     let Some(body) = self.kept.confirmed(&target, &entry, &asked, &response) else { continue };
                     drop(entry);
-                    let length = body.len();
-                    if let Some(permit) = means.intake.fitting(length, room.take()) {
-                        return Ok(means.confirmed(body, permit));
+                    match self.admit(body, &target, room.take(), means).await {
+                        Ok(confirmed) => return Ok(confirmed),
+                        Err(permit) => {
+                            room = Some(permit);
+                            clock.restart();
+                            continue;
+                        }
                     }
-                    // Whoever waits for room holds no body.
-                    drop(body);
-                    let permit = means.intake.reserve(Some(length)).await;
-                    if let Some(body) = self.kept.body(&target, length) {
-                        return Ok(means.confirmed(body, permit));
-                    }
-                    room = Some(permit);
-                    clock = Clock::new(self.limits);
-                    continue;
                 }
                 if let Some(next) = leads_to(&response, &target, url, self.robots)? {
                     break next;
@@ -157,7 +144,7 @@ impl Http {
                         let host = target.host_str();
                         tracing::debug!(host, %error, "a body broke after it had waited for room; it is asked for again");
                         room = Some(permit);
-                        clock = Clock::new(self.limits);
+                        clock.restart();
                     }
                 }
             };
@@ -165,10 +152,32 @@ impl Http {
         Err(FetchError::Redirect(format!("more than {}, the limit of fetch.max_redirects", self.limits.redirects)))
     }
 
+    /// A body of which its host has just said that it is still right, and room for it. Whoever waits for room holds no body, so
+    /// it may be gone by then: the room, in which it may be fetched anew.
+    async fn admit(
+        &self,
+        body: Bytes,
+        url: &Url,
+        room: Option<Permit>,
+        means: &Means<'_>,
+    ) -> Result<(Bytes, Permit), Permit> {
+        let length = body.len();
+        let (body, permit) = if let Some(permit) = means.intake.fitting(length, room) {
+            (Some(body), permit)
+        } else {
+            drop(body);
+            let permit = means.intake.reserve(Some(length)).await;
+            (self.kept.body(url, length), permit)
+        };
+        let Some(body) = body else { return Err(permit) };
+        means.metrics.fetch_looked_up(FetchCache::Confirmed);
+        Ok((body, permit))
+    }
+
     /// A body that was fetched before and is as good as new, so that nobody is asked for it. It is looked up once more when there
     /// is room: whoever waits holds none.
     pub async fn fresh(&self, url: &Url, intake: &Intake, metrics: &Metrics) -> Option<(Bytes, Permit)> {
-        let look_up = || match self.kept.of(url, &self.request(url).ok()?) {
+        let look_up = || match self.kept.of(url, self.request(url).ok()?.headers()) {
             Known::Fresh(body) => Some(body),
             Known::Stale(..) | Known::Nothing => None,
         };

@@ -11,7 +11,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
 use http_cache_semantics::{AfterResponse, BeforeRequest, CacheOptions, CachePolicy, RequestLike, ResponseLike};
 use quick_cache::sync::{Cache, DefaultLifecycle};
 use quick_cache::{DefaultHashBuilder, OptionsBuilder, Weighter};
-use reqwest::{Request, Response, StatusCode};
+use reqwest::{Response, StatusCode};
 use url::Url;
 
 /// Bytes that an entry takes beside its body and headers, estimated: two maps of headers, the structures, its place.
@@ -24,15 +24,21 @@ const USUAL: u64 = 64 * 1024;
 const LARGEST_A_PART: u64 = 4;
 const MOST_PARTS: u64 = 64;
 
-/// A body and what its host said of it.
+/// How an answer may be kept.
 #[derive(Debug)]
-pub(super) struct Entry {
-    policy: CachePolicy,
-    body: Bytes,
+pub(super) struct Policy {
+    rules: CachePolicy,
     /// What its host can be asked about it with.
     validators: HeaderMap,
     /// Bytes of its headers.
     headers: usize,
+}
+
+/// A body and what its host said of it.
+#[derive(Debug)]
+pub(super) struct Entry {
+    policy: Policy,
+    body: Bytes,
 }
 
 #[derive(Debug, Clone)]
@@ -40,15 +46,8 @@ struct Weight;
 
 impl Weighter<Url, Arc<Entry>> for Weight {
     fn weight(&self, url: &Url, entry: &Arc<Entry>) -> u64 {
-        (ENTRY + 2 * url.as_str().len() + 2 * entry.headers + entry.body.len()) as u64
+        (ENTRY + 2 * url.as_str().len() + 2 * entry.policy.headers + entry.body.len()) as u64
     }
-}
-
-/// How an answer may be kept.
-pub(super) struct Policy {
-    rules: CachePolicy,
-    validators: HeaderMap,
-    headers: usize,
 }
 
 /// What is kept of an address.
@@ -82,10 +81,10 @@ impl Kept {
         self.0.is_some()
     }
 
-    /// What is known of an address, for a request of it.
-    pub(super) fn of(&self, url: &Url, request: &Request) -> Known {
+    /// What is known of an address, for a request with these headers.
+    pub(super) fn of(&self, url: &Url, request: &HeaderMap) -> Known {
         let Some(entry) = self.0.as_ref().and_then(|kept| kept.get(url)) else { return Known::Nothing };
-        match guarded(|| entry.policy.before_request(&Question(request), SystemTime::now())) {
+        match guarded(|| entry.policy.rules.before_request(&Question(request), SystemTime::now())) {
             Some(BeforeRequest::Fresh(_)) => Known::Fresh(entry.body.clone()),
             Some(BeforeRequest::Stale { request, matches: true }) => Known::Stale(request.headers, entry),
             // The host varies its answers by a header that was another one.
@@ -101,28 +100,28 @@ impl Kept {
 
     /// The body whose host answers that it is still right; `None`, and it is forgotten, where the answer speaks of
     /// another one.
-    pub(super) fn confirmed(&self, url: &Url, entry: &Entry, request: &Request, answer: &Response) -> Option<Bytes> {
+    pub(super) fn confirmed(&self, url: &Url, entry: &Entry, request: &HeaderMap, answer: &Response) -> Option<Bytes> {
         let kept = self.0.as_ref()?;
         let after = Answer::of(answer).and_then(|(mut answer, headers)| {
             // It was asked about this body and no other, so an answer that names none means it.
             if answer.validators().is_empty() {
-                answer.headers.extend(entry.validators.clone());
+                answer.headers.extend(entry.policy.validators.clone());
             }
-            let after = guarded(|| entry.policy.after_response(&Question(request), &answer, SystemTime::now()))?;
+            let after = guarded(|| entry.policy.rules.after_response(&Question(request), &answer, SystemTime::now()))?;
             Some((after, headers))
         });
-        let Some((AfterResponse::NotModified(policy, _), headers)) = after else {
+        let Some((AfterResponse::NotModified(rules, _), headers)) = after else {
             kept.remove(url);
             return None;
         };
-        let (body, headers) = (entry.body.clone(), headers.max(entry.headers));
-        let validators = entry.validators.clone();
-        kept.insert(url.clone(), Arc::new(Entry { policy, body: body.clone(), validators, headers }));
-        Some(body)
+        let headers = headers.max(entry.policy.headers);
+        let policy = Policy { rules, validators: entry.policy.validators.clone(), headers };
+        self.keep(url, policy, entry.body.clone());
+        Some(entry.body.clone())
     }
 
     /// How an answer may be kept; `None` where it may not, or where that would be of no use.
-    pub(super) fn policy(&self, request: &Request, answer: &Response) -> Option<Policy> {
+    pub(super) fn policy(&self, request: &HeaderMap, answer: &Response) -> Option<Policy> {
         if !self.is_on() || answer.status() != StatusCode::OK {
             return None;
         }
@@ -130,16 +129,16 @@ impl Kept {
         let validators = answer.validators();
         guarded(|| {
             let now = SystemTime::now();
-            let policy = CachePolicy::new_options(&Question(request), &answer, now, CacheOptions::default());
-            let useful = policy.is_storable() && (!validators.is_empty() || !policy.is_stale(now));
-            useful.then_some(Policy { rules: policy, validators, headers })
+            let rules = CachePolicy::new_options(&Question(request), &answer, now, CacheOptions::default());
+            let useful = rules.is_storable() && (!validators.is_empty() || !rules.is_stale(now));
+            useful.then_some(Policy { rules, validators, headers })
         })?
     }
 
     /// Keeps a body.
-    pub(super) fn keep(&self, url: &Url, Policy { rules: policy, validators, headers }: Policy, body: Bytes) {
+    pub(super) fn keep(&self, url: &Url, policy: Policy, body: Bytes) {
         if let Some(kept) = &self.0 {
-            kept.insert(url.clone(), Arc::new(Entry { policy, body, validators, headers }));
+            kept.insert(url.clone(), Arc::new(Entry { policy, body }));
         }
     }
 }
@@ -149,8 +148,8 @@ fn guarded<T>(work: impl FnOnce() -> T) -> Option<T> {
     catch_unwind(AssertUnwindSafe(work)).ok()
 }
 
-/// A request for the crate, which only has to know its method and headers: entries are found by their address.
-struct Question<'a>(&'a Request);
+/// The headers of a request, which are all that the crate has to know of it: entries are found by their address.
+struct Question<'a>(&'a HeaderMap);
 
 impl RequestLike for Question<'_> {
     fn uri(&self) -> Uri {
@@ -162,11 +161,11 @@ impl RequestLike for Question<'_> {
     }
 
     fn method(&self) -> &Method {
-        self.0.method()
+        &Method::GET
     }
 
     fn headers(&self) -> &HeaderMap {
-        self.0.headers()
+        self.0
     }
 }
 
@@ -200,9 +199,7 @@ impl Answer {
         }
         Some((Self { status: answer.status(), headers }, bytes))
     }
-}
 
-impl Answer {
     /// The headers by which a body can be asked about.
     fn validators(&self) -> HeaderMap {
         let found = |name: HeaderName| self.headers.get(&name).cloned().map(|value| (name, value));

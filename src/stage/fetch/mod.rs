@@ -22,6 +22,7 @@ mod outage;
 mod store;
 mod tries;
 
+use std::borrow::Cow;
 use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::Arc;
@@ -175,12 +176,12 @@ impl Fetcher {
 
     /// Fetches, or takes what another row's fetch brings that is under way for the same address.
     async fn fetch_for(&self, order: Order<'_>) -> Result<(Bytes, Permit), FailedFetch> {
+        let Some(flights) = &self.flights else { return self.fetch_alone(order).await };
         let address = match order.reference {
-            ImageRef::Http(url) => url.to_string(),
-            ImageRef::Object(object) => object.to_string(),
+            ImageRef::Http(url) => Cow::Borrowed(url.as_str()),
+            ImageRef::Object(object) => Cow::Owned(object.to_string()),
             ImageRef::File(_) | ImageRef::Base64(_) | ImageRef::Percent(_) => return self.fetch_alone(order).await,
         };
-        let Some(flights) = &self.flights else { return self.fetch_alone(order).await };
         let started = Instant::now();
         let shared = loop {
             match within(order.deadline, flights.join(&address)).await {

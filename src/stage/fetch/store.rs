@@ -16,13 +16,14 @@ use object_store::path::Path;
 use object_store::{Attribute, GetOptions, GetResult, ObjectStore};
 
 use self::note::{Heard, Note};
+use super::answer::check_unpacked;
 use super::body::{Body, Incoming};
 use super::clock::{Clock, Limits};
 use super::error::{deepest, find};
 use super::http::Means;
 use super::{FetchError, SetupError};
 use crate::budget::Permit;
-use crate::message::{ObjectRef, ObjectRoot};
+use crate::message::{ObjectRef, ObjectRoot, without_controls};
 use crate::metrics::ResponseClass;
 use crate::settings;
 
@@ -65,15 +66,14 @@ impl Stores {
         let mut room = None;
         loop {
             let result = self.answer(store.as_ref(), &path, &mut clock, means).await?;
-            if let Some(coding) = result.attributes.get(&Attribute::ContentEncoding).filter(|coding| packs(coding)) {
-                return Err(FetchError::Packed(coding.chars().take(20).collect()));
-            }
+            let coding = result.attributes.get(&Attribute::ContentEncoding);
+            check_unpacked(coding.into_iter().map(|coding| coding.as_bytes()))?;
             match self.incoming(result).read(&mut clock, room.take(), means).await? {
                 Body::Whole(body, permit) => return Ok((body, permit)),
                 Body::Broken(permit, error) => {
                     tracing::debug!(%object, %error, "a body broke after it had waited for room; it is asked for again");
                     room = Some(permit);
-                    clock = Clock::new(self.limits);
+                    clock.restart();
                 }
             }
         }
@@ -109,10 +109,7 @@ impl Stores {
             Some(Heard::Answer { status, retry_after }) if !status.is_success() => {
                 FetchError::Store { status, said: said(&error.to_string()), retry_after }
             }
-            Some(_) => find::<reqwest::Error>(error).map_or_else(
-                || FetchError::StoreAnswer(shortened(&error.to_string())),
-                |client| FetchError::from_client(client, self.limits.connect),
-            ),
+            Some(_) => client_error(error, self.limits, FetchError::StoreAnswer),
             None => FetchError::NoCredentials(shortened(&error.to_string())),
         }
     }
@@ -120,19 +117,18 @@ impl Stores {
     fn incoming(&self, result: GetResult) -> Incoming {
         let length = Some(usize::try_from(result.meta.size).unwrap_or(usize::MAX));
         let limits = self.limits;
-        let pieces = result.into_stream().map(move |piece| {
-            piece.map_err(|error| {
-                let client = find::<reqwest::Error>(&error);
-                let broken = || FetchError::Connect(shortened(&error.to_string()));
-                client.map_or_else(broken, |client| FetchError::from_client(client, limits.connect))
-            })
-        });
+        let broken = move |error| client_error(&error, limits, FetchError::Connect);
+        let pieces = result.into_stream().map(move |piece| piece.map_err(broken));
         Incoming { length, pieces: pieces.boxed() }
     }
 }
 
-fn packs(coding: &str) -> bool {
-    !coding.is_empty() && !coding.eq_ignore_ascii_case("identity")
+/// What the client says is wrong; where it is not the client that fails, what the crate says.
+fn client_error(error: &object_store::Error, limits: Limits, other: impl FnOnce(String) -> FetchError) -> FetchError {
+    match find::<reqwest::Error>(error) {
+        Some(client) => FetchError::from_client(client, limits.connect),
+        None => other(shortened(&error.to_string())),
+    }
 }
 
 /// The code and the message of a store's answer, which is XML in all three; nothing where it has none.
@@ -147,7 +143,7 @@ fn said(answer: &str) -> String {
 }
 
 fn shortened(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(MAX_SAID).collect()
+    without_controls(text).chars().take(MAX_SAID).collect()
 }
 
 #[cfg(test)]

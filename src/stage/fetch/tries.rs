@@ -101,23 +101,17 @@ impl Fetcher {
             };
             let result = self.try_once(reference, &may_begin).await;
             let asked: Vec<String> = std::mem::take(&mut *lock(&asked));
-            let refused_at = match &result {
-                Err(FetchError::Halted) => Some(0),
-                Err(FetchError::LeftAlone { .. }) => Some(1),
-                _ => None,
-            };
-            if refused_at == Some(asked.len()) {
-                tries.made -= 1;
-            }
             let result = match result {
                 Err(FetchError::Halted) => {
+                    tries.made -= u32::from(asked.is_empty());
                     in_a_row = 0;
                     continue;
                 }
                 // By a host that another one led to, or since a moment ago.
                 Err(error @ FetchError::LeftAlone { .. }) => {
-                    self.answered_before(&asked);
+                    tries.made -= u32::from(asked.len() == 1);
                     in_a_row = 0;
+                    self.answered_before(&asked);
                     match refused(watch, asked.last().map_or("", String::as_str), error) {
                         Some(error) => return Err(error),
                         None => continue,

@@ -105,7 +105,7 @@ impl<'a> Directory<'a> {
         let most = [width, height].map(|side| side.saturating_add(BLOCK - 1) / BLOCK * BLOCK);
         if let Some(tables) = self.find(JPEG_TABLES) {
             let tables = self.file.part(tables.at, tables.count)?;
-            if jpeg::frames(tables, &mut self.steps())?.next().is_some() {
+            if !jpeg::frames(tables, &mut self.steps())?.is_empty() {
                 return Some(false);
             }
         }
@@ -115,8 +115,8 @@ impl<'a> Directory<'a> {
         let mut steps = self.steps();
         for index in 0..offsets.count {
             let at = usize::try_from(self.number(offsets, index)?).ok()?;
-            let mut frames = jpeg::frames(self.file.bytes.get(at..)?, &mut steps)?;
-            if frames.any(|sides| sides[0] > most[0] || sides[1] > most[1]) {
+            let frames = jpeg::frames(self.file.bytes.get(at..)?, &mut steps)?;
+            if frames.iter().any(|sides| sides[0] > most[0] || sides[1] > most[1]) {
                 return Some(false);
             }
         }

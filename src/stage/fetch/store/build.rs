@@ -132,14 +132,7 @@ fn check_s3(builder: &AmazonS3Builder) -> Result<(), String> {
 /// Whether an address that was given can be asked.
 fn check_address(name: &str, address: Option<&str>) -> Result<(), String> {
     let Some(text) = address else { return Ok(()) };
-    let plain = |url: &Url| {
-        matches!(url.scheme(), "http" | "https")
-            && url.has_host()
-            && url.username().is_empty()
-            && url.password().is_none()
-            && url.query().is_none()
-            && url.fragment().is_none()
-    };
+    let plain = |url: &Url| settings::is_web_address(url) && url.query().is_none() && url.fragment().is_none();
     if Url::parse(text).is_ok_and(|url| plain(&url)) {
         return Ok(());
     }
