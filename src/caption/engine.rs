@@ -1,14 +1,17 @@
 //! The engine: rows of captions in the making, on one model.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Instant;
 
 use candle_core::Tensor;
+use rayon::prelude::*;
 
-use super::generate::{Choice, greedy};
+use super::generate::{greedy, on_rows};
 use super::memory::{Block, ImageMemory, Memory};
 use super::model::Model;
-use super::{Caption, Encoded, Engine, EngineError, Finish, ModelInfo, Params, Phases, Pixels, RowId};
+use super::search::{Done, Next, Said, Search, Sequence};
+use super::{Caption, Encoded, Engine, EngineError, ModelInfo, Params, Phases, Pixels, RowId};
 
 /// Images encoded at a time on a CPU: more only make the activations outgrow the caches.
 const HOST_IMAGES: usize = 2;
@@ -19,24 +22,14 @@ const DEVICE_IMAGES: usize = 64;
 pub struct BlipEngine {
     model: Arc<Model>,
     memory: Box<dyn Memory>,
-    /// In the order of the memory's rows.
-    rows: Vec<Row>,
+    /// What each row searches for.
+    searches: BTreeMap<RowId, Search>,
+    /// The sequences of all rows, in the order of the memory's.
+    sequences: Vec<Sequence>,
     /// Images encoded at a time.
     encode_size: usize,
     next_row: u64,
     phases: Phases,
-}
-
-struct Row {
-    id: RowId,
-    /// The prompt's tokens, `[DEC]` first.
-    prompt: Vec<u32>,
-    generated: Vec<u32>,
-    /// How many tokens the memory has.
-    remembered: usize,
-    logprob: f32,
-    max_new_tokens: usize,
-    min_new_tokens: usize,
 }
 
 impl BlipEngine {
@@ -44,7 +37,8 @@ impl BlipEngine {
     pub fn new(model: Arc<Model>) -> Self {
         let memory = model.new_memory();
         let encode_size = if model.device.is_cpu() { HOST_IMAGES } else { DEVICE_IMAGES };
-        Self { model, memory, rows: Vec::new(), encode_size, next_row: 0, phases: Phases::default() }
+        let (searches, sequences) = (BTreeMap::new(), Vec::new());
+        Self { model, memory, searches, sequences, encode_size, next_row: 0, phases: Phases::default() }
     }
 
     /// Encodes `images` at a time, one at least, instead of what is best for most machines.
@@ -99,34 +93,30 @@ impl BlipEngine {
 
     fn step_rows(&mut self) -> Result<Vec<(RowId, Caption)>, EngineError> {
         let started = Instant::now();
-        let end = self.model.config.text.sep_token_id;
         let logits = self.forward()?;
-        let held_back: Vec<bool> = self.rows.iter().map(Row::holds_back_the_end).collect();
-        let choices = greedy(&logits, &held_back, end, self.model.is_fused())?;
-        for (row, choice) in self.rows.iter_mut().zip(choices) {
-            row.take(choice);
-        }
-        self.phases.tokens += self.rows.len();
+        let next = self.choose(&logits)?;
+        self.phases.tokens += self.sequences.len();
         self.phases.steps += 1;
-        let finished = self.finished(end);
+        self.go_on(next)?;
+        let finished = self.finished();
         self.phases.decode += started.elapsed();
         finished
     }
 
-    /// The tokens that each row has to feed next: its prompt, or its latest token; short rows are filled up.
+    /// The tokens that each sequence has to feed next: its prompt, or its latest token; short ones are filled up.
     fn next_block(&self) -> (Vec<u32>, Block) {
-        let starts: Vec<usize> = self.rows.iter().map(|row| row.remembered).collect();
-        let counts: Vec<usize> = self.rows.iter().map(|row| row.length() - row.remembered).collect();
+        let starts: Vec<usize> = self.sequences.iter().map(|one| one.remembered).collect();
+        let counts: Vec<usize> = self.sequences.iter().map(|one| one.tokens.len() - one.remembered).collect();
         let width = counts.iter().copied().max().unwrap_or(0);
         let filler = self.model.config.text.pad_token_id;
-        let tokens = self.rows.iter().flat_map(|row| {
-            let new = row.tokens().skip(row.remembered);
+        let tokens = self.sequences.iter().flat_map(|one| {
+            let new = one.tokens[one.remembered..].iter().copied();
             new.chain(std::iter::repeat(filler)).take(width)
         });
         (tokens.collect(), Block { width, starts, counts })
     }
 
-    /// Scores for the token after each row's last, `[rows, vocabulary]`.
+    /// Scores for the token after each sequence's last, `[sequences, vocabulary]`.
     fn forward(&mut self) -> candle_core::Result<Tensor> {
         let (tokens, block) = self.next_block();
         let hidden = self.model.text.forward(&tokens, &block, &mut *self.memory)?;
@@ -139,53 +129,120 @@ impl BlipEngine {
         self.model.text.logits(&last)
     }
 
-    fn finished(&mut self, end: u32) -> Result<Vec<(RowId, Caption)>, EngineError> {
-        let mut finished = Vec::new();
-        // Backwards, since the last row takes the place of one that leaves.
-        for index in (0..self.rows.len()).rev() {
-            if let Some(finish) = self.rows[index].finish(end) {
-                let row = self.rows.swap_remove(index);
-                self.memory.swap_remove(index)?;
-                finished.push((row.id, self.caption(row, finish)?));
+    /// How all rows go on: sequences that are named as nobody's parent end here.
+    fn choose(&mut self, logits: &Tensor) -> candle_core::Result<Vec<Next>> {
+        let sequences = &self.sequences;
+        let mut by_row: BTreeMap<RowId, Vec<usize>> = BTreeMap::new();
+        for (index, sequence) in sequences.iter().enumerate() {
+            by_row.entry(sequence.row).or_default().push(index);
+        }
+        let rows = self.searches.iter_mut().map(|(row, search)| {
+            let mut own = by_row.remove(row).unwrap_or_default();
+            own.sort_by_key(|index| sequences[*index].rank);
+            (search, own)
+        });
+        let (plain, mut scored): (Vec<_>, Vec<_>) = rows.partition(|(search, _)| search.is_plain());
+        let mut next = Vec::with_capacity(sequences.len());
+        // First, since the plain choice may bar an end in place.
+        if !scored.is_empty() {
+            let wanted: Vec<usize> = scored.iter().flat_map(|(_, own)| own).copied().collect();
+            let chosen = on_rows(logits, &wanted, |mut scores| {
+                let with_scores = scored.iter_mut().map(|(search, own)| {
+                    let (first, rest) = scores.split_at(own.len());
+                    scores = rest;
+                    (search, own, first)
+                });
+                let with_scores: Vec<_> = with_scores.collect();
+                let chosen = with_scores.into_par_iter().map(|(search, own, scores)| {
+                    let live: Vec<&Sequence> = own.iter().map(|index| &sequences[*index]).collect();
+                    let next = search.advance(&live, &Said::Scores(scores)).into_iter();
+                    next.map(|next| Next { parent: own[next.parent], ..next }).collect::<Vec<_>>()
+                });
+                chosen.collect::<Vec<_>>()
+            })?;
+            next.extend(chosen.into_iter().flatten());
+        }
+        if !plain.is_empty() {
+            let mut held_back = vec![false; sequences.len()];
+            for (search, own) in &plain {
+                for &index in own {
+                    held_back[index] = search.holds_back_the_end(&sequences[index]);
+                }
+            }
+            let choices = greedy(logits, &held_back, self.model.config.text.sep_token_id, self.model.is_fused())?;
+            for (search, own) in plain {
+                for index in own {
+                    let said = Said::Choice(choices[index]);
+                    let went_on = search.advance(&[&sequences[index]], &said).into_iter();
+                    next.extend(went_on.map(|next| Next { parent: index, ..next }));
+                }
             }
         }
-        finished.reverse();
+        Ok(next)
+    }
+
+    /// Gives each sequence its next token, several copies of it where it goes on in several ways, and forgets those that
+    /// go on in none.
+    fn go_on(&mut self, next: Vec<Next>) -> candle_core::Result<()> {
+        let mut children: Vec<Vec<Next>> = self.sequences.iter().map(|_| Vec::new()).collect();
+        for next in next {
+            children[next.parent].push(next);
+        }
+        let (mut forks, mut vacant) = (Vec::new(), Vec::new());
+        for (index, children) in children.into_iter().enumerate() {
+            let sequence = &mut self.sequences[index];
+            let mut children = children.into_iter();
+            let first = children.next();
+            forks.extend(children.map(|next| {
+                let mut fork = sequence.clone();
+                fork.go_on(&next);
+                (index, fork)
+            }));
+            match first {
+                Some(next) => sequence.go_on(&next),
+                None => vacant.push(index),
+            }
+        }
+        for (parent, sequence) in forks {
+            let place = vacant.pop().unwrap_or(self.sequences.len());
+            self.memory.fork(parent, place)?;
+            if place == self.sequences.len() {
+                self.sequences.push(sequence);
+            } else {
+                self.sequences[place] = sequence;
+            }
+        }
+        // Backwards, since the last takes the place of one that leaves.
+        for place in vacant.into_iter().rev() {
+            self.sequences.swap_remove(place);
+            self.memory.swap_remove(place)?;
+        }
+        Ok(())
+    }
+
+    /// The captions of rows of which no sequence goes on.
+    fn finished(&mut self) -> Result<Vec<(RowId, Caption)>, EngineError> {
+        let live: BTreeSet<RowId> = self.sequences.iter().map(|one| one.row).collect();
+        let ended: Vec<RowId> = self.searches.keys().filter(|row| !live.contains(row)).copied().collect();
+        let mut finished = Vec::with_capacity(ended.len());
+        for row in ended {
+            if let Some(search) = self.searches.remove(&row) {
+                finished.push((row, self.caption(search)?));
+            }
+        }
         Ok(finished)
     }
 
-    fn caption(&self, row: Row, finish: Finish) -> Result<Caption, EngineError> {
-        let text = self.model.tokenizer.decode(&row.tokens().collect::<Vec<_>>())?;
-        Ok(Caption { text, tokens: row.generated.len(), token_ids: row.generated, logprob: row.logprob, finish })
-    }
-}
-
-impl Row {
-    fn length(&self) -> usize {
-        self.prompt.len() + self.generated.len()
-    }
-
-    fn tokens(&self) -> impl Iterator<Item = u32> {
-        self.prompt.iter().chain(&self.generated).copied()
-    }
-
-    fn holds_back_the_end(&self) -> bool {
-        self.generated.len() < self.min_new_tokens
-    }
-
-    fn take(&mut self, choice: Choice) {
-        self.remembered = self.length();
-        self.generated.push(choice.token);
-        self.logprob += choice.logprob;
-    }
-
-    fn finish(&self, end: u32) -> Option<Finish> {
-        if self.generated.last() == Some(&end) {
-            Some(Finish::Stop)
-        } else if self.generated.len() >= self.max_new_tokens {
-            Some(Finish::Length)
-        } else {
-            None
-        }
+    fn caption(&self, search: Search) -> Result<Caption, EngineError> {
+        let prompt = search.prompt();
+        let captions = search.captions().into_iter().map(|Done { tokens, logprob, finish }| {
+            let text = self.model.tokenizer.decode(&tokens)?;
+            let token_ids = tokens[prompt..].to_vec();
+            Ok(Caption { text, tokens: token_ids.len(), token_ids, logprob, finish, more: Vec::new() })
+        });
+        let mut captions = captions.collect::<Result<Vec<_>, EngineError>>()?.into_iter();
+        let first = captions.next().ok_or_else(|| EngineError::internal("a search ended without a caption"))?;
+        Ok(Caption { more: captions.collect(), ..first })
     }
 }
 
@@ -203,12 +260,8 @@ impl Engine for BlipEngine {
         let image = image
             .state::<ImageMemory>()
             .ok_or_else(|| EngineError::bad_input("the image was encoded by another kind of engine"))?;
-        let (most, least) = (params.max_new_tokens, params.min_new_tokens);
-        if most == 0 || least > most {
-            return Err(EngineError::bad_params(format!(
-                "max_new_tokens is {most} and min_new_tokens {least}: at least one token, and no more than the most"
-            )));
-        }
+        params.check()?;
+        let most = params.max_new_tokens;
         let prompt = self.prompt(params)?;
         let (length, limit) = (prompt.len(), self.model.info().context_length);
         if length.saturating_add(most) > limit {
@@ -221,27 +274,21 @@ impl Engine for BlipEngine {
         self.memory.admit(&image, length + most - 1)?;
         let id = RowId(self.next_row);
         self.next_row += 1;
-        self.rows.push(Row {
-            id,
-            prompt,
-            generated: Vec::with_capacity(most),
-            remembered: 0,
-            logprob: 0.0,
-            max_new_tokens: most,
-            min_new_tokens: least,
-        });
+        let end = self.model.config.text.sep_token_id;
+        self.searches.insert(id, Search::new(length, end, params));
+        self.sequences.push(Sequence::new(id, prompt));
         Ok(id)
     }
 
     fn step(&mut self) -> Result<Vec<(RowId, Caption)>, EngineError> {
-        if self.rows.is_empty() {
+        if self.sequences.is_empty() {
             return Ok(Vec::new());
         }
         self.at_home(Self::step_rows)
     }
 
     fn active(&self) -> usize {
-        self.rows.len()
+        self.searches.len()
     }
 
     fn state_bytes(&self, rows: usize, tokens: usize) -> usize {
@@ -249,7 +296,8 @@ impl Engine for BlipEngine {
     }
 
     fn clear(&mut self) {
-        self.rows.clear();
+        self.searches.clear();
+        self.sequences.clear();
         self.memory.clear();
     }
 

@@ -64,6 +64,7 @@ struct FakeRow {
     generated: usize,
     max_new_tokens: usize,
     min_new_tokens: usize,
+    captions: usize,
 }
 
 /// The words of the caption that a [`FakeEngine`] gives to an image, without a prompt and with tokens to spare:
@@ -157,9 +158,7 @@ impl Engine for FakeEngine {
             let most = self.options.max_prompt_words;
             return Err(EngineError::bad_params(format!("the prompt has {prompt_words} tokens, at most {most} fit")));
         }
-        if params.max_new_tokens == 0 {
-            return Err(EngineError::bad_params("max_new_tokens must be at least 1"));
-        }
+        params.check()?;
         let id = RowId(self.next_row);
         self.next_row += 1;
         self.rows.push(FakeRow {
@@ -169,6 +168,7 @@ impl Engine for FakeEngine {
             generated: 0,
             max_new_tokens: params.max_new_tokens,
             min_new_tokens: params.min_new_tokens,
+            captions: params.captions,
         });
         Ok(id)
     }
@@ -219,15 +219,21 @@ impl FakeRow {
         }
     }
 
+    /// Further captions have their number at the end.
     fn caption(&self, finish: Finish) -> Caption {
         let words = self.words.iter().take(self.generated).map(String::as_str);
         let text = self.prompt.as_deref().into_iter().chain(words).collect::<Vec<_>>().join(" ");
-        Caption {
+        let one = |text| Caption {
             text,
             token_ids: (1..=self.generated as u32).collect(),
             logprob: -0.5 * self.generated as f32,
             tokens: self.generated,
             finish,
+            more: Vec::new(),
+        };
+        Caption {
+            more: (2..=self.captions).map(|number| one(format!("{text} {number}"))).collect(),
+            ..one(text.clone())
         }
     }
 }
@@ -257,7 +263,7 @@ mod tests {
     #[test]
     fn a_bad_prompt_is_the_error_of_its_row_alone() {
         let long = Params { prompt: Some("word ".repeat(65)), ..Params::default() };
-        let short = Params { prompt: Some("a photo of".into()), max_new_tokens: 2, min_new_tokens: 0 };
+        let short = Params { prompt: Some("a photo of".into()), max_new_tokens: 2, ..Params::default() };
         let items = [(image([1, 1, 1]), long), (image([2, 2, 2]), short)];
         let captions = caption(&mut FakeEngine::default(), &items).unwrap();
         assert_eq!(captions[0].as_ref().unwrap_err().kind(), ErrorKind::BadParams);

@@ -1,15 +1,86 @@
 //! The choice of the next token.
 
-use candle_core::{CpuStorage, DType, Result, Storage, Tensor};
+mod beams;
+mod scores;
+
+use candle_core::{DType, Device, Result, Tensor};
 use rayon::prelude::*;
 
-use super::compute::{fused, log_sum_exp, on_host};
+use super::compute::{elements, fused, log_sum_exp, on_host};
+use super::params::Sampling;
+
+pub(super) use beams::Beams;
+pub(super) use scores::Rules;
 
 /// A chosen token, and the logarithm of the probability that the model gives it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Choice {
     pub(super) token: u32,
     pub(super) logprob: f32,
+}
+
+/// The model's scores of all tokens for the place after a sequence.
+pub(super) struct Scored<'a> {
+    scores: &'a [f32],
+    /// The logarithm of the sum of their exponentials.
+    normaliser: f32,
+}
+
+impl<'a> Scored<'a> {
+    fn new(scores: &'a [f32]) -> Result<Self> {
+        let normaliser = log_sum_exp(scores);
+        if !normaliser.is_finite() {
+            return Err(not_numbers());
+        }
+        Ok(Self { scores, normaliser })
+    }
+
+    /// Logarithms of the probabilities.
+    fn logprobs(&self) -> Vec<f32> {
+        self.scores.iter().map(|score| score - self.normaliser).collect()
+    }
+
+    fn choice(&self, token: u32) -> Choice {
+        Choice { token, logprob: self.scores[token as usize] - self.normaliser }
+    }
+
+    /// The scores by the rules for the place after these tokens.
+    fn ruled(&self, rules: Rules, tokens: &[u32]) -> Vec<f32> {
+        let mut scores = self.scores.to_vec();
+        rules.apply(&mut scores, tokens);
+        scores
+    }
+
+    /// The likeliest token by the rules, the first of equals.
+    pub(super) fn likeliest(&self, rules: Rules, tokens: &[u32]) -> Choice {
+        self.choice(scores::best(&self.ruled(rules, tokens), 1).first().map_or(0, |(token, _)| *token))
+    }
+
+    /// The token that `share`, from 0 to below 1, of the probabilities by the rules and by `sampling` leads to.
+    pub(super) fn draw(&self, rules: Rules, tokens: &[u32], sampling: &Sampling, share: f64) -> Choice {
+        self.choice(scores::at(&scores::weights(&self.ruled(rules, tokens), sampling), share))
+    }
+}
+
+fn not_numbers() -> candle_core::Error {
+    candle_core::Error::Msg("the model's scores are not numbers: a weight or a precision is unfit".into())
+}
+
+/// Does `work` with the scores of some rows of `logits` `[rows, vocabulary]`, on this machine.
+pub(super) fn on_rows<T>(logits: &Tensor, rows: &[usize], work: impl FnOnce(&[Scored<'_>]) -> T) -> Result<T> {
+    let vocabulary = logits.dim(1)?;
+    let (logits, rows) = if on_host(logits) {
+        (logits.clone(), rows.to_vec())
+    } else {
+        // Only what is asked for is copied from a device.
+        let wanted = Tensor::from_iter(rows.iter().map(|row| *row as u32), logits.device())?;
+        let wanted = logits.index_select(&wanted, 0)?.to_dtype(DType::F32)?.to_device(&Device::Cpu)?;
+        (wanted, (0..rows.len()).collect())
+    };
+    let (storage, layout) = logits.storage_and_layout();
+    let scores = elements(&storage, layout)?;
+    let scored = rows.par_iter().map(|row| Scored::new(&scores[row * vocabulary..][..vocabulary]));
+    Ok(work(&scored.collect::<Result<Vec<_>>>()?))
 }
 
 /// The likeliest token of each row of `logits` `[rows, vocabulary]`, the first of equals; never `end` where the row is
@@ -22,7 +93,7 @@ pub(super) fn greedy(logits: &Tensor, held_back: &[bool], end: u32, fused: bool)
         false => device(logits, held_back, end),
     }?;
     if choices.iter().any(|choice| !choice.logprob.is_finite()) {
-        candle_core::bail!("the model's scores are not numbers: a weight or a precision is unfit");
+        return Err(not_numbers());
     }
     Ok(choices)
 }
@@ -30,10 +101,7 @@ pub(super) fn greedy(logits: &Tensor, held_back: &[bool], end: u32, fused: bool)
 fn host(logits: &Tensor, held_back: &[bool], end: u32) -> Result<Vec<Choice>> {
     let vocabulary = logits.dim(1)?;
     let (storage, layout) = logits.storage_and_layout();
-    let (Storage::Cpu(CpuStorage::F32(values)), Some((from, to))) = (&*storage, layout.contiguous_offsets()) else {
-        candle_core::bail!("scores are contiguous f32 here");
-    };
-    let rows = values[from..to].par_chunks_exact(vocabulary).zip(held_back);
+    let rows = elements(&storage, layout)?.par_chunks_exact(vocabulary).zip(held_back);
     Ok(rows.map(|(row, &held_back)| best(row, held_back.then_some(end))).collect())
 }
 
@@ -72,7 +140,6 @@ fn device(logits: &Tensor, held_back: &[bool], end: u32) -> Result<Vec<Choice>> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use candle_core::Device;
 
     #[test]
     fn all_ways_choose_alike_and_hold_the_end_back() {

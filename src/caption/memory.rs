@@ -9,6 +9,7 @@
 mod device;
 mod fused;
 mod host;
+mod images;
 
 use std::sync::Arc;
 
@@ -62,6 +63,10 @@ impl Block {
 pub(super) trait Memory: Send {
     /// Adds a row at the end, for a sequence of at most `capacity` tokens.
     fn admit(&mut self, image: &Arc<ImageMemory>, capacity: usize) -> Result<()>;
+
+    /// Makes row `to`, or one more row at the end, a copy of row `from`: of the same image, which they share, and with the
+    /// same tokens so far.
+    fn fork(&mut self, from: usize, to: usize) -> Result<()>;
 
     /// Removes a row; the last row takes its number.
     fn swap_remove(&mut self, row: usize) -> Result<()>;
@@ -140,16 +145,16 @@ const COLUMNS: usize = 32;
 struct Room {
     slots: usize,
     columns: usize,
+    images: usize,
 }
 
 impl Room {
-    /// Larger room, where `slots` rows of `columns` tokens have none in this.
-    fn grown(self, slots: usize, columns: usize) -> Option<Self> {
-        if slots <= self.slots && columns <= self.columns {
-            return None;
-        }
-        let slots = if slots > self.slots { slots.next_power_of_two() } else { self.slots };
-        Some(Self { slots, columns: columns.max(self.columns).next_multiple_of(COLUMNS) })
+    /// Larger room, where `slots` rows of `columns` tokens or so many images have none in this.
+    fn grown(self, slots: usize, columns: usize, images: usize) -> Option<Self> {
+        let number = |wanted: usize, there: usize| if wanted > there { wanted.next_power_of_two() } else { there };
+        let columns = if columns > self.columns { columns.next_multiple_of(COLUMNS) } else { self.columns };
+        let grown = Self { slots: number(slots, self.slots), columns, images: number(images, self.images) };
+        (grown != self).then_some(grown)
     }
 }
 

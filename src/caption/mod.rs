@@ -21,10 +21,12 @@ mod hub;
 mod load;
 mod memory;
 mod model;
+mod params;
 #[doc(hidden)]
 pub mod pictures;
 pub mod preprocess;
 mod random;
+mod search;
 mod text;
 mod tokenizer;
 mod vision;
@@ -48,13 +50,8 @@ pub use error::{EngineError, ErrorKind};
 pub use hub::HubSource;
 pub use load::{LoadError, LoadOptions, ModelSource, load, load_model};
 pub use model::Model;
+pub use params::{BeamSearch, DEFAULT_MAX_NEW_TOKENS, Number, Params, Sampling, Strategy, number};
 pub use work::{Ceilings, Work};
-
-/// How many tokens a caption gets when nothing is asked for.
-///
-/// The reference implementation generates 20 new tokens when neither the caller nor the model's configuration gives a
-/// length (`_prepare_generated_length` in transformers), and the published captioning models were tuned to that length.
-pub const DEFAULT_MAX_NEW_TOKENS: usize = 20;
 
 /// An image at the model's size: RGB, 8 bits a channel, row-major, `size * size * 3` bytes. The engine normalises it.
 #[derive(Clone, PartialEq, Eq)]
@@ -94,24 +91,6 @@ impl fmt::Debug for Pixels {
     }
 }
 
-/// What a caller may ask of one caption.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Params {
-    /// Text that the caption continues; the caption's text contains it.
-    pub prompt: Option<String>,
-    /// Upper bound of generated tokens, the end token included, the prompt not.
-    pub max_new_tokens: usize,
-    /// The end token is held back until this many tokens are generated.
-    pub min_new_tokens: usize,
-}
-
-impl Default for Params {
-    fn default() -> Self {
-        Self { prompt: None, max_new_tokens: DEFAULT_MAX_NEW_TOKENS, min_new_tokens: 0 }
-    }
-}
-
 /// Why a caption ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -122,7 +101,7 @@ pub enum Finish {
     Length,
 }
 
-/// A finished caption.
+/// A finished caption, or the first of several of one image.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Caption {
     /// Prompt and generated tokens as text, special tokens left out.
@@ -135,6 +114,9 @@ pub struct Caption {
     pub tokens: usize,
     /// Why it ended.
     pub finish: Finish,
+    /// Further captions of the image, where more than one was asked for: samples in the order of their drawing, beams
+    /// from the second best on. They have none themselves.
+    pub more: Vec<Caption>,
 }
 
 /// What is known of a loaded model.

@@ -11,6 +11,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 use tokio::runtime::Handle;
 
+use super::generation::GenerationOptions;
 use super::{Exit, Usage, broken_pipe, input, models, runtime, telemetry};
 use crate::config::ConfigOptions;
 use crate::disposition::{Failure, Stage};
@@ -65,12 +66,6 @@ pub struct CaptionArgs {
     /// Text that the captions begin with
     #[arg(long)]
     prompt: Option<String>,
-    /// Most tokens of a caption
-    #[arg(long, value_name = "N")]
-    max_new_tokens: Option<usize>,
-    /// Least tokens of a caption
-    #[arg(long, value_name = "N")]
-    min_new_tokens: Option<usize>,
     /// A network that may be reached although it is not public, e.g. 10.0.0.0/8; may be given several times
     #[arg(long, value_name = "CIDR")]
     allow_network: Vec<ipnet::IpNet>,
@@ -78,13 +73,15 @@ pub struct CaptionArgs {
     #[arg(long, value_name = "SHARE", default_value_t = 0.0)]
     max_failure_rate: f64,
     #[command(flatten)]
+    generation: GenerationOptions,
+    #[command(flatten)]
     config: ConfigOptions,
 }
 
 /// Form of the output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum Form {
-    /// The image's name, a tab, its caption
+    /// The image's name, a tab, its caption; a line for each caption of it
     Text,
     /// One JSON object a line
     Jsonl,
@@ -105,7 +102,8 @@ pub fn run(args: CaptionArgs) -> anyhow::Result<Exit> {
     let Core { rows, finished, failures, device_failures, fetching } = core;
     control.ledger().assign(arguments());
     let feeder = {
-        let feeder = Feeder { rows, failures, control: control.clone(), runtime: runtime.handle().clone() };
+        let (control, runtime) = (control.clone(), runtime.handle().clone());
+        let feeder = Feeder { rows, failures, params: args.generation.params(), control, runtime };
         std::thread::Builder::new().name("arguments".into()).spawn(move || feeder.run(args.images))?
     };
     let mut printer = Printer::new(args.output);
@@ -177,9 +175,7 @@ impl CaptionArgs {
             size => size,
         });
         settings.model.prompt = self.prompt.clone().or(settings.model.prompt);
-        settings.model.max_new_tokens = self.max_new_tokens.unwrap_or(settings.model.max_new_tokens);
-        settings.model.max_new_tokens_limit = settings.model.max_new_tokens_limit.max(settings.model.max_new_tokens);
-        settings.model.min_new_tokens = self.min_new_tokens.unwrap_or(settings.model.min_new_tokens);
+        self.generation.permit(&mut settings.model);
         settings.fetch.allow_networks.extend(&self.allow_network);
         // There is no Kafka to put anything off to.
         settings.kafka.retry_topics.clear();
@@ -206,6 +202,7 @@ fn arguments() -> TopicPartition {
 struct Feeder {
     rows: Sender<Tracked<Row>>,
     failures: Sender<Finished>,
+    params: RequestParams,
     control: Control,
     runtime: Handle,
 }
@@ -221,7 +218,7 @@ impl Feeder {
                 anyhow::bail!("argument {count} was numbered twice");
             };
             count += 1;
-            let row = row(&argument, ticket.offset());
+            let row = row(&argument, &self.params, ticket.offset());
             let sent = match row {
                 Ok(row) => self
                     .rows
@@ -244,7 +241,7 @@ impl Feeder {
 }
 
 /// The row of an argument; one that is no reference becomes a row that has failed already.
-fn row(argument: &str, offset: i64) -> Result<Row, (Box<Row>, ParseError)> {
+fn row(argument: &str, params: &RequestParams, offset: i64) -> Result<Row, (Box<Row>, ParseError)> {
     let origin = Origin { topic: ARGUMENTS.into(), partition: 0, offset, index: None };
     let message = Message::empty(ARGUMENTS, 0, offset);
     let reference = input::reference(argument);
@@ -256,7 +253,7 @@ fn row(argument: &str, offset: i64) -> Result<Row, (Box<Row>, ParseError)> {
         id: Some(argument.to_owned()),
         image,
         prompt: None,
-        params: RequestParams::default(),
+        params: params.clone(),
         deadline: None,
         meta: serde_json::Map::new(),
     };
@@ -320,7 +317,10 @@ impl Printer {
     fn print(&self, result: Printable) -> io::Result<()> {
         let mut out = io::stdout().lock();
         match (self.form, result) {
-            (Form::Text, Ok(record)) => writeln!(out, "{}\t{}", record.id, record.text),
+            (Form::Text, Ok(record)) if record.candidates.is_empty() => writeln!(out, "{}\t{}", record.id, record.text),
+            (Form::Text, Ok(record)) => {
+                record.candidates.iter().try_for_each(|one| writeln!(out, "{}\t{}", record.id, one.text))
+            }
             (Form::Jsonl, Ok(record)) => writeln!(out, "{}", serde_json::to_string(&record)?),
             (Form::Text, Err((name, failure))) => {
                 self.bar.suspend(|| eprintln!("{name}: {}: {}", failure.code, failure.message));

@@ -8,6 +8,7 @@ mod collect;
 pub mod config;
 mod demo;
 mod dlq;
+mod generation;
 mod input;
 mod models;
 mod plan;

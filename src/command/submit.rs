@@ -19,10 +19,11 @@ use self::inputs::Inputs;
 use self::request::{Bad, Builder, Item};
 use self::send::{Answers, Counts, End, Session, open_output};
 use super::collect::{captions, dead_letters, follow};
+use super::generation::GenerationOptions;
 use super::{Exit, Usage, runtime, telemetry};
 use crate::config::ConfigOptions;
 use crate::kafka::{Follower, From, TopicCheck, check_topics};
-use crate::message::{MAX_PROMPT_BYTES, RequestParams};
+use crate::message::MAX_PROMPT_BYTES;
 use crate::settings::{Kafka, Settings};
 
 /// Records read ahead of the producer; each may be as long as `kafka.max_message_size`.
@@ -71,9 +72,6 @@ pub struct SubmitArgs {
     /// Text that the captions begin with; else the workers' model.prompt
     #[arg(long)]
     prompt: Option<String>,
-    /// Most tokens of a caption; else the workers' model.max_new_tokens
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
-    max_new_tokens: Option<u32>,
     /// Key of the records: requests of one key go to one partition
     #[arg(long, value_enum, default_value_t = Key::Id)]
     key: Key,
@@ -98,6 +96,8 @@ pub struct SubmitArgs {
     /// No progress, no summary; errors are still told
     #[arg(long)]
     quiet: bool,
+    #[command(flatten)]
+    generation: GenerationOptions,
     #[command(flatten)]
     config: ConfigOptions,
 }
@@ -184,7 +184,7 @@ impl SubmitArgs {
             self.meta.iter().map(|(key, value)| (key.clone(), value.clone().into())).collect();
         let builder = Builder {
             prompt: self.prompt.clone(),
-            params: RequestParams { max_new_tokens: self.max_new_tokens.map(|n| n as usize), min_new_tokens: None },
+            params: self.generation.params(),
             meta,
             deadline: self.deadline,
             keyed: self.key == Key::Id,

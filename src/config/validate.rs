@@ -377,6 +377,33 @@ impl Check {
                 model.max_new_tokens, model.max_new_tokens_limit
             ),
         );
+        self.generation(model);
+    }
+
+    fn generation(&mut self, model: &Model) {
+        let positive = [("repetition_penalty", model.repetition_penalty), ("temperature", model.temperature)];
+        for (name, value) in positive {
+            let holds = value.is_finite() && value > 0.0;
+            self.need(holds, &[&format!("model.{name}")], format!("must be a number above 0, not {value}"));
+        }
+        let top_p = model.top_p;
+        self.need(top_p > 0.0 && top_p <= 1.0, &["model.top_p"], format!("must be above 0 and at most 1, not {top_p}"));
+        self.need(model.length_penalty.is_finite(), &["model.length_penalty"], "must be a finite number");
+        let (beams, captions, limit) = (model.num_beams, model.num_return_sequences, model.sequences_limit);
+        for (name, value) in [("num_beams", beams), ("num_return_sequences", captions)] {
+            let message = format!("must be from 1 to model.sequences_limit ({limit}), not {value}");
+            self.need((1..=limit).contains(&value), &[&format!("model.{name}"), "model.sequences_limit"], message);
+        }
+        self.need(
+            !model.do_sample || beams == 1,
+            &["model.do_sample", "model.num_beams"],
+            format!("model.do_sample draws tokens, and model.num_beams ({beams}) searches: one of them at a time"),
+        );
+        self.need(
+            model.do_sample || captions <= beams,
+            &["model.num_return_sequences", "model.num_beams", "model.do_sample"],
+            format!("{captions} captions of an image take model.do_sample, or as many model.num_beams (now {beams})"),
+        );
     }
 
     fn devices(&mut self, devices: &[String]) {

@@ -68,6 +68,18 @@ fn every_header_of_a_dead_letter_is_documented_and_no_other() {
 }
 
 #[test]
+fn every_parameter_is_documented_and_no_other() {
+    let documented = first_cells(section("#### Parameters", "### 2. Table"));
+    assert_eq!(sorted(&documented), sorted(&request::PARAMS));
+}
+
+fn sorted<T: AsRef<str>>(names: &[T]) -> Vec<&str> {
+    let mut names: Vec<&str> = names.iter().map(AsRef::as_ref).collect();
+    names.sort_unstable();
+    names
+}
+
+#[test]
 fn the_documented_record_has_the_fields_of_a_record() {
     let block = blocks(section("## Caption records", "### Identity"), "json")[0];
     let mut documented: Value = serde_json::from_str(block).unwrap();
@@ -79,6 +91,7 @@ fn the_documented_record_has_the_fields_of_a_record() {
         logprob: 0.0,
         tokens: 0,
         finish: "stop",
+        candidates: Vec::new(),
         flags: Vec::new(),
         cached: false,
         model: ModelRef { id: String::new(), revision: None, dtype: String::new() },

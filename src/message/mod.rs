@@ -20,7 +20,7 @@ pub use dead_letter::{
     FIRST_FAILED_AT_HEADER, HEADER_OVERHEAD, NOT_BEFORE_HEADER, RECORD_OVERHEAD, STAGE_HEADER, WORKER_HEADER,
     error_text, is_pointer, replay_headers,
 };
-pub use record::{CaptionRecord, ImageInfo, ModelRef, SCHEMA, Timing, redact_url};
+pub use record::{Candidate, CaptionRecord, ImageInfo, ModelRef, SCHEMA, Timing, redact_url};
 pub use redact::{redact_text, without_controls};
 pub use request::{
     ImageRef, MAX_PROMPT_BYTES, ObjectRef, ObjectRoot, ParseError, ParsedRow, Request, RequestParams, StoreKind, parse,

@@ -28,6 +28,9 @@ pub struct CaptionRecord {
     pub tokens: usize,
     /// `stop` (the model ended the caption) or `length`.
     pub finish: &'static str,
+    /// All captions of the image, the one above first, where more than one was asked for.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub candidates: Vec<Candidate>,
     /// Terms of the configured list that the caption contains.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub flags: Vec<String>,
@@ -46,6 +49,19 @@ pub struct CaptionRecord {
     pub worker: String,
     /// Passed through from the request.
     pub meta: Map<String, Value>,
+}
+
+/// One of several captions of an image.
+#[derive(Debug, Clone, Serialize)]
+pub struct Candidate {
+    /// The caption.
+    pub text: String,
+    /// As of the record.
+    pub logprob: f32,
+    /// As of the record.
+    pub tokens: usize,
+    /// As of the record.
+    pub finish: &'static str,
 }
 
 /// The model a caption comes from.

@@ -35,6 +35,24 @@ pub struct Model {
     pub min_new_tokens: usize,
     /// The most that a request may ask for.
     pub max_new_tokens_limit: usize,
+    /// Above 1, tokens that are there already become less likely, those of the prompt among them; below 1 likelier.
+    pub repetition_penalty: f64,
+    /// How many captions are searched at a time for the likeliest one; 1 takes the likeliest token each time.
+    pub num_beams: usize,
+    /// With beams: a caption's score is divided by its length to this power, so that above 0 longer ones win more often.
+    pub length_penalty: f64,
+    /// Whether tokens are drawn by their probabilities instead. A request's `seed`, or else its picture, says what is drawn.
+    pub do_sample: bool,
+    /// Of drawn tokens: below 1 the likely ones become likelier, above 1 the others.
+    pub temperature: f64,
+    /// Of how many of the likeliest tokens is drawn; 0 is no bound.
+    pub top_k: usize,
+    /// How probable the tokens that are drawn from are together; 1 is no bound.
+    pub top_p: f64,
+    /// How many captions are made of an image: drawn ones, or the best that the beams find.
+    pub num_return_sequences: usize,
+    /// The most beams, and the most captions of an image, that a request may ask for.
+    pub sequences_limit: usize,
     /// Memory for captions of pictures that were captioned before: an equal picture, asked for in the same way, gets its
     /// caption from there. 0 captions every one anew.
     #[schemars(with = "String")]
@@ -60,6 +78,15 @@ impl Default for Model {
             max_new_tokens: 20,
             min_new_tokens: 0,
             max_new_tokens_limit: 200,
+            repetition_penalty: 1.0,
+            num_beams: 1,
+            length_penalty: 1.0,
+            do_sample: false,
+            temperature: 1.0,
+            top_k: 0,
+            top_p: 1.0,
+            num_return_sequences: 1,
+            sequences_limit: 8,
             caption_cache: ByteSize::mib(32),
             max_state: None,
         }

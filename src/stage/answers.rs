@@ -2,6 +2,7 @@
 //! captioned with the same parameters before.
 
 mod known;
+mod params;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,7 +10,7 @@ use std::time::Duration;
 use self::known::{Asked, Entry, Known};
 use super::Output;
 use crate::caption::{Caption, Finish, Params};
-use crate::message::{CaptionRecord, ImageInfo, ModelRef, Request, Row, SCHEMA, Timing};
+use crate::message::{Candidate, CaptionRecord, ImageInfo, ModelRef, Request, Row, SCHEMA, Timing};
 use crate::metrics::Metrics;
 use crate::settings;
 
@@ -54,34 +55,19 @@ impl Answers {
         &self.worker
     }
 
-    /// The parameters of a request, with the defaults of this fleet.
+    /// The parameters of a request for the picture of this SHA-256, with the defaults of this fleet.
     ///
     /// # Errors
-    /// They are over its limits, in words for people.
-    pub fn params(&self, request: &Request) -> Result<Params, String> {
-        let (asked, model) = (&request.params, &self.model);
-        let max_new_tokens = asked.max_new_tokens.unwrap_or(model.max_new_tokens);
-        let min_new_tokens = asked.min_new_tokens.unwrap_or(model.min_new_tokens.min(max_new_tokens));
-        if max_new_tokens == 0 || max_new_tokens > model.max_new_tokens_limit {
-            let limit = model.max_new_tokens_limit;
-            return Err(format!(
-                "params.max_new_tokens is {max_new_tokens}; this fleet allows 1 to {limit} (model.max_new_tokens_limit)"
-            ));
-        }
-        if min_new_tokens > max_new_tokens {
-            return Err(format!(
-                "params.min_new_tokens ({min_new_tokens}) is larger than max_new_tokens ({max_new_tokens})"
-            ));
-        }
-        let prompt = request.prompt.clone().or_else(|| model.prompt.clone());
-        Ok(Params { prompt, max_new_tokens, min_new_tokens })
+    /// They are over its limits or make no sense, in words for people.
+    pub fn params(&self, request: &Request, sha256: &str) -> Result<Params, String> {
+        params::params(&self.model, request, sha256)
     }
 
     /// The answer to a row that a device has captioned; it is remembered.
     pub fn written(&self, row: Row, image: ImageInfo, params: Params, caption: Caption, by: Writer<'_>) -> Output {
         if let Some(known) = &self.known {
             let asked = Asked { sha256: image.sha256.clone(), params };
-            let caption = Caption { token_ids: Vec::new(), ..caption.clone() };
+            let caption = without_tokens(&caption);
             let ImageInfo { width, height, ref format, .. } = image;
             let entry =
                 Entry { caption, model: by.model.clone(), width, height, format: format.clone(), cost: by.cost };
@@ -95,7 +81,7 @@ impl Answers {
     pub fn known(self: &Arc<Self>, request: &Request, sha256: &str) -> Option<Recalled> {
         let known = self.known.as_ref()?;
         // What is wrong with them is told where they are used.
-        let params = self.params(request).ok()?;
+        let params = self.params(request, sha256).ok()?;
         let found = known.get(&Asked { sha256: sha256.to_owned(), params });
         self.metrics.caption_looked_up(found.as_ref().map(|entry| entry.cost));
         found.map(|entry| Recalled { answers: self.clone(), entry })
@@ -103,6 +89,11 @@ impl Answers {
 
     fn answer(&self, mut row: Row, image: ImageInfo, caption: Caption, by: Writer<'_>, cached: bool) -> Output {
         row.timing.total = Timing::ms(row.message.received.elapsed());
+        let candidates = if caption.more.is_empty() {
+            Vec::new()
+        } else {
+            [&caption].into_iter().chain(&caption.more).map(candidate).collect()
+        };
         let record = CaptionRecord {
             schema: SCHEMA,
             id: row.request.id.unwrap_or_else(|| row.origin.to_string()),
@@ -111,10 +102,8 @@ impl Answers {
             text: caption.text,
             logprob: caption.logprob,
             tokens: caption.tokens,
-            finish: match caption.finish {
-                Finish::Stop => "stop",
-                Finish::Length => "length",
-            },
+            finish: finish(caption.finish),
+            candidates,
             cached,
             model: by.model.clone(),
             image,
@@ -124,6 +113,25 @@ impl Answers {
             meta: row.request.meta,
         };
         Output::Caption { record: Box::new(record), message: row.message, device: by.device.to_owned() }
+    }
+}
+
+/// A caption without the numbers of its tokens, which no record has.
+fn without_tokens(caption: &Caption) -> Caption {
+    let Caption { ref text, logprob, tokens, finish, ref more, .. } = *caption;
+    let more = more.iter().map(without_tokens).collect();
+    Caption { text: text.clone(), token_ids: Vec::new(), logprob, tokens, finish, more }
+}
+
+fn candidate(caption: &Caption) -> Candidate {
+    let Caption { ref text, logprob, tokens, .. } = *caption;
+    Candidate { text: text.clone(), logprob, tokens, finish: finish(caption.finish) }
+}
+
+fn finish(finish: Finish) -> &'static str {
+    match finish {
+        Finish::Stop => "stop",
+        Finish::Length => "length",
     }
 }
 

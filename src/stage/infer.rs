@@ -197,7 +197,7 @@ impl Runner {
             let begun = Instant::now();
             self.stats.begin();
             let batch = self.admit(batch, begun);
-            let result = self.caption(batch);
+            let result = self.caption_all(batch);
             self.stats.end();
             self.last = Some(begun.elapsed());
             if let Err((error, rest)) = result {
@@ -219,12 +219,25 @@ impl Runner {
                 self.fail(queued, Stage::Batch, &InferError::Deadline);
                 continue;
             }
-            match self.shared.answers.params(&row.request) {
+            match self.shared.answers.params(&row.request, &queued.ready.value.image.sha256) {
                 Ok(params) => rows.push(Admitted { queued, params }),
                 Err(error) => self.fail(queued, Stage::Infer, &InferError::Params(error)),
             }
         }
         rows
+    }
+
+    /// Captions a batch, as much of it at a time as there is memory for: an image of which more than one caption is followed
+    /// takes more than one row. An error gives back the rows that are unfinished.
+    fn caption_all(&mut self, batch: Vec<Admitted>) -> Result<(), (EngineError, Vec<Admitted>)> {
+        let mut parts = parts(batch, self.stats.max_batch_size, |admitted| admitted.params.rows()).into_iter();
+        while let Some(part) = parts.next() {
+            if let Err((error, mut unfinished)) = self.caption(part) {
+                unfinished.extend(parts.flatten());
+                return Err((error, unfinished));
+            }
+        }
+        Ok(())
     }
 
     /// Captions a batch. One that fails as a whole is halved until the guilty image is alone; whether image or device
@@ -331,9 +344,36 @@ struct Admitted {
     params: Params,
 }
 
+/// The batch in parts that take at most so many rows of the engine, one image at least; `rows` tells how many one takes.
+fn parts<T>(batch: Vec<T>, most: usize, rows: impl Fn(&T) -> usize) -> Vec<Vec<T>> {
+    let mut parts: Vec<Vec<T>> = Vec::new();
+    let mut room = 0;
+    for item in batch {
+        let rows = rows(&item);
+        match parts.last_mut() {
+            Some(part) if rows <= room => part.push(item),
+            _ => {
+                parts.push(vec![item]);
+                room = most;
+            }
+        }
+        room = room.saturating_sub(rows);
+    }
+    parts
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_batch_is_taken_in_parts_of_the_rows_that_there_is_memory_for() {
+        let of = |rows: &[usize], most: usize| parts(rows.to_vec(), most, |rows| *rows);
+        assert_eq!(of(&[1, 1, 1, 1], 4), [[1, 1, 1, 1]]);
+        assert_eq!(of(&[3, 1, 1, 3, 4, 1], 4), [vec![3, 1], vec![1, 3], vec![4], vec![1]]);
+        assert_eq!(of(&[8, 8, 1], 4), [[8], [8], [1]], "one image at least");
+        assert!(of(&[], 4).is_empty());
+    }
 
     #[test]
     fn a_deadline_is_a_moment_of_this_process() {

@@ -1,14 +1,15 @@
 //! The bundled model: the same by every way in. How well it sees is the matter of `fidelity/gate.rs`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
+use blipstream::kafka::NewRecord;
 use blipstream::message::Message;
 use blipstream::settings::Kafka;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::support::client::read_all;
 use crate::support::flow::{Flow, request};
@@ -55,6 +56,54 @@ async fn a_folder_captioned_by_the_command_and_by_the_pipeline_gives_the_same_ca
         |record: &Value| (record["id"].as_str().unwrap().to_owned(), record["text"].as_str().unwrap().to_owned());
     let by_pipeline: BTreeMap<_, _> = answers.captions.values().flatten().map(text).collect();
     assert_eq!(by_command, by_pipeline);
+}
+
+/// The texts of a record's candidates, of which the first is the record's own.
+fn candidates(record: &Value) -> Vec<&str> {
+    let texts: Vec<_> =
+        record["candidates"].as_array().unwrap().iter().map(|one| one["text"].as_str().unwrap()).collect();
+    assert_eq!(texts[0], record["text"]);
+    assert_eq!(record["candidates"][0]["tokens"], record["tokens"]);
+    texts
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_of_one_stream_ask_for_beams_and_samples_and_a_seed_draws_the_same_by_the_command() {
+    let name = "harbour-night.jpg";
+    let path = format!("models/demo/images/{name}");
+    let images =
+        ImageServer::start().await.with(&format!("/{name}"), Answer::Body(std::fs::read(root().join(&path)).unwrap()));
+    let image = images.url(&format!("/{name}"));
+    let sampled = json!({"do_sample": true, "temperature": 1.5, "seed": 7, "num_return_sequences": 4});
+    let asked = [
+        json!({}),
+        json!({"num_beams": 3, "num_return_sequences": 3, "length_penalty": 0.5}),
+        sampled.clone(),
+        json!({"repetition_penalty": 1.2, "min_new_tokens": 4}),
+        sampled,
+    ];
+    let flow = Flow::start(1);
+    flow.write(asked.iter().map(|params| NewRecord {
+        value: Some(json!({"image": image, "params": params}).to_string().into()),
+        ..NewRecord::default()
+    }));
+    let worker = flow.process();
+    let answers = flow.until_answered(asked.len());
+    assert_eq!(worker.terminate(), Some(0));
+    let record = |offset: usize| &answers.captions[&format!("requests/0/{offset}")][0];
+    assert_eq!((record(0).get("candidates"), record(3).get("candidates")), (None, None));
+    let beams = candidates(record(1));
+    assert_eq!(beams.iter().collect::<BTreeSet<_>>().len(), 3, "{beams:?}");
+    let samples = candidates(record(2));
+    assert_eq!(samples.len(), 4);
+    assert_eq!(samples, candidates(record(4)), "equal seeds");
+
+    let ways = ["--do-sample", "--temperature", "1.5", "--seed", "7", "--num-return-sequences", "4"];
+    let all = [&["caption", &path, "--model", "demo"][..], &ways].concat();
+    let output = blipstream(&all);
+    let text = String::from_utf8(output.stdout).unwrap();
+    let lines: Vec<_> = samples.iter().map(|sample| format!("{path}\t{sample}")).collect();
+    assert_eq!(text.lines().collect::<Vec<_>>(), lines, "{}", String::from_utf8_lossy(&output.stderr));
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use blipstream::caption::{Engine, ErrorKind, Params, RowId, caption};
+use blipstream::caption::{BeamSearch, Engine, ErrorKind, Params, RowId, Sampling, Strategy, caption, number};
 
 use crate::fixture::{Fixture, report};
 
@@ -74,6 +74,14 @@ fn one_encoding_serves_several_rows() {
     }
 }
 
+fn beams(beams: usize, length_penalty: f32) -> Strategy {
+    Strategy::Beam(BeamSearch { beams, length_penalty: number(length_penalty) })
+}
+
+fn sample(temperature: f32, top_p: f32) -> Strategy {
+    Strategy::Sample(Sampling { temperature: number(temperature), top_k: 0, top_p: number(top_p), seed: 0 })
+}
+
 #[test]
 fn a_row_with_bad_parameters_is_refused_alone() {
     let fixture = Fixture::read("depths");
@@ -83,6 +91,14 @@ fn a_row_with_bad_parameters_is_refused_alone() {
         Params { max_new_tokens: 0, ..Params::default() },
         Params { max_new_tokens: 3, min_new_tokens: 4, ..Params::default() },
         Params { max_new_tokens: usize::MAX, ..Params::default() },
+        Params { repetition_penalty: number(0.0), ..Params::default() },
+        Params { captions: 2, ..Params::default() },
+        Params { captions: 0, ..Params::default() },
+        Params { strategy: beams(0, 1.0), ..Params::default() },
+        Params { strategy: beams(2, f32::INFINITY), ..Params::default() },
+        Params { strategy: beams(2, 1.0), captions: 3, ..Params::default() },
+        Params { strategy: sample(-1.0, 1.0), ..Params::default() },
+        Params { strategy: sample(1.0, 0.0), ..Params::default() },
     ];
     let mut items: Vec<_> = bad.into_iter().map(|params| (fixture.images[0].clone(), params)).collect();
     items.insert(2, (fixture.images[0].clone(), fixture.captions[0].params()));

@@ -47,7 +47,12 @@ struct ExpectedFile {
 
 impl Expected {
     pub fn params(&self) -> Params {
-        Params { prompt: self.prompt.clone(), max_new_tokens: self.max_new_tokens, min_new_tokens: self.min_new_tokens }
+        Params {
+            prompt: self.prompt.clone(),
+            max_new_tokens: self.max_new_tokens,
+            min_new_tokens: self.min_new_tokens,
+            ..Params::default()
+        }
     }
 
     /// Whether it was made without a prompt and with default lengths.

@@ -8,6 +8,7 @@ mod backends;
 mod batching;
 mod fixture;
 mod gate;
+mod generation;
 mod hub;
 mod layouts;
 mod oracle;

@@ -169,6 +169,7 @@ pub fn caption(message: &Message) -> Output {
         logprob: -1.0,
         tokens: 3,
         finish: "stop",
+        candidates: Vec::new(),
         flags: Vec::new(),
         cached: false,
         model: ModelRef { id: "fake".into(), revision: None, dtype: "f32".into() },

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Result, Tensor};
 
+use super::images::{ByImage, Images, Moved};
 use super::{Block, ImageMemory, Memory, Room, Sizes, move_slot};
 use crate::caption::compute::{ImageProjection, attend_memory};
 
@@ -13,7 +14,7 @@ pub(in crate::caption) struct DeviceMemory {
     sizes: Sizes,
     device: Device,
     dtype: DType,
-    rows: usize,
+    images: Images,
     room: Room,
     layers: Vec<Layer>,
     block: Option<Prepared>,
@@ -40,34 +41,39 @@ struct Prepared {
     targets: Tensor,
     /// Hides columns after a token's own, where rows differ: `[rows, 1, width, length]`.
     mask: Option<Tensor>,
+    by_image: ByImage,
 }
 
 impl DeviceMemory {
     pub(in crate::caption) fn new(sizes: Sizes, device: Device, dtype: DType) -> Self {
-        Self { sizes, device, dtype, rows: 0, room: Room::default(), layers: Vec::new(), block: None }
+        Self { sizes, device, dtype, images: Images::default(), room: Room::default(), layers: Vec::new(), block: None }
     }
 
-    /// Makes room for `slots` rows of `columns` tokens.
-    fn reserve(&mut self, slots: usize, columns: usize) -> Result<()> {
-        let Some(room) = self.room.grown(slots, columns) else { return Ok(()) };
-        let empty = |length: usize| -> Result<KeysValues> {
+    /// Makes room for `slots` rows of `columns` tokens and for so many images.
+    fn reserve(&mut self, slots: usize, columns: usize, images: usize) -> Result<()> {
+        let Some(room) = self.room.grown(slots, columns, images) else { return Ok(()) };
+        let empty = |slots: usize, length: usize| -> Result<KeysValues> {
             // Zeros, since what a mask hides still takes part in products.
-            let shape = (room.slots, self.sizes.heads, self.sizes.head, length);
+            let shape = (slots, self.sizes.heads, self.sizes.head, length);
             let zeros = || Tensor::zeros(shape, self.dtype, &self.device);
             Ok(KeysValues { keys: zeros()?, values: zeros()? })
         };
+        let text = || empty(room.slots, room.columns);
+        let image = || empty(room.images, self.sizes.image_tokens);
         if self.layers.is_empty() {
             for _ in 0..self.sizes.layers {
-                self.layers.push(Layer { text: empty(room.columns)?, image: empty(self.sizes.image_tokens)? });
+                self.layers.push(Layer { text: text()?, image: image()? });
             }
         } else {
             for layer in &mut self.layers {
-                let text = empty(room.columns)?;
-                text.copy_rows(&layer.text, self.rows)?;
-                layer.text = text;
-                if room.slots > self.room.slots {
-                    let image = empty(self.sizes.image_tokens)?;
-                    image.copy_rows(&layer.image, self.rows)?;
+                if (room.slots, room.columns) != (self.room.slots, self.room.columns) {
+                    let text = text()?;
+                    text.copy_rows(&layer.text, self.images.rows())?;
+                    layer.text = text;
+                }
+                if room.images > self.room.images {
+                    let image = image()?;
+                    image.copy_rows(&layer.image, self.images.count())?;
                     layer.image = image;
                 }
             }
@@ -76,18 +82,24 @@ impl DeviceMemory {
         Ok(())
     }
 
+    /// Overwrites the image of a slot that no row looks at any more.
+    fn move_image(&self, moved: Option<Moved>) -> Result<()> {
+        let Some(Moved { from, to }) = moved else { return Ok(()) };
+        self.layers.iter().try_for_each(|layer| layer.image.move_row(from, to))
+    }
+
     fn prepared(&self) -> Result<&Prepared> {
         self.block.as_ref().ok_or_else(|| candle_core::Error::Msg("no block was announced".into()))
     }
 
     /// `[rows · width, hidden]` to `[rows, heads, width, head]`.
-    fn split_heads(&self, x: &Tensor, block: &Prepared) -> Result<Tensor> {
-        x.reshape((block.rows, block.width, self.sizes.heads, self.sizes.head))?.transpose(1, 2)?.contiguous()
+    fn split_heads(&self, x: &Tensor, width: usize) -> Result<Tensor> {
+        x.reshape(((), width, self.sizes.heads, self.sizes.head))?.transpose(1, 2)?.contiguous()
     }
 
     /// The reverse of [`Self::split_heads`].
-    fn join_heads(&self, x: &Tensor, block: &Prepared) -> Result<Tensor> {
-        x.transpose(1, 2)?.reshape((block.rows * block.width, self.sizes.hidden()))
+    fn join_heads(&self, x: &Tensor) -> Result<Tensor> {
+        x.transpose(1, 2)?.reshape(((), self.sizes.hidden()))
     }
 }
 
@@ -96,25 +108,35 @@ impl Memory for DeviceMemory {
         let ImageMemory::Projected(image) = &**image else {
             candle_core::bail!("a device remembers keys and values, not hidden states")
         };
-        self.reserve(self.rows + 1, capacity)?;
+        let place = self.images.count();
+        self.reserve(self.images.rows() + 1, capacity, place + 1)?;
         for (index, layer) in self.layers.iter().enumerate() {
             let part = |which: usize| image.narrow(0, index, 1)?.narrow(1, which, 1)?.squeeze(1);
-            layer.image.keys.slice_set(&part(0)?, 0, self.rows)?;
-            layer.image.values.slice_set(&part(1)?, 0, self.rows)?;
+            layer.image.keys.slice_set(&part(0)?, 0, place)?;
+            layer.image.values.slice_set(&part(1)?, 0, place)?;
         }
-        self.rows += 1;
+        self.images.push();
         Ok(())
     }
 
+    fn fork(&mut self, from: usize, to: usize) -> Result<()> {
+        self.reserve(to + 1, 0, 0)?;
+        for layer in &self.layers {
+            layer.text.move_row(from, to)?;
+        }
+        let moved = self.images.fork(from, to);
+        self.move_image(moved)
+    }
+
     fn swap_remove(&mut self, row: usize) -> Result<()> {
-        self.rows -= 1;
-        if row < self.rows {
+        let last = self.images.rows() - 1;
+        if row < last {
             for layer in &self.layers {
-                layer.text.move_row(self.rows, row)?;
-                layer.image.move_row(self.rows, row)?;
+                layer.text.move_row(last, row)?;
             }
         }
-        Ok(())
+        let moved = self.images.swap_remove(row);
+        self.move_image(moved)
     }
 
     fn clear(&mut self) {
@@ -129,7 +151,7 @@ impl Memory for DeviceMemory {
     fn begin(&mut self, block: &Block) -> Result<()> {
         let (rows, width) = (block.starts.len(), block.width);
         let last = block.longest();
-        self.reserve(rows, last)?;
+        self.reserve(rows, last, 0)?;
         let positions = block.starts.iter().flat_map(|start| (0..width).map(move |offset| (start + offset) as u32));
         let targets = Tensor::from_iter(positions, &self.device)?
             .reshape((rows, 1, 1, width))?
@@ -137,7 +159,8 @@ impl Memory for DeviceMemory {
             .contiguous()?;
         let alike = width == 1 && block.starts.windows(2).all(|pair| pair[0] == pair[1]);
         let mask = (!alike).then(|| self.mask(block, last)).transpose()?;
-        self.block = Some(Prepared { rows, width, length: last, targets, mask });
+        let by_image = self.images.by_image(block, &self.device)?;
+        self.block = Some(Prepared { rows, width, length: last, targets, mask, by_image });
         Ok(())
     }
 
@@ -147,22 +170,24 @@ impl Memory for DeviceMemory {
         let part = |which: usize| qkv.narrow(1, which * hidden, hidden);
         let memory = &self.layers[layer].text;
         for (which, buffer) in [(1, &memory.keys), (2, &memory.values)] {
-            let columns = self.split_heads(&part(which)?, block)?.transpose(2, 3)?.contiguous()?;
+            let columns = self.split_heads(&part(which)?, block.width)?.transpose(2, 3)?.contiguous()?;
             buffer.narrow(0, 0, block.rows)?.scatter_set(&block.targets, &columns, 3)?;
         }
-        let queries = self.split_heads(&part(0)?, block)?;
+        let queries = self.split_heads(&part(0)?, block.width)?;
         let seen = |buffer: &Tensor| buffer.narrow(0, 0, block.rows)?.narrow(3, 0, block.length)?.contiguous();
         let contexts = attend_memory(&queries, &seen(&memory.keys)?, &seen(&memory.values)?, block.mask.as_ref())?;
-        self.join_heads(&contexts, block)
+        self.join_heads(&contexts)
     }
 
     fn attend_image(&mut self, layer: usize, queries: &Tensor, _: Option<&ImageProjection>) -> Result<Tensor> {
-        let block = self.prepared()?;
+        let by_image = &self.prepared()?.by_image;
         let memory = &self.layers[layer].image;
-        let queries = self.split_heads(queries, block)?;
-        let seen = |buffer: &Tensor| buffer.narrow(0, 0, block.rows);
-        let contexts = attend_memory(&queries, &seen(&memory.keys)?, &seen(&memory.values)?, None)?;
-        self.join_heads(&contexts, block)
+        by_image.attend(queries, |queries| {
+            let queries = self.split_heads(queries, by_image.width)?;
+            let seen = |buffer: &Tensor| buffer.narrow(0, 0, self.images.count());
+            let contexts = attend_memory(&queries, &seen(&memory.keys)?, &seen(&memory.values)?, None)?;
+            self.join_heads(&contexts)
+        })
     }
 }
 

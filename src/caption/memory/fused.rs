@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Result, Tensor};
 
+use super::images::{ByImage, Images, Moved};
 use super::{Block, ImageMemory, Memory, Room, Sizes, move_slot};
 use crate::caption::compute::ImageProjection;
 use crate::caption::compute::fused::{self, NewTokens};
@@ -15,47 +16,56 @@ pub(in crate::caption) struct FusedMemory {
     sizes: Sizes,
     device: Device,
     dtype: DType,
-    rows: usize,
+    images: Images,
     room: Room,
     layers: Vec<Layer>,
-    new: Option<NewTokens>,
+    new: Option<(NewTokens, ByImage)>,
 }
 
 struct Layer {
     /// `[slots, 2, columns, hidden]`.
     text: Tensor,
-    /// `[slots, 2, image tokens, hidden]`.
+    /// `[images, 2, image tokens, hidden]`.
     image: Tensor,
 }
 
 impl FusedMemory {
     pub(in crate::caption) fn new(sizes: Sizes, device: Device, dtype: DType) -> Self {
-        Self { sizes, device, dtype, rows: 0, room: Room::default(), layers: Vec::new(), new: None }
+        Self { sizes, device, dtype, images: Images::default(), room: Room::default(), layers: Vec::new(), new: None }
     }
 
-    /// Makes room for `slots` rows of `columns` tokens.
-    fn reserve(&mut self, slots: usize, columns: usize) -> Result<()> {
-        let Some(room) = self.room.grown(slots, columns) else { return Ok(()) };
+    /// Makes room for `slots` rows of `columns` tokens and for so many images.
+    fn reserve(&mut self, slots: usize, columns: usize, images: usize) -> Result<()> {
+        let Some(room) = self.room.grown(slots, columns, images) else { return Ok(()) };
         let (hidden, dtype, device) = (self.sizes.hidden(), self.dtype, &self.device);
-        let buffer = |tokens: usize| Tensor::zeros((room.slots, 2, tokens, hidden), dtype, device);
+        let buffer = |slots: usize, tokens: usize| Tensor::zeros((slots, 2, tokens, hidden), dtype, device);
+        let (text, image) = ((room.slots, room.columns), (room.images, self.sizes.image_tokens));
         if self.layers.is_empty() {
-            let layer = |_| Ok(Layer { text: buffer(room.columns)?, image: buffer(self.sizes.image_tokens)? });
+            let layer = |_| Ok(Layer { text: buffer(text.0, text.1)?, image: buffer(image.0, image.1)? });
             self.layers = (0..self.sizes.layers).map(layer).collect::<Result<_>>()?;
             self.room = room;
             return Ok(());
         }
         // A layer at a time, so that old and new buffers of one only are there together.
         for layer in &mut self.layers {
-            layer.text = grown(&layer.text, buffer(room.columns)?, self.rows)?;
-            if room.slots > self.room.slots {
-                layer.image = grown(&layer.image, buffer(self.sizes.image_tokens)?, self.rows)?;
+            if (room.slots, room.columns) != (self.room.slots, self.room.columns) {
+                layer.text = grown(&layer.text, buffer(text.0, text.1)?, self.images.rows())?;
+            }
+            if room.images > self.room.images {
+                layer.image = grown(&layer.image, buffer(image.0, image.1)?, self.images.count())?;
             }
         }
         self.room = room;
         Ok(())
     }
 
-    fn layer(&self, index: usize) -> Result<(&Layer, &NewTokens)> {
+    /// Overwrites the image of a slot that no row looks at any more.
+    fn move_image(&self, moved: Option<Moved>) -> Result<()> {
+        let Some(Moved { from, to }) = moved else { return Ok(()) };
+        self.layers.iter().try_for_each(|layer| move_slot(&layer.image, from, to))
+    }
+
+    fn layer(&self, index: usize) -> Result<(&Layer, &(NewTokens, ByImage))> {
         let unknown = || candle_core::Error::Msg("no row was admitted, or no block was announced".into());
         self.layers.get(index).zip(self.new.as_ref()).ok_or_else(unknown)
     }
@@ -74,22 +84,33 @@ impl Memory for FusedMemory {
         let ImageMemory::Rows(image) = &**image else {
             candle_core::bail!("the image was encoded by another kind of engine")
         };
-        self.reserve(self.rows + 1, capacity)?;
+        let place = self.images.count();
+        self.reserve(self.images.rows() + 1, capacity, place + 1)?;
         for (index, layer) in self.layers.iter().enumerate() {
-            layer.image.slice_set(&image.narrow(0, 2 * index, 2)?.unsqueeze(0)?, 0, self.rows)?;
+            layer.image.slice_set(&image.narrow(0, 2 * index, 2)?.unsqueeze(0)?, 0, place)?;
         }
-        self.rows += 1;
+        self.images.push();
         Ok(())
     }
 
+    fn fork(&mut self, from: usize, to: usize) -> Result<()> {
+        self.reserve(to + 1, 0, 0)?;
+        for layer in &self.layers {
+            move_slot(&layer.text, from, to)?;
+        }
+        let moved = self.images.fork(from, to);
+        self.move_image(moved)
+    }
+
     fn swap_remove(&mut self, row: usize) -> Result<()> {
-        self.rows -= 1;
-        if row < self.rows {
-            for buffer in self.layers.iter().flat_map(|layer| [&layer.text, &layer.image]) {
-                move_slot(buffer, self.rows, row)?;
+        let last = self.images.rows() - 1;
+        if row < last {
+            for layer in &self.layers {
+                move_slot(&layer.text, last, row)?;
             }
         }
-        Ok(())
+        let moved = self.images.swap_remove(row);
+        self.move_image(moved)
     }
 
     fn clear(&mut self) {
@@ -101,21 +122,22 @@ impl Memory for FusedMemory {
     }
 
     fn begin(&mut self, block: &Block) -> Result<()> {
-        self.reserve(block.starts.len(), block.longest())?;
+        self.reserve(block.starts.len(), block.longest(), 0)?;
         let starts = Tensor::from_iter(block.starts.iter().map(|start| *start as u32), &self.device)?;
-        self.new = Some(NewTokens { block: block.width, starts });
+        let by_image = self.images.by_image(block, &self.device)?;
+        self.new = Some((NewTokens { block: block.width, starts }, by_image));
         Ok(())
     }
 
     fn attend_text(&mut self, layer: usize, qkv: &Tensor) -> Result<Tensor> {
-        let (Layer { text, .. }, new) = self.layer(layer)?;
+        let (Layer { text, .. }, (new, _)) = self.layer(layer)?;
         fused::append(text, qkv, new)?;
         fused::attend_rows(qkv, text, self.sizes.heads, new.block, Some(&new.starts))
     }
 
     fn attend_image(&mut self, layer: usize, queries: &Tensor, _: Option<&ImageProjection>) -> Result<Tensor> {
-        let (Layer { image, .. }, new) = self.layer(layer)?;
-        fused::attend_rows(queries, image, self.sizes.heads, new.block, None)
+        let (Layer { image, .. }, (_, by_image)) = self.layer(layer)?;
+        by_image.attend(queries, |queries| fused::attend_rows(queries, image, self.sizes.heads, by_image.width, None))
     }
 }
 
@@ -162,5 +184,12 @@ mod tests {
         memory.admit(&image(5.0), 1).unwrap();
         memory.admit(&image(6.0), 1).unwrap();
         assert_eq!(seen(&mut memory, 5), [3.0, 2.0, 4.0, 5.0, 6.0]);
+        // One row that shares an image, and one that gives up its own for another's.
+        memory.fork(1, 5).unwrap();
+        memory.fork(4, 0).unwrap();
+        assert_eq!(seen(&mut memory, 6), [6.0, 2.0, 4.0, 5.0, 6.0, 2.0]);
+        assert_eq!(memory.images.count(), 4);
+        memory.swap_remove(1).unwrap();
+        assert_eq!(seen(&mut memory, 5), [6.0, 2.0, 4.0, 5.0, 6.0]);
     }
 }

@@ -22,6 +22,7 @@ pub(in crate::caption) struct HostMemory {
     width: usize,
 }
 
+#[derive(Clone)]
 struct Row {
     image: Arc<ImageMemory>,
     /// `[layers, 2, hidden, capacity]`.
@@ -42,6 +43,16 @@ impl Memory for HostMemory {
     fn admit(&mut self, image: &Arc<ImageMemory>, capacity: usize) -> Result<()> {
         let text = vec![0.0; self.sizes.elements(capacity)];
         self.rows.push(Row { image: Arc::clone(image), text, capacity, start: 0, count: 0 });
+        Ok(())
+    }
+
+    fn fork(&mut self, from: usize, to: usize) -> Result<()> {
+        let copy = self.rows[from].clone();
+        if to == self.rows.len() {
+            self.rows.push(copy);
+        } else {
+            self.rows[to] = copy;
+        }
         Ok(())
     }
 

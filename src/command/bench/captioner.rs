@@ -9,7 +9,10 @@ use bytesize::ByteSize;
 use serde::Serialize;
 
 use super::{ModelArgs, peak_memory};
-use crate::caption::{BlipEngine, Ceilings, Engine, Model, ModelInfo, Params, Phases, Pixels, caption, pictures};
+use crate::caption::{
+    BeamSearch, BlipEngine, Ceilings, Engine, Model, ModelInfo, Params, Phases, Pixels, Strategy, caption, number,
+    pictures,
+};
 use crate::command::{Exit, Usage, print_json, telemetry};
 use crate::settings;
 
@@ -24,6 +27,9 @@ pub(super) struct CaptionerArgs {
     /// Images captioned together
     #[arg(long, value_delimiter = ',', value_name = "N,N", default_values_t = [1, 2, 4, 8, 16, 32])]
     batch: Vec<usize>,
+    /// Captions followed at a time, each number with each batch; 1 takes the likeliest token each time
+    #[arg(long, value_delimiter = ',', value_name = "N,N", default_values_t = [1])]
+    beams: Vec<usize>,
     /// Tokens of every caption
     #[arg(long, default_value_t = 20, value_name = "N")]
     tokens: usize,
@@ -54,6 +60,7 @@ struct Report {
 struct Batch {
     #[serde(rename = "batch")]
     size: usize,
+    beams: usize,
     images_per_second: f64,
     encode: f64,
     cross_keys_values: f64,
@@ -68,14 +75,15 @@ struct Batch {
 
 /// Runs the command.
 pub(super) fn run(args: &CaptionerArgs) -> anyhow::Result<Exit> {
-    if args.batch.contains(&0) || args.batch.is_empty() || args.tokens == 0 || args.time.is_zero() {
-        return Err(Usage("--batch and --tokens are at least 1, and --time is more than 0".into()).into());
+    let numbers = [&args.batch, &args.beams];
+    if numbers.iter().any(|n| n.contains(&0) || n.is_empty()) || args.tokens == 0 || args.time.is_zero() {
+        return Err(Usage("--batch, --beams and --tokens are at least 1, and --time is more than 0".into()).into());
     }
     telemetry::init(&telemetry::quiet(&settings::Log::default()))?;
     let begun = Instant::now();
     let model = args.model.load()?;
     let mut engine = BlipEngine::new(Arc::clone(&model));
-    let once = measure(&mut engine, &model, args, 1, Duration::ZERO)?;
+    let once = measure(&mut engine, &model, args, (1, 1), Duration::ZERO)?;
     let first_caption = begun.elapsed().as_secs_f64();
     if !args.json {
         head(&model, first_caption)?;
@@ -88,13 +96,15 @@ pub(super) fn run(args: &CaptionerArgs) -> anyhow::Result<Exit> {
             tracing::warn!(batch, "left out: one batch would take too long; see --time");
             continue;
         }
-        measure(&mut engine, &model, args, batch, Duration::ZERO)?;
-        let measured = measure(&mut engine, &model, args, batch, args.time)?;
-        last = 1.0 / measured.images_per_second;
-        if !args.json {
-            line(&measured)?;
+        for &beams in &args.beams {
+            measure(&mut engine, &model, args, (batch, beams), Duration::ZERO)?;
+            let measured = measure(&mut engine, &model, args, (batch, beams), args.time)?;
+            last = 1.0 / measured.images_per_second;
+            if !args.json {
+                line(&measured)?;
+            }
+            batches.push(measured);
         }
-        batches.push(measured);
     }
     // Before the ceilings, which take memory of their own.
     let peak_memory = peak_memory();
@@ -116,15 +126,19 @@ pub(super) fn run(args: &CaptionerArgs) -> anyhow::Result<Exit> {
     Ok(Exit::Done)
 }
 
-/// Captions batches for some time, and one at least.
+/// Captions batches of so many images with so many beams for some time, and one at least.
 fn measure(
     engine: &mut BlipEngine,
     model: &Model,
     args: &CaptionerArgs,
-    batch: usize,
+    (batch, beams): (usize, usize),
     time: Duration,
 ) -> anyhow::Result<Batch> {
-    let params = Params { max_new_tokens: args.tokens, min_new_tokens: args.tokens, ..Params::default() };
+    let strategy = match beams {
+        0 | 1 => Strategy::Greedy,
+        beams => Strategy::Beam(BeamSearch { beams, length_penalty: number(1.0) }),
+    };
+    let params = Params { max_new_tokens: args.tokens, min_new_tokens: args.tokens, strategy, ..Params::default() };
     let size = model.info().image_size;
     let items: Vec<(Pixels, Params)> = (0..batch as u64)
         .map(|seed| Ok((pictures::pixels(size, seed)?, params.clone())))
@@ -143,6 +157,7 @@ fn measure(
     let step = decode.as_secs_f64() / steps.max(1) as f64;
     Ok(Batch {
         size: batch,
+        beams,
         images_per_second: images as f64 / seconds,
         encode: each(encode),
         cross_keys_values: each(cross_kv),
@@ -159,16 +174,17 @@ fn head(model: &Model, first_caption: f64) -> io::Result<()> {
     let mut out = io::stdout().lock();
     writeln!(out, "{} on {} in {} ({}), {millions:.0} M parameters", info.id, info.device, info.dtype, info.backend)?;
     writeln!(out, "from nothing to the first caption: {first_caption:.1} s\n")?;
-    writeln!(out, "               ------- ms an image --------     step   encoder   weights")?;
-    writeln!(out, "batch  images/s   encode  keys+val   decode       ms   GFLOP/s      GB/s")
+    writeln!(out, "                      ------- ms an image --------     step   encoder   weights")?;
+    writeln!(out, "batch  beams  images/s   encode  keys+val   decode       ms   GFLOP/s      GB/s")
 }
 
 fn line(batch: &Batch) -> io::Result<()> {
     let ms = |seconds: f64| seconds * 1e3;
     writeln!(
         io::stdout().lock(),
-        "{:5}  {:8.2} {:8.1} {:9.1} {:8.1} {:8.1} {:9.0} {:9.1}",
+        "{:5}  {:5}  {:8.2} {:8.1} {:9.1} {:8.1} {:8.1} {:9.0} {:9.1}",
         batch.size,
+        batch.beams,
         batch.images_per_second,
         ms(batch.encode),
         ms(batch.cross_keys_values),

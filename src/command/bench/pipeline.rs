@@ -138,8 +138,12 @@ pub(super) fn run(args: PipelineArgs) -> anyhow::Result<Exit> {
 
 /// Images a second of the engines alone, all of them at a time, on pixels that are there.
 fn captioner(model: &mut LoadedModel, settings: &Settings, args: &PipelineArgs) -> anyhow::Result<f64> {
-    let params =
-        Params { prompt: settings.model.prompt.clone(), max_new_tokens: args.tokens, min_new_tokens: args.tokens };
+    let params = Params {
+        prompt: settings.model.prompt.clone(),
+        max_new_tokens: args.tokens,
+        min_new_tokens: args.tokens,
+        ..Params::default()
+    };
     let rates = std::thread::scope(|scope| {
         let threads: Vec<_> = model
             .engines

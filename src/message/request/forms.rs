@@ -23,7 +23,7 @@ use super::{ParseError, ParsedRow, Request, native, reference, table};
 /// What a value holds.
 pub(super) enum Form {
     /// One request.
-    Single(Request),
+    Single(Box<Request>),
     /// The rows of a table, each for itself.
     Table(Vec<ParsedRow>),
 }
@@ -93,7 +93,9 @@ impl Reader<'_> {
                 Err(self.error("has both `image` and `input_data`; which of them is meant is not clear".into()))
             }
             (Some(input), None) => table::read(self, fields, input).map(Form::Table),
-            (None, Some(_)) => native::read(self.source, fields, self.place).map(Form::Single),
+            (None, Some(_)) => {
+                native::read(self.source, fields, self.place).map(|request| Form::Single(Box::new(request)))
+            }
             (None, None) if is_event => {
                 Err(self.error("the event has neither `data` nor `data_base64`; one of them holds the request".into()))
             }
@@ -132,7 +134,7 @@ impl Reader<'_> {
 
     fn reference(&self, text: &str) -> Result<Form, ParseError> {
         let image = reference::read(self.source, text, self.place)?;
-        Ok(Form::Single(Request::of(image)))
+        Ok(Form::Single(Box::new(Request::of(image))))
     }
 
     /// An error about the text as a whole, or about the place in it that `what` begins with.

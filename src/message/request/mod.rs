@@ -20,6 +20,8 @@ use super::Message;
 use crate::disposition::{Code, Disposed, Disposition};
 
 pub use native::MAX_PROMPT_BYTES;
+#[cfg(test)]
+pub(super) use native::PARAMS;
 pub use object::{ObjectRef, ObjectRoot, StoreKind};
 
 /// What one image asks for.
@@ -39,8 +41,9 @@ pub struct Request {
     pub meta: Map<String, Value>,
 }
 
-/// Parameters a request may set; unknown names are refused, since a typo would change the meaning.
-#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
+/// Parameters a request may set, by the names of the reference implementation (`GenerationConfig` in transformers);
+/// unknown names are refused, since a typo would change the meaning.
+#[derive(Debug, Clone, Default, PartialEq, serde::Deserialize, serde::Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RequestParams {
     /// Most tokens generated.
@@ -49,6 +52,33 @@ pub struct RequestParams {
     /// Least tokens generated.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub min_new_tokens: Option<usize>,
+    /// Makes tokens that are there already less likely (above 1) or more (below).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub repetition_penalty: Option<f64>,
+    /// How many captions are searched at a time; 1 takes the likeliest token each time.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub num_beams: Option<usize>,
+    /// With beams: above 0 longer captions win more often.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub length_penalty: Option<f64>,
+    /// Whether tokens are drawn by their probabilities.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub do_sample: Option<bool>,
+    /// Of drawn tokens: below 1 the likely ones become likelier.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub temperature: Option<f64>,
+    /// Of how many of the likeliest tokens is drawn; 0 is no bound.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub top_k: Option<usize>,
+    /// How probable the tokens that are drawn from are together; 1 is no bound.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub top_p: Option<f64>,
+    /// Equal seeds draw equal captions; without one, equal pictures do.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub seed: Option<u64>,
+    /// How many captions are made of the image.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub num_return_sequences: Option<usize>,
 }
 
 /// Where an image is.
@@ -122,7 +152,7 @@ pub fn parse(message: &Message, max_rows: usize) -> Result<Vec<ParsedRow>, Parse
     let source = message.payload.clone().unwrap_or_default();
     let reader = forms::Reader { source: &source, place: "", max_rows, events: true };
     Ok(match reader.read()?.or_id(event_id(message)) {
-        forms::Form::Single(request) => vec![Ok(request)],
+        forms::Form::Single(request) => vec![Ok(*request)],
         forms::Form::Table(rows) => rows,
     })
 }

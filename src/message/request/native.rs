@@ -15,7 +15,19 @@ use crate::message::redact::quote;
 pub const MAX_PROMPT_BYTES: usize = 4096;
 
 /// Names that `params` may have.
-pub(super) const PARAMS: [&str; 2] = ["max_new_tokens", "min_new_tokens"];
+pub(in crate::message) const PARAMS: [&str; 11] = [
+    "max_new_tokens",
+    "min_new_tokens",
+    "repetition_penalty",
+    "num_beams",
+    "length_penalty",
+    "do_sample",
+    "temperature",
+    "top_k",
+    "top_p",
+    "seed",
+    "num_return_sequences",
+];
 
 /// How alike two names must be (Jaro-Winkler, 0 to 1) for one to be taken as a slip for the other.
 const ALIKE: f64 = 0.85;
@@ -75,19 +87,55 @@ fn params(fields: &Fields<'_>, place: &str) -> Result<RequestParams, ParseError>
     Ok(RequestParams {
         max_new_tokens: count(given, place, "max_new_tokens")?,
         min_new_tokens: count(given, place, "min_new_tokens")?,
+        repetition_penalty: number(given, place, "repetition_penalty")?,
+        num_beams: count(given, place, "num_beams")?,
+        length_penalty: number(given, place, "length_penalty")?,
+        do_sample: flag(given, place, "do_sample")?,
+        temperature: number(given, place, "temperature")?,
+        top_k: count(given, place, "top_k")?,
+        top_p: number(given, place, "top_p")?,
+        seed: count(given, place, "seed")?,
+        num_return_sequences: count(given, place, "num_return_sequences")?,
     })
 }
 
-fn count(params: &Fields<'_>, place: &str, name: &str) -> Result<Option<usize>, ParseError> {
-    let found = match params.get(name) {
-        None => return Ok(None),
-        Some(Json::Number(number)) => match number.as_u64().and_then(|number| usize::try_from(number).ok()) {
-            Some(count) => return Ok(Some(count)),
-            None => number.to_string(),
-        },
-        Some(other) => other.kind().to_owned(),
-    };
-    Err(ParseError::Params(format!("{place}params.{name}: expected a whole number from 0 on, found {found}")))
+fn count<T: TryFrom<u64>>(params: &Fields<'_>, place: &str, name: &str) -> Result<Option<T>, ParseError> {
+    param(params, place, name, "a whole number from 0 on", |value| match value {
+        Json::Number(number) => number.as_u64().and_then(|number| number.try_into().ok()),
+        _ => None,
+    })
+}
+
+fn number(params: &Fields<'_>, place: &str, name: &str) -> Result<Option<f64>, ParseError> {
+    param(params, place, name, "a number", |value| match value {
+        Json::Number(number) => number.as_f64(),
+        _ => None,
+    })
+}
+
+fn flag(params: &Fields<'_>, place: &str, name: &str) -> Result<Option<bool>, ParseError> {
+    param(params, place, name, "true or false", |value| match value {
+        Json::Bool(flag) => Some(*flag),
+        _ => None,
+    })
+}
+
+/// A parameter of some kind, `None` where it is not there.
+fn param<T>(
+    params: &Fields<'_>,
+    place: &str,
+    name: &str,
+    expected: &str,
+    read: impl FnOnce(&Json<'_>) -> Option<T>,
+) -> Result<Option<T>, ParseError> {
+    let Some(value) = params.get(name) else { return Ok(None) };
+    read(value).map(Some).ok_or_else(|| {
+        let found = match value {
+            Json::Number(number) => number.to_string(),
+            other => other.kind().to_owned(),
+        };
+        ParseError::Params(format!("{place}params.{name}: expected {expected}, found {found}"))
+    })
 }
 
 fn string<'f>(

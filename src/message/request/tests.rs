@@ -33,7 +33,7 @@ fn address() -> ImageRef {
 fn full() -> Value {
     json!({
         "image": ADDRESS, "id": "a1", "prompt": "a photo of", "deadline": "2030-01-31T12:00:00Z",
-        "params": {"max_new_tokens": 30, "min_new_tokens": 5}, "meta": {"album": 12},
+        "params": {"max_new_tokens": 30, "num_beams": 3, "length_penalty": 1.1}, "meta": {"album": 12},
     })
 }
 
@@ -42,7 +42,12 @@ fn full_request() -> Request {
         id: Some("a1".into()),
         image: address(),
         prompt: Some("a photo of".into()),
-        params: RequestParams { max_new_tokens: Some(30), min_new_tokens: Some(5) },
+        params: RequestParams {
+            max_new_tokens: Some(30),
+            num_beams: Some(3),
+            length_penalty: Some(1.1),
+            ..RequestParams::default()
+        },
         deadline: Some("2030-01-31T12:00:00Z".parse().unwrap()),
         meta: Map::from_iter([("album".to_owned(), json!(12))]),
     }
@@ -53,7 +58,7 @@ fn every_form_gives_the_same_request() {
     let table = json!({"input_data": {
         "columns": ["image", "id", "prompt", "deadline", "params", "album"],
         "index": [0],
-        "data": [[ADDRESS, "a1", "a photo of", "2030-01-31T12:00:00Z", {"max_new_tokens": 30, "min_new_tokens": 5}, 12]],
+        "data": [[ADDRESS, "a1", "a photo of", "2030-01-31T12:00:00Z", {"max_new_tokens": 30, "num_beams": 3, "length_penalty": 1.1}, 12]],
     }});
     for (form, value) in [
         ("native", full()),
@@ -163,6 +168,9 @@ fn a_wrong_message_is_refused_by_code_and_place() {
         (with(r#""params":{"max_new_tokens":1.5}"#), Code::BadParams, "found 1.5"),
         (with(r#""params":{"min_new_tokens":"3"}"#), Code::BadParams, "found a string"),
         (with(r#""params":{"min_new_tokens":99999999999999999999}"#), Code::BadParams, "found 1e+20"),
+        (with(r#""params":{"seed":-1}"#), Code::BadParams, "params.seed: expected a whole number from 0 on, found -1"),
+        (with(r#""params":{"top_p":"0.9"}"#), Code::BadParams, "params.top_p: expected a number, found a string"),
+        (with(r#""params":{"do_sample":1}"#), Code::BadParams, "params.do_sample: expected true or false, found 1"),
         (table("[]"), Code::BadMessage, "input_data: expected an object, found a list"),
         (table(r#"{"data":[]}"#), Code::BadMessage, "input_data.columns: missing"),
         (table(r#"{"columns":["image"]}"#), Code::BadMessage, "input_data.data: missing"),
@@ -252,9 +260,23 @@ fn base64_with_escaped_line_breaks_is_joined() {
 
 #[test]
 fn the_names_of_params_are_those_of_the_struct() {
-    let all = RequestParams { max_new_tokens: Some(1), min_new_tokens: Some(1) };
+    let all = RequestParams {
+        max_new_tokens: Some(1),
+        min_new_tokens: Some(1),
+        repetition_penalty: Some(1.0),
+        num_beams: Some(1),
+        length_penalty: Some(1.0),
+        do_sample: Some(true),
+        temperature: Some(1.0),
+        top_k: Some(1),
+        top_p: Some(1.0),
+        seed: Some(1),
+        num_return_sequences: Some(1),
+    };
     let names: Vec<_> = serde_json::to_value(&all).unwrap().as_object().unwrap().keys().cloned().collect();
-    assert_eq!(names, native::PARAMS);
+    let mut known = native::PARAMS;
+    known.sort_unstable();
+    assert_eq!(names, known);
 }
 
 fn any_image() -> impl Strategy<Value = ImageRef> {
@@ -269,16 +291,27 @@ fn any_image() -> impl Strategy<Value = ImageRef> {
 }
 
 prop_compose! {
+    fn any_params()(
+        max_new_tokens in proptest::option::of(any::<usize>()),
+        num_beams in proptest::option::of(any::<usize>()),
+        length_penalty in proptest::option::of(proptest::num::f64::NORMAL),
+        do_sample in proptest::option::of(any::<bool>()),
+        top_p in proptest::option::of(0.0..1.0),
+        seed in proptest::option::of(any::<u64>()),
+    ) -> RequestParams {
+        RequestParams { max_new_tokens, num_beams, length_penalty, do_sample, top_p, seed, ..RequestParams::default() }
+    }
+}
+
+prop_compose! {
     fn any_request()(
         image in any_image(),
         id in proptest::option::of(".{0,20}"),
         prompt in proptest::option::of(".{0,40}"),
-        max_new_tokens in proptest::option::of(any::<usize>()),
-        min_new_tokens in proptest::option::of(0usize..100),
+        params in any_params(),
         deadline in proptest::option::of((-60_000_000_000_000i64..200_000_000_000_000).prop_map(|ms| Timestamp::from_millisecond(ms).unwrap())),
         meta in proptest::collection::btree_map("[a-z\"\\\\]{1,6}", any_meta(), 0..4),
     ) -> Request {
-        let params = RequestParams { max_new_tokens, min_new_tokens };
         Request { id, image, prompt, params, deadline, meta: meta.into_iter().collect() }
     }
 }

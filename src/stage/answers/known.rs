@@ -39,7 +39,9 @@ struct Bytes;
 
 impl Weighter<Asked, Arc<Entry>> for Bytes {
     fn weight(&self, asked: &Asked, entry: &Arc<Entry>) -> u64 {
-        ENTRY + (asked.params.prompt.as_ref().map_or(0, String::len) + entry.caption.text.len()) as u64
+        let Caption { text, more, .. } = &entry.caption;
+        let more = more.iter().map(|caption| size_of::<Caption>() + caption.text.len());
+        ENTRY + (asked.params.prompt.as_ref().map_or(0, String::len) + text.len() + more.sum::<usize>()) as u64
     }
 }
 
@@ -78,8 +80,8 @@ mod tests {
     }
 
     fn entry(text: &str) -> Entry {
-        let caption =
-            Caption { text: text.into(), token_ids: Vec::new(), logprob: 0.0, tokens: 1, finish: Finish::Stop };
+        let (token_ids, more) = (Vec::new(), Vec::new());
+        let caption = Caption { text: text.into(), token_ids, logprob: 0.0, tokens: 1, finish: Finish::Stop, more };
         let model = ModelRef { id: "m".into(), revision: None, dtype: "f32".into() };
         Entry { caption, model, width: 1, height: 1, format: "png".into(), cost: Duration::ZERO }
     }

@@ -57,7 +57,7 @@ pub fn best_of(sizes: &[Measured], within: Option<Duration>) -> Option<Measured>
 /// fits into memory or the time that a batch may take.
 pub fn warm_up(engine: &mut dyn Engine, plan: WarmUp) -> Result<Measured, EngineError> {
     let picture = pictures::grey(engine.model().image_size)?;
-    let params = Params { prompt: None, max_new_tokens: plan.tokens, min_new_tokens: plan.tokens };
+    let params = Params { max_new_tokens: plan.tokens, min_new_tokens: plan.tokens, ..Params::default() };
     let begun = Instant::now();
     // The first batch pays for allocations and page faults.
     caption::caption(engine, &[(picture.clone(), Params { max_new_tokens: 1, ..Params::default() })])?;

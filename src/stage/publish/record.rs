@@ -170,6 +170,7 @@ mod tests {
             logprob: f32::NAN,
             tokens: 1,
             finish: "stop",
+            candidates: Vec::new(),
             flags: Vec::new(),
             cached: false,
             model: ModelRef { id: "m".into(), revision: None, dtype: "f32".into() },
