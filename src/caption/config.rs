@@ -14,6 +14,37 @@ pub struct BlipConfig {
     pub text: TextConfig,
     /// The image encoder.
     pub vision: VisionConfig,
+    /// Numbers of an embedding, where images and texts have one space.
+    pub shared_width: usize,
+    /// What kind of model it is, where the file says so.
+    pub architecture: Option<Architecture>,
+}
+
+/// The kinds of models that are published in one layout, as transformers calls them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Architecture {
+    /// `BlipForConditionalGeneration`: writes captions.
+    Captioner,
+    /// `BlipForImageTextRetrieval`: judges images and texts.
+    Matcher,
+}
+
+impl Architecture {
+    /// What transformers calls it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Captioner => "BlipForConditionalGeneration",
+            Self::Matcher => "BlipForImageTextRetrieval",
+        }
+    }
+
+    /// What it does, to be read after "a model that".
+    fn does(self) -> &'static str {
+        match self {
+            Self::Captioner => "writes captions",
+            Self::Matcher => "judges whether texts match images",
+        }
+    }
 }
 
 /// Sizes and special tokens of the caption decoder.
@@ -136,9 +167,15 @@ struct RawConfig {
     text_config: Option<TextConfig>,
     #[serde(default)]
     vision_config: Option<RawVision>,
+    #[serde(default)]
+    image_text_hidden_size: Option<usize>,
+    #[serde(default)]
+    architectures: Option<Vec<String>>,
 }
 
 const FILE: &str = "config.json";
+/// `image_text_hidden_size` where a file leaves it out.
+const SHARED_WIDTH: usize = 256;
 
 fn invalid(key: &str, reason: impl std::fmt::Display) -> LoadError {
     LoadError::Invalid { file: FILE.into(), reason: format!("{key}: {reason}") }
@@ -154,6 +191,10 @@ impl BlipConfig {
             Some(other) => return Err(invalid("model_type", format!("is {other:?}, and only \"blip\" is known"))),
             None => return Err(invalid("model_type", "is missing; is this the configuration of a BLIP model?")),
         }
+        let known = [Architecture::Captioner, Architecture::Matcher];
+        let named = raw.architectures.unwrap_or_default();
+        let architecture = known.into_iter().find(|known| named.iter().any(|name| name == known.name()));
+        let shared_width = raw.image_text_hidden_size.unwrap_or(SHARED_WIDTH);
         let text = raw.text_config.unwrap_or_default();
         let raw = raw.vision_config.unwrap_or_default();
         if raw.hidden_act != "gelu" {
@@ -168,7 +209,7 @@ impl BlipConfig {
             patch_size: raw.patch_size.of_square("vision_config.patch_size")?,
             layer_norm_eps: raw.layer_norm_eps,
         };
-        let config = Self { text, vision };
+        let config = Self { text, vision, shared_width, architecture };
         config.check()?;
         Ok(config)
     }
@@ -185,7 +226,7 @@ impl BlipConfig {
             patch_size: 16,
             layer_norm_eps: 1e-5,
         };
-        Self { text, vision }
+        Self { text, vision, shared_width: SHARED_WIDTH, architecture: None }
     }
 
     /// The published `blip-image-captioning-large`: a larger encoder in front of the decoder of base.
@@ -201,10 +242,33 @@ impl BlipConfig {
         Self { vision, ..base }
     }
 
-    /// How many parameters the model has, with the head's weight shared with the embedding.
+    /// Refuses a file that says to be of another kind.
+    pub(super) fn is(&self, wanted: Architecture) -> Result<(), LoadError> {
+        match self.architecture {
+            Some(other) if other != wanted => {
+                let what = format!("is {}, a model that {}; one that", other.name(), other.does());
+                Err(invalid("architectures", format!("{what} {} is {}", wanted.does(), wanted.name())))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// How many parameters a captioner has, with the head's weight shared with the embedding.
     pub fn parameters(&self) -> u64 {
+        let width = self.text.hidden_size;
+        self.common_parameters() + (linear(width, width) + 2 * width + self.text.vocab_size) as u64
+    }
+
+    /// How many parameters a matcher has.
+    pub fn matcher_parameters(&self) -> u64 {
+        let projections =
+            linear(self.vision.hidden_size, self.shared_width) + linear(self.text.hidden_size, self.shared_width);
+        self.common_parameters() + (projections + linear(self.text.hidden_size, 2)) as u64
+    }
+
+    /// The image encoder's and the language model's without a head.
+    fn common_parameters(&self) -> u64 {
         let (text, vision) = (&self.text, &self.vision);
-        let linear = |inputs: usize, outputs: usize| inputs * outputs + outputs;
         let feed_forward = |width: usize, inner: usize| linear(width, inner) + linear(inner, width);
         let (width, norm) = (vision.hidden_size, 2 * vision.hidden_size);
         let layer = linear(width, 3 * width) + linear(width, width) + feed_forward(width, vision.intermediate_size);
@@ -216,8 +280,7 @@ impl BlipConfig {
             + feed_forward(width, text.intermediate_size)
             + 3 * norm;
         let embeddings = (text.vocab_size + text.max_position_embeddings) * width + norm;
-        let head = linear(width, width) + norm + text.vocab_size;
-        (encoder + embeddings + text.num_hidden_layers * layer + head) as u64
+        (encoder + embeddings + text.num_hidden_layers * layer) as u64
     }
 
     fn check(&self) -> Result<(), LoadError> {
@@ -238,6 +301,7 @@ impl BlipConfig {
             ("vision_config.num_attention_heads", vision.num_attention_heads),
             ("vision_config.image_size", vision.image_size),
             ("vision_config.patch_size", vision.patch_size),
+            ("image_text_hidden_size", self.shared_width),
         ];
         for (key, size) in sizes {
             // No published model comes near the upper bound; it keeps products of sizes far from overflow.
@@ -270,6 +334,11 @@ impl BlipConfig {
         }
         Ok(())
     }
+}
+
+/// Parameters of a linear layer.
+fn linear(inputs: usize, outputs: usize) -> usize {
+    inputs * outputs + outputs
 }
 
 fn not_gelu(activation: &str) -> String {

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Instant;
 
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 
 use super::generate::{greedy, on_rows};
@@ -17,6 +17,11 @@ use super::{Caption, Encoded, Engine, EngineError, ModelInfo, Params, Phases, Pi
 const HOST_IMAGES: usize = 2;
 /// Images encoded at a time on a GPU, where the activations of more would take memory without gaining speed.
 const DEVICE_IMAGES: usize = 64;
+
+/// How many images are best encoded at a time.
+pub(super) fn encode_size(device: &Device) -> usize {
+    if device.is_cpu() { HOST_IMAGES } else { DEVICE_IMAGES }
+}
 
 /// BLIP on candle. Several engines may share one model, each on a thread of its own.
 pub struct BlipEngine {
@@ -36,7 +41,7 @@ impl BlipEngine {
     /// An engine without rows.
     pub fn new(model: Arc<Model>) -> Self {
         let memory = model.new_memory();
-        let encode_size = if model.device.is_cpu() { HOST_IMAGES } else { DEVICE_IMAGES };
+        let encode_size = encode_size(&model.device);
         let (searches, sequences) = (BTreeMap::new(), Vec::new());
         Self { model, memory, searches, sequences, encode_size, next_row: 0, phases: Phases::default() }
     }
@@ -252,7 +257,7 @@ impl Engine for BlipEngine {
     }
 
     fn encode(&mut self, images: &[Pixels]) -> Result<Vec<Encoded>, EngineError> {
-        self.model.check_images(images)?;
+        self.model.info().check_images(images)?;
         self.at_home(|engine| engine.encode_parts(images))
     }
 
@@ -309,8 +314,6 @@ impl Engine for BlipEngine {
 #[cfg(test)]
 mod tests {
     use std::path::Path;
-
-    use candle_core::Device;
 
     use super::*;
     use crate::caption::{Backend, DeviceSpec, DtypeSpec, LoadOptions, ModelSource, load_model};

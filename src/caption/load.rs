@@ -9,18 +9,19 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use super::Engine;
 use super::backend::{Backend, Chosen};
-use super::config::BlipConfig;
+use super::config::{Architecture, BlipConfig};
 use super::device::{DeviceSpec, DtypeSpec, Gpu};
 use super::engine::BlipEngine;
 use super::files::ModelFiles;
 use super::hub::{self, HubSource};
-use super::model::{Identity, Model};
+use super::matcher::Matcher;
+use super::model::Model;
 use super::preprocess::Preprocessor;
 use super::random;
 use super::tokenizer::CaptionTokenizer;
-use super::weights::{Scope, Weights};
+use super::weights::{Kept, Scope, Weights};
+use super::{Engine, ModelInfo};
 
 /// Where a model comes from.
 #[derive(Clone, Debug)]
@@ -151,8 +152,22 @@ pub fn load(options: &LoadOptions) -> Result<Box<dyn Engine>, LoadError> {
     Ok(Box::new(BlipEngine::new(load_model(options)?)))
 }
 
-/// Loads a model whose weights several engines may share; see [`BlipEngine::new`].
+/// Loads a captioner whose weights several engines may share; see [`BlipEngine::new`].
 pub fn load_model(options: &LoadOptions) -> Result<Arc<Model>, LoadError> {
+    load_as(options, Architecture::Captioner, Model::build, Model::info).map(Arc::new)
+}
+
+/// Loads a model that judges images and texts.
+pub fn load_matcher(options: &LoadOptions) -> Result<Arc<Matcher>, LoadError> {
+    load_as(options, Architecture::Matcher, Matcher::build, Matcher::info).map(Arc::new)
+}
+
+fn load_as<T>(
+    options: &LoadOptions,
+    architecture: Architecture,
+    build: impl FnOnce(Built<'_>) -> Result<T, LoadError>,
+    info: impl FnOnce(&T) -> &ModelInfo,
+) -> Result<T, LoadError> {
     let (spec, device) = options.device.open()?;
     let chosen = options.backend.choose(options.dtype, &device, options.onednn_library.as_deref())?;
     let mut identity = Identity {
@@ -173,17 +188,55 @@ pub fn load_model(options: &LoadOptions) -> Result<Arc<Model>, LoadError> {
             Parts::read(&ModelFiles::Dir(snapshot.path))?
         }
     };
+    parts.config.is(architecture)?;
     if let Some(gpu) = Gpu::of(&device)? {
         gpu.holds(&identity.id, parts.config.parameters() * chosen.tensors.size_in_bytes() as u64)?;
     }
     let started = std::time::Instant::now();
     let Chosen { tensors, encoder, decoder, .. } = chosen;
-    let scope = Scope::root(&parts.weights, &device, tensors, decoder);
-    let model = Model::build(parts.config, parts.preprocessor, parts.tokenizer, &scope, encoder, identity)?;
+    let Parts { config, preprocessor, tokenizer, weights } = parts;
+    let scope = Scope::root(&weights, &device, tensors, decoder);
+    let built = build(Built { config, preprocessor, tokenizer, scope, encoder, identity })?;
     let seconds = started.elapsed().as_secs_f32();
-    let info = model.info();
+    let info = info(&built);
     tracing::info!(model = %info.id, device = %info.device, dtype = %info.dtype, backend = %info.backend, parameters = info.parameters, seconds, "model loaded");
-    Ok(Arc::new(model))
+    Ok(built)
+}
+
+/// How a loaded model is called.
+pub(super) struct Identity {
+    id: String,
+    revision: Option<String>,
+    device: String,
+    dtype: String,
+    backend: String,
+}
+
+impl Identity {
+    /// What is known of a model of so many parameters.
+    pub(super) fn info(self, config: &BlipConfig, parameters: u64) -> ModelInfo {
+        ModelInfo {
+            id: self.id,
+            revision: self.revision,
+            dtype: self.dtype,
+            device: self.device,
+            backend: self.backend,
+            image_size: config.vision.image_size,
+            parameters,
+            context_length: config.text.max_position_embeddings,
+        }
+    }
+}
+
+/// What a model of any kind is built from: its files, read, and where its weights go. The linear layers of the image encoder
+/// are kept as `encoder` says.
+pub(super) struct Built<'a> {
+    pub(super) config: BlipConfig,
+    pub(super) preprocessor: Preprocessor,
+    pub(super) tokenizer: CaptionTokenizer,
+    pub(super) scope: Scope<'a>,
+    pub(super) encoder: Kept,
+    pub(super) identity: Identity,
 }
 
 /// File of the image processor's settings; without it, BLIP's own are taken.

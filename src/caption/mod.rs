@@ -9,6 +9,7 @@
 //! [`caption()`] runs a batch from start to end on top of it.
 
 mod backend;
+mod bert;
 mod compute;
 pub mod config;
 mod device;
@@ -19,6 +20,7 @@ mod files;
 mod generate;
 mod hub;
 mod load;
+mod matcher;
 mod memory;
 mod model;
 mod params;
@@ -48,7 +50,8 @@ pub use device::{DeviceSpec, DtypeSpec};
 pub use engine::BlipEngine;
 pub use error::{EngineError, ErrorKind};
 pub use hub::HubSource;
-pub use load::{LoadError, LoadOptions, ModelSource, load, load_model};
+pub use load::{LoadError, LoadOptions, ModelSource, load, load_matcher, load_model};
+pub use matcher::{Match, Matcher};
 pub use model::Model;
 pub use params::{BeamSearch, DEFAULT_MAX_NEW_TOKENS, Number, Params, Sampling, Strategy, number};
 pub use work::{Ceilings, Work};

@@ -5,13 +5,13 @@ use rayon::prelude::*;
 
 use super::config::BlipConfig;
 use super::error::EngineError;
-use super::load::LoadError;
+use super::load::{Built, LoadError};
 use super::memory::{self, Block, ImageMemory, Memory, Sizes};
 use super::preprocess::Preprocessor;
 use super::text::TextDecoder;
 use super::tokenizer::CaptionTokenizer;
 use super::vision::VisionEncoder;
-use super::weights::{Kept, Scope};
+use super::weights::Kept;
 use super::{Ceilings, ModelInfo, Pixels, Work};
 use std::sync::Arc;
 
@@ -29,39 +29,28 @@ pub struct Model {
     info: ModelInfo,
 }
 
-/// How a loaded model is called.
-pub(super) struct Identity {
-    pub(super) id: String,
-    pub(super) revision: Option<String>,
-    pub(super) device: String,
-    pub(super) dtype: String,
-    pub(super) backend: String,
+impl ModelInfo {
+    pub(super) fn check_images(&self, images: &[Pixels]) -> std::result::Result<(), EngineError> {
+        let expected = self.image_size;
+        match images.iter().find(|image| image.size() != expected) {
+            None => Ok(()),
+            Some(image) => {
+                let size = image.size();
+                Err(EngineError::bad_input(format!("the model takes images of side {expected}, not {size}")))
+            }
+        }
+    }
 }
 
 impl Model {
-    /// Reads `vision_model`, whose linear layers are kept as `encoder` says, and `text_decoder`.
-    pub(super) fn build(
-        config: BlipConfig,
-        preprocessor: Preprocessor,
-        tokenizer: CaptionTokenizer,
-        scope: &Scope<'_>,
-        encoder: Kept,
-        identity: Identity,
-    ) -> std::result::Result<Self, LoadError> {
+    /// Reads `vision_model` and `text_decoder`.
+    pub(super) fn build(built: Built<'_>) -> std::result::Result<Self, LoadError> {
+        let Built { config, preprocessor, tokenizer, scope, encoder, identity } = built;
         let images = scope.part("vision_model").keeping(encoder);
         let vision = VisionEncoder::load(&images, &config.vision, &preprocessor.normalize())?;
         let text = TextDecoder::load(&scope.part("text_decoder"), &config)?;
         let untied = if text.is_tied() { 0 } else { config.text.vocab_size * config.text.hidden_size };
-        let info = ModelInfo {
-            id: identity.id,
-            revision: identity.revision,
-            dtype: identity.dtype,
-            device: identity.device,
-            backend: identity.backend,
-            image_size: config.vision.image_size,
-            parameters: config.parameters() + untied as u64,
-            context_length: config.text.max_position_embeddings,
-        };
+        let info = identity.info(&config, config.parameters() + untied as u64);
         let (device, dtype, decoder) = (scope.device().clone(), scope.dtype(), scope.kept());
         Ok(Self { vision, text, tokenizer, config, preprocessor, device, dtype, encoder, decoder, info })
     }
@@ -107,7 +96,7 @@ impl Model {
 
     /// The encoder's output for each image, `[tokens, width]` row by row. For checks against a reference.
     pub fn hidden_states(&self, images: &[Pixels]) -> std::result::Result<Vec<Vec<f32>>, EngineError> {
-        self.check_images(images)?;
+        self.info.check_images(images)?;
         let hidden = self.vision.forward(images)?.to_dtype(DType::F32)?;
         let images = hidden.reshape((images.len(), ()))?;
         Ok(images.to_vec2()?)
@@ -122,7 +111,7 @@ impl Model {
         if let Some(token) = tokens.iter().find(|&&token| token as usize >= vocabulary) {
             return Err(EngineError::bad_params(format!("token {token} is outside the vocabulary of {vocabulary}")));
         }
-        self.check_images(std::slice::from_ref(image))?;
+        self.info.check_images(std::slice::from_ref(image))?;
         let hidden = self.vision.forward(std::slice::from_ref(image))?;
         let mut memory = self.new_memory();
         memory.admit(&Arc::new(self.text.remember(&hidden)?), tokens.len())?;
@@ -133,17 +122,6 @@ impl Model {
 
     pub(super) fn new_memory(&self) -> Box<dyn Memory> {
         memory::new(Sizes::of(&self.config), &self.device, self.dtype, self.decoder)
-    }
-
-    pub(super) fn check_images(&self, images: &[Pixels]) -> std::result::Result<(), EngineError> {
-        let expected = self.info.image_size;
-        match images.iter().find(|image| image.size() != expected) {
-            None => Ok(()),
-            Some(image) => {
-                let size = image.size();
-                Err(EngineError::bad_input(format!("the model takes images of side {expected}, not {size}")))
-            }
-        }
     }
 
     /// The memory of each image of `hidden`, `[images · tokens, width]`.

@@ -93,6 +93,14 @@ impl CaptionTokenizer {
         }
     }
 
+    /// The number of a special token; `None` where there is no vocabulary.
+    pub(super) fn special(&self, token: &str) -> Option<u32> {
+        match &self.vocabulary {
+            Vocabulary::Pieces(tokenizer) => tokenizer.token_to_id(token),
+            Vocabulary::Numbered(_) => None,
+        }
+    }
+
     /// The text of a sequence: special tokens, and those outside the vocabulary, are left out.
     pub(super) fn decode(&self, ids: &[u32]) -> Result<String, EngineError> {
         let text = match &self.vocabulary {

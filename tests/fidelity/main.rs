@@ -11,6 +11,7 @@ mod gate;
 mod generation;
 mod hub;
 mod layouts;
+mod matching;
 mod oracle;
 mod precision;
 #[path = "../support/turbo.rs"]
