@@ -5,6 +5,7 @@
 mod blocked;
 mod cache;
 mod fetch;
+mod filter;
 mod labels;
 mod registrar;
 
@@ -17,6 +18,7 @@ use prometheus::{
     IntGauge, IntGaugeVec, Registry, TextEncoder,
 };
 
+use self::filter::FilterMetrics;
 use self::registrar::{Registrar, opts};
 use crate::disposition::{Code, Stage};
 
@@ -78,6 +80,7 @@ pub struct Metrics {
     caption_cache_lookups: IntCounterVec,
     caption_cache_saved: Counter,
     caption_cache_bytes: IntGauge,
+    filter: FilterMetrics,
     fetch_shared: IntCounter,
     fetch_cache: IntCounterVec,
     fetch_put_off: IntCounter,
@@ -198,6 +201,7 @@ impl Metrics {
                 "caption_cache_saved_seconds_total",
                 "Time of devices that captions known already have saved.",
             ))),
+            filter: FilterMetrics::new(&mut r),
             caption_cache_bytes: r.gauge("caption_cache_bytes", "Memory of captions known already."),
             fetch_shared: r.counter("fetch_shared_total", "Images that came with the fetch of another row."),
             fetch_cache: r.counters("fetch_cache_total", &["result"], "Images looked for in fetch.cache."),

@@ -14,17 +14,17 @@ use std::time::Duration;
 use async_channel::{Receiver, Sender, bounded};
 use tokio::task::JoinHandle;
 
-use crate::caption::Engine;
 use crate::caption::preprocess::Preprocessor;
 use crate::disposition::Stage;
 use crate::message::Row;
 use crate::metrics::Flush;
 use crate::settings::Settings;
 use crate::stage::batch::{Queue, Take};
-use crate::stage::infer::{Device, DeviceFailure, DeviceStats, Queued};
+use crate::stage::infer::{Device, DeviceFailure, DeviceStats, Queued, model_ref};
 use crate::stage::{Answers, Finished, Ready, decode, fetch, infer};
 use crate::tracked::Tracked;
 
+pub use crate::stage::infer::Loaded;
 pub use control::{Budget, Control, Limits, Waiting, Wiring};
 pub use status::{Component, DeviceStatus, PoolStatus, QueueStatus, Readiness, Status, Totals};
 
@@ -32,19 +32,9 @@ pub use status::{Component, DeviceStatus, PoolStatus, QueueStatus, Readiness, St
 /// that the budget, not the channel, decides what is in flight.
 const HANDOVER: usize = 32;
 
-/// An engine and how the flow uses it.
-pub struct Loaded {
-    /// The engine.
-    pub engine: Box<dyn Engine>,
-    /// Images it takes at once.
-    pub batch_size: usize,
-    /// Number of this copy, where a device has several.
-    pub replica: Option<usize>,
-}
-
 /// What the flow is made of.
 pub struct Parts {
-    /// The engines, at least one; all of the same model.
+    /// The devices, at least one; all with the same models.
     pub engines: Vec<Loaded>,
     /// The model's preprocessing.
     pub preprocessor: Preprocessor,
@@ -84,7 +74,8 @@ impl Core {
         let (finished_in, finished) = bounded(settings.flow.max_images.max(HANDOVER));
         let queue =
             Queue::new(room(settings.batch.queue, &parts.engines), &lanes.weights, |queued: &Queued| queued.due);
-        let answers = Answers::new(&settings.model, parts.worker, parts.flag_terms, metrics.clone());
+        let filter = parts.engines.first().and_then(|e| e.filter.as_ref()).map(|filter| model_ref(filter.model()));
+        let answers = Answers::new(settings, filter, parts.worker, parts.flag_terms, metrics.clone());
         let answers = Arc::new(answers);
         let shared = Arc::new(infer::Shared {
             supply: Box::new(queue.clone()),
@@ -176,8 +167,8 @@ fn start_devices(
 ) -> anyhow::Result<Vec<Arc<DeviceStats>>> {
     let left = Arc::new(AtomicUsize::new(engines.len()));
     let mut all = Vec::with_capacity(engines.len());
-    for Loaded { engine, batch_size, replica } in engines {
-        let Device { stats, thread } = infer::spawn(engine, batch_size, replica, shared.clone())?;
+    for loaded in engines {
+        let Device { stats, thread } = infer::spawn(loaded, shared.clone())?;
         all.push(stats.clone());
         let (queue, failures, left) = (queue.clone(), failures.clone(), left.clone());
         std::thread::Builder::new().name(format!("watch {}", stats.name)).spawn(move || {
@@ -248,6 +239,7 @@ mod tests {
     fn the_queue_has_room_for_a_batch_of_every_device() {
         let engine = |batch_size| Loaded {
             engine: Box::new(FakeEngine::new(FakeOptions::default())),
+            filter: None,
             batch_size,
             replica: None,
         };

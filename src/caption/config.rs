@@ -243,7 +243,10 @@ impl BlipConfig {
     }
 
     /// Refuses a file that says to be of another kind.
-    pub(super) fn is(&self, wanted: Architecture) -> Result<(), LoadError> {
+    ///
+    /// # Errors
+    /// It does; the message names both kinds.
+    pub fn is(&self, wanted: Architecture) -> Result<(), LoadError> {
         match self.architecture {
             Some(other) if other != wanted => {
                 let what = format!("is {}, a model that {}; one that", other.name(), other.does());

@@ -23,6 +23,12 @@ pub(super) fn encode_size(device: &Device) -> usize {
     if device.is_cpu() { HOST_IMAGES } else { DEVICE_IMAGES }
 }
 
+/// Runs work for a CPU on a thread of the pool that its kernels share, so that none of them has to wake one first.
+/// Several engines on one CPU share the pool, too: one of them may then wait for a whole call of another.
+pub(super) fn at_home<T: Send>(device: &Device, work: impl FnOnce() -> T + Send) -> T {
+    if device.is_cpu() { rayon::scope(|_| work()) } else { work() }
+}
+
 /// BLIP on candle. Several engines may share one model, each on a thread of its own.
 pub struct BlipEngine {
     model: Arc<Model>,
@@ -68,12 +74,6 @@ impl BlipEngine {
             return Err(EngineError::bad_params("the prompt has a token that the model does not know"));
         }
         Ok(tokens)
-    }
-
-    /// Runs work for a CPU on a thread of the pool that its kernels share, so that none of them has to wake one first.
-    /// Several engines on one CPU share the pool, too: one of them may then wait for a whole call of another.
-    fn at_home<T: Send>(&mut self, work: impl FnOnce(&mut Self) -> T + Send) -> T {
-        if self.model.device.is_cpu() { rayon::scope(|_| work(self)) } else { work(self) }
     }
 
     fn encode_parts(&mut self, images: &[Pixels]) -> Result<Vec<Encoded>, EngineError> {
@@ -258,7 +258,8 @@ impl Engine for BlipEngine {
 
     fn encode(&mut self, images: &[Pixels]) -> Result<Vec<Encoded>, EngineError> {
         self.model.info().check_images(images)?;
-        self.at_home(|engine| engine.encode_parts(images))
+        let device = self.model.device.clone();
+        at_home(&device, || self.encode_parts(images))
     }
 
     fn admit(&mut self, image: &Encoded, params: &Params) -> Result<RowId, EngineError> {
@@ -289,7 +290,8 @@ impl Engine for BlipEngine {
         if self.sequences.is_empty() {
             return Ok(Vec::new());
         }
-        self.at_home(Self::step_rows)
+        let device = self.model.device.clone();
+        at_home(&device, || self.step_rows())
     }
 
     fn active(&self) -> usize {

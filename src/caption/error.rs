@@ -10,6 +10,8 @@ pub enum ErrorKind {
     BadParams,
     /// The image of one row: wrong size, or encoded by another engine.
     BadInput,
+    /// A model that one row needs is not loaded.
+    Unavailable,
     /// The device has no memory for a batch of this size; a smaller one may fit.
     OutOfMemory,
     /// The engine or its device failed.
@@ -49,7 +51,7 @@ impl EngineError {
 
     /// Whether it blames one row, so that the rest of the batch is sound.
     pub fn is_of_one_row(&self) -> bool {
-        matches!(self.kind, ErrorKind::BadParams | ErrorKind::BadInput)
+        matches!(self.kind, ErrorKind::BadParams | ErrorKind::BadInput | ErrorKind::Unavailable)
     }
 }
 

@@ -4,7 +4,9 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::{Caption, Encoded, Engine, EngineError, ErrorKind, Finish, ModelInfo, Params, Phases, Pixels, RowId};
+use super::{
+    Caption, Encoded, Engine, EngineError, ErrorKind, Filter, Finish, Match, ModelInfo, Params, Phases, Pixels, RowId,
+};
 
 /// How a [`FakeEngine`] behaves.
 #[derive(Clone, Debug)]
@@ -235,6 +237,51 @@ impl FakeRow {
             more: (2..=self.captions).map(|number| one(format!("{text} {number}"))).collect(),
             ..one(text.clone())
         }
+    }
+}
+
+/// A filter without a model: a text matches an image if it has the hash of its pixels among its words, as the caption of a
+/// [`FakeEngine`] has.
+pub struct FakeFilter {
+    model: ModelInfo,
+    encode_calls: usize,
+}
+
+impl FakeFilter {
+    /// How often `encode` was called.
+    pub fn encode_calls(&self) -> usize {
+        self.encode_calls
+    }
+}
+
+impl Default for FakeFilter {
+    fn default() -> Self {
+        let model = ModelInfo { id: "fake filter".into(), ..FakeEngine::default().model };
+        Self { model, encode_calls: 0 }
+    }
+}
+
+impl Filter for FakeFilter {
+    fn model(&self) -> &ModelInfo {
+        &self.model
+    }
+
+    fn encode(&mut self, images: &[Pixels]) -> Result<Vec<Encoded>, EngineError> {
+        self.encode_calls += 1;
+        Ok(images.iter().map(|image| Encoded::new(FakeEncoding(fake_words(image)), 0)).collect())
+    }
+
+    fn judge(&mut self, pairs: &[(&Encoded, &str)]) -> Result<Vec<Result<Match, EngineError>>, EngineError> {
+        let judge = |(image, text): &(&Encoded, &str)| {
+            if text.trim().is_empty() {
+                return Err(EngineError::bad_params("the text has no words"));
+            }
+            let words = image.state::<FakeEncoding>().ok_or_else(|| EngineError::bad_input("of another engine"))?;
+            let matches = words.0.last().is_some_and(|hash| text.split_whitespace().any(|word| word == hash));
+            let logit = if matches { 2.0 } else { -2.0 };
+            Ok(Match { itm: 1.0 / (1.0 + f32::exp(-2.0 * logit)), logits: [-logit, logit], itc: logit / 4.0 })
+        };
+        Ok(pairs.iter().map(judge).collect())
     }
 }
 

@@ -2,18 +2,20 @@
 //! of an image, and contrast, where both are points of one space.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use candle_core::{D, DType, Device, Result, Tensor};
 
 use super::bert::{Attention, Bert};
 use super::compute::Linear;
 use super::config::BlipConfig;
+use super::engine::{at_home, encode_size};
 use super::load::{Built, LoadError};
 use super::memory::{self, Block, ImageMemory, Memory, Sizes};
 use super::preprocess::Preprocessor;
 use super::tokenizer::CaptionTokenizer;
 use super::vision::VisionEncoder;
+use super::weights::Kept;
 use super::{Encoded, EngineError, ModelInfo, Pixels};
 
 /// Tokens of texts that are read at a time: enough for the products, few enough for the caches of a CPU.
@@ -33,8 +35,8 @@ pub struct Matcher {
     preprocessor: Preprocessor,
     device: Device,
     info: ModelInfo,
-    /// What is remembered of the images of the texts that are read.
-    memory: Mutex<Box<dyn Memory>>,
+    dtype: DType,
+    kept: Kept,
 }
 
 /// How well a text describes an image.
@@ -75,7 +77,8 @@ impl Matcher {
             preprocessor,
             device: scope.device().clone(),
             info,
-            memory: Mutex::new(memory::new(Sizes::of(&config), scope.device(), scope.dtype(), scope.kept())),
+            dtype: scope.dtype(),
+            kept: scope.kept(),
             config,
         })
     }
@@ -101,9 +104,13 @@ impl Matcher {
     /// An image has another size, or the device fails.
     pub fn encode(&self, images: &[Pixels]) -> std::result::Result<Vec<Encoded>, EngineError> {
         self.info.check_images(images)?;
+        at_home(&self.device, || self.encode_parts(images))
+    }
+
+    fn encode_parts(&self, images: &[Pixels]) -> std::result::Result<Vec<Encoded>, EngineError> {
         let (tokens, width) = (self.config.vision.tokens(), self.config.vision.hidden_size);
         let mut encoded = Vec::with_capacity(images.len());
-        for images in images.chunks(super::engine::encode_size(&self.device)) {
+        for images in images.chunks(encode_size(&self.device)) {
             let hidden = self.vision.forward(images)?;
             let class = hidden.reshape((images.len(), tokens, width))?.narrow(1, 0, 1)?.squeeze(1)?.contiguous()?;
             let embeddings = normalised(&self.image_projection.forward(&class)?)?;
@@ -133,6 +140,13 @@ impl Matcher {
         &self,
         texts: &[&str],
     ) -> std::result::Result<Vec<std::result::Result<Vec<f32>, EngineError>>, EngineError> {
+        at_home(&self.device, || self.embed(texts))
+    }
+
+    fn embed(
+        &self,
+        texts: &[&str],
+    ) -> std::result::Result<Vec<std::result::Result<Vec<f32>, EngineError>>, EngineError> {
         let mut results: Vec<_> = texts.iter().map(|_| Err(EngineError::internal("a text was lost"))).collect();
         let read = |(at, text): (usize, &&str)| (at, self.tokens(text));
         for part in parts(texts.iter().enumerate().map(read), &mut results) {
@@ -154,6 +168,14 @@ impl Matcher {
         pairs: &[(&Encoded, &str)],
     ) -> std::result::Result<Vec<std::result::Result<Match, EngineError>>, EngineError> {
         let images = pairs.iter().map(|(image, _)| seen(image)).collect::<std::result::Result<Vec<_>, _>>()?;
+        at_home(&self.device, || self.judge_seen(pairs, &images))
+    }
+
+    fn judge_seen(
+        &self,
+        pairs: &[(&Encoded, &str)],
+        images: &[Arc<Seen>],
+    ) -> std::result::Result<Vec<std::result::Result<Match, EngineError>>, EngineError> {
         // A text is embedded once, however many images it is judged with.
         let mut different: BTreeMap<&str, usize> = BTreeMap::new();
         for (_, text) in pairs {
@@ -164,7 +186,7 @@ impl Matcher {
         for (text, at) in &different {
             texts[*at] = text;
         }
-        let embeddings = self.text_embeddings(&texts)?;
+        let embeddings = self.embed(&texts)?;
         let mut results: Vec<_> = pairs.iter().map(|_| Err(EngineError::internal("a pair was lost"))).collect();
         let read = |(at, (_, text)): (usize, &(&Encoded, &str))| (at, self.tokens(text));
         for part in parts(pairs.iter().enumerate().map(read), &mut results) {
@@ -189,13 +211,9 @@ impl Matcher {
         let hidden = match images {
             None => self.bert.forward(&words, positions, Attention::Whole(texts))?,
             Some(images) => {
-                // What a panic left there is forgotten.
-                let mut memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
-                memory.clear();
-                look(&mut **memory, images, length)?;
-                let hidden = self.bert.forward(&words, positions, Attention::WholeAndImage(texts, &mut **memory));
-                memory.clear();
-                hidden?
+                let mut memory = memory::new(Sizes::of(&self.config), &self.device, self.dtype, self.kept);
+                look(&mut *memory, images, length)?;
+                self.bert.forward(&words, positions, Attention::WholeAndImage(texts, &mut *memory))?
             }
         };
         hidden.reshape((texts, length, ()))?.narrow(1, 0, 1)?.squeeze(1)?.contiguous()

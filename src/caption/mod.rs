@@ -17,18 +17,21 @@ mod engine;
 mod error;
 pub mod fake;
 mod files;
+mod filter;
 mod generate;
 mod hub;
 mod load;
 mod matcher;
 mod memory;
 mod model;
+mod none;
 mod params;
 #[doc(hidden)]
 pub mod pictures;
 pub mod preprocess;
 mod random;
 mod search;
+mod task;
 mod text;
 mod tokenizer;
 mod vision;
@@ -49,11 +52,14 @@ pub use compute::kernels;
 pub use device::{DeviceSpec, DtypeSpec};
 pub use engine::BlipEngine;
 pub use error::{EngineError, ErrorKind};
+pub use filter::Filter;
 pub use hub::HubSource;
 pub use load::{LoadError, LoadOptions, ModelSource, load, load_matcher, load_model};
 pub use matcher::{Match, Matcher};
 pub use model::Model;
+pub use none::NoCaptioner;
 pub use params::{BeamSearch, DEFAULT_MAX_NEW_TOKENS, Number, Params, Sampling, Strategy, number};
+pub use task::{Ask, Told, tell};
 pub use work::{Ceilings, Work};
 
 /// An image at the model's size: RGB, 8 bits a channel, row-major, `size * size * 3` bytes. The engine normalises it.
@@ -120,6 +126,18 @@ pub struct Caption {
     /// Further captions of the image, where more than one was asked for: samples in the order of their drawing, beams
     /// from the second best on. They have none themselves.
     pub more: Vec<Caption>,
+}
+
+impl Caption {
+    /// All captions of the image, this one first.
+    pub fn all(&self) -> impl Iterator<Item = &Self> {
+        std::iter::once(self).chain(&self.more)
+    }
+
+    /// Their texts.
+    pub fn texts(&self) -> impl Iterator<Item = &str> {
+        self.all().map(|caption| caption.text.as_str())
+    }
 }
 
 /// What is known of a loaded model.

@@ -77,9 +77,8 @@ struct ModelArgs {
 
 impl ModelArgs {
     fn load(&self) -> anyhow::Result<Arc<Model>> {
-        let source = settings::Model { source: self.model.clone(), ..settings::Model::default() };
         let options = LoadOptions {
-            source: models::source(&source)?,
+            source: models::source(&self.model, &settings::Model::default())?,
             device: self.device.parse().map_err(|error| Usage(format!("--device: {error}")))?,
             dtype: self.dtype.parse().map_err(|error| Usage(format!("--dtype: {error}")))?,
             backend: self.backend.parse().map_err(|error| Usage(format!("--backend: {error}")))?,

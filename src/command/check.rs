@@ -13,6 +13,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::{Exit, broken_pipe, telemetry};
+use crate::caption::config::Architecture;
 use crate::caption::preprocess::TurboJpeg;
 use crate::config::{ConfigOptions, Loaded};
 use crate::kafka::check_transactions;
@@ -146,18 +147,33 @@ impl Report {
         }
         let reached = self.failed() == 0;
         self.add(delivery(settings, reached.then_some(args.timeout)))?;
-        let (found, sizes) = model::source(&settings.model, args.offline, args.timeout);
-        let usable = matches!(found.state, State::Ok | State::Warning);
+        let wanted = model::Wanted {
+            item: "model",
+            source: &settings.model.source,
+            setting: "model.source",
+            architecture: Architecture::Captioner,
+        };
+        let (found, sizes) = model::source(wanted, &settings.model, args.offline, args.timeout);
+        let mut usable = matches!(found.state, State::Ok | State::Warning);
         self.add(found)?;
+        let mut parameters = sizes.map(|sizes| sizes.parameters());
+        if let Some(source) = &settings.filter.source {
+            let wanted =
+                model::Wanted { item: "filter", source, setting: "filter.source", architecture: Architecture::Matcher };
+            let (found, sizes) = model::source(wanted, &settings.model, args.offline, args.timeout);
+            parameters = parameters.zip(sizes).map(|(sum, sizes)| sum + sizes.matcher_parameters());
+            usable &= matches!(found.state, State::Ok | State::Warning);
+            self.add(found)?;
+        }
         self.add(model::devices(&settings.model))?;
         if args.load_model {
             self.add(if usable {
-                model::load(&settings.model, &settings.batch)
+                model::load(settings)
             } else {
                 Item::skipped("load", "the model was not loaded, since it was not found")
             })?;
         }
-        self.add(memory::item(settings, sizes.as_ref()))?;
+        self.add(memory::item(settings, parameters))?;
         self.add(admin(&settings.admin))
     }
 

@@ -123,7 +123,7 @@ impl CollectArgs {
     fn topics(&self, kafka: &Kafka) -> Vec<TopicCheck> {
         let mut topics = Vec::new();
         if !self.dead_letters_only {
-            topics.push(captions(kafka));
+            topics.extend(records(kafka));
         }
         if !self.captions_only {
             topics.push(dead_letters(kafka));
@@ -132,9 +132,12 @@ impl CollectArgs {
     }
 }
 
-/// The topic of captions.
-pub(super) fn captions(kafka: &Kafka) -> TopicCheck {
-    TopicCheck { topic: kafka.captions_topic.clone(), setting: "kafka.captions_topic" }
+/// The topics of records: of captions, and of what the filter rejects where that has one of its own.
+pub(super) fn records(kafka: &Kafka) -> Vec<TopicCheck> {
+    let captions = TopicCheck { topic: kafka.captions_topic.clone(), setting: "kafka.captions_topic" };
+    let filtered = kafka.filtered_topic.iter();
+    let filtered = filtered.map(|topic| TopicCheck { topic: topic.clone(), setting: "kafka.filtered_topic" });
+    [captions].into_iter().chain(filtered).collect()
 }
 
 /// The topic of dead letters.

@@ -98,7 +98,7 @@ async fn show(args: DemoArgs, mut settings: Settings) -> anyhow::Result<Exit> {
 
     let model = {
         let settings = settings.clone();
-        tokio::task::spawn_blocking(move || models::load(&settings.model, &settings.batch)).await??
+        tokio::task::spawn_blocking(move || models::load(&settings)).await??
     };
     let info = model.info.clone();
     writeln!(

@@ -10,10 +10,10 @@ const EXTENSIONS: [&str; 9] = ["jpg", "jpeg", "png", "webp", "gif", "bmp", "tif"
 
 /// Every image that the arguments name, in their order, read as they are needed: a folder gives its images (and its
 /// folders') sorted by name, `-` one image for each line of standard input.
-pub fn images(arguments: Vec<String>) -> impl Iterator<Item = io::Result<String>> {
-    arguments.into_iter().flat_map(|argument| -> Box<dyn Iterator<Item = io::Result<String>>> {
+pub fn images(arguments: Vec<String>) -> impl Iterator<Item = io::Result<String>> + Send {
+    arguments.into_iter().flat_map(|argument| -> Box<dyn Iterator<Item = io::Result<String>> + Send> {
         if argument == "-" {
-            return Box::new(lines(io::stdin().lock()));
+            return Box::new(lines(io::BufReader::new(io::stdin())));
         }
         let path = Path::new(&argument);
         if !path.is_dir() {

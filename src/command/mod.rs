@@ -10,8 +10,10 @@ mod demo;
 mod dlq;
 mod generation;
 mod input;
+mod local;
 mod models;
 mod plan;
+mod score;
 mod submit;
 mod telemetry;
 pub mod worker;
@@ -49,6 +51,8 @@ enum Command {
     Worker(worker::WorkerArgs),
     /// Caption local files, folders and URLs, without Kafka
     Caption(caption::CaptionArgs),
+    /// Judge how well texts describe an image, without Kafka
+    Score(score::ScoreArgs),
     /// Send requests to Kafka, and wait for the captions if asked to
     Submit(submit::SubmitArgs),
     /// Read captions and dead letters from Kafka
@@ -135,6 +139,7 @@ pub fn run(cli: Cli) -> anyhow::Result<Exit> {
         Command::Demo(args) => demo::run(args),
         Command::Worker(args) => worker::run(args),
         Command::Caption(args) => caption::run(args),
+        Command::Score(args) => score::run(args),
         Command::Submit(args) => submit::run(args),
         Command::Collect(args) => collect::run(args),
         Command::Dlq(args) => dlq::run(args),

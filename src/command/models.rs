@@ -1,5 +1,6 @@
 //! From the configuration to loaded engines.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -7,8 +8,8 @@ use anyhow::Context;
 use super::{Usage, assets};
 use crate::caption::preprocess::Preprocessor;
 use crate::caption::{
-    Backend, BlipEngine, DeviceSpec, DtypeSpec, Engine, ErrorKind, HubSource, LoadError, LoadOptions, ModelInfo,
-    ModelSource, load_model,
+    Backend, BlipEngine, DeviceSpec, DtypeSpec, Engine, ErrorKind, HubSource, LoadError, LoadOptions, Matcher,
+    ModelInfo, ModelSource, NoCaptioner, load_matcher, load_model,
 };
 use crate::pipeline::{Loaded, Parts};
 use crate::settings::{Batch, Model, Settings};
@@ -21,12 +22,12 @@ const WARM_UP_TOKENS: usize = 8;
 /// Largest batch tried on a CPU, and on a GPU.
 const MAX_BATCH: (usize, usize) = (32, 256);
 
-/// Where the configured model comes from.
-pub fn source(model: &Model) -> anyhow::Result<ModelSource> {
-    if model.source == assets::DEMO_MODEL {
+/// Where a configured model comes from.
+pub fn source(name: &str, model: &Model) -> anyhow::Result<ModelSource> {
+    if name == assets::DEMO_MODEL {
         return Ok(assets::model());
     }
-    let mut source: ModelSource = model.source.parse().unwrap_or_else(|never| match never {});
+    let mut source: ModelSource = name.parse().unwrap_or_else(|never| match never {});
     if let ModelSource::Hub(hub) = &mut source {
         configure(hub, model)?;
     }
@@ -84,10 +85,12 @@ pub struct LoadedModel {
     pub preprocessor: Preprocessor,
 }
 
-/// Loads the configured model once for each device, with its replicas, and finds the best batch sizes. Of the devices
-/// that `auto` and `all` found, those that do not take the model are left out, as long as one does.
-pub fn load(model: &Model, batch: &Batch) -> anyhow::Result<LoadedModel> {
-    let source = source(model)?;
+/// Loads the configured models once for each device, with their replicas, and finds the best batch sizes. Of the devices
+/// that `auto` and `all` found, those that do not take the models are left out, as long as one does.
+pub fn load(settings: &Settings) -> anyhow::Result<LoadedModel> {
+    let model = &settings.model;
+    let source = source(&model.source, model)?;
+    let filter = settings.filter.source.as_ref().map(|name| self::source(name, model)).transpose()?;
     let dtype: DtypeSpec = model.dtype.parse().map_err(|error| Usage(format!("model.dtype: {error}")))?;
     let backend: Backend = model.backend.parse().map_err(|error| Usage(format!("model.backend: {error}")))?;
     let devices = devices(model)?;
@@ -97,7 +100,8 @@ pub fn load(model: &Model, batch: &Batch) -> anyhow::Result<LoadedModel> {
     for device in devices {
         let onednn_library = model.onednn_library.clone();
         let options = LoadOptions { source: source.clone(), device, dtype, backend, onednn_library };
-        match load_on_device(&options, model, batch) {
+        let filter = filter.clone().map(|source| LoadOptions { source, ..options.clone() });
+        match load_on_device(&options, filter.as_ref(), settings) {
             Ok(loaded) => match &mut all {
                 Some(all) => all.engines.extend(loaded.engines),
                 None => all = Some(loaded),
@@ -112,6 +116,24 @@ pub fn load(model: &Model, batch: &Batch) -> anyhow::Result<LoadedModel> {
     all.ok_or_else(|| failed.unwrap_or_else(|| anyhow::anyhow!("model.devices names no device")))
 }
 
+/// Loads the filter, without a captioner, on the first of the configured devices.
+pub fn load_filter_alone(settings: &Settings) -> anyhow::Result<LoadedModel> {
+    let model = &settings.model;
+    let name = settings.filter.source.as_deref().context("filter.source names no model")?;
+    let options = LoadOptions {
+        device: devices(model)?.into_iter().next().unwrap_or(DeviceSpec::Auto),
+        dtype: model.dtype.parse().map_err(|error| Usage(format!("model.dtype: {error}")))?,
+        backend: model.backend.parse().map_err(|error| Usage(format!("model.backend: {error}")))?,
+        onednn_library: model.onednn_library.clone(),
+        ..LoadOptions::new(source(name, model)?)
+    };
+    let filter = load_matcher(&options).with_context(|| format!("cannot load the model {name}"))?;
+    let (info, preprocessor) = (filter.info().clone(), filter.preprocessor().clone());
+    let engine = Box::new(NoCaptioner::new(info.clone()));
+    let engines = vec![Loaded { engine, filter: Some(Box::new(filter)), batch_size: 1, replica: None }];
+    Ok(LoadedModel { info, engines, preprocessor })
+}
+
 /// Whether another device may fare better.
 fn is_of_device(error: &anyhow::Error) -> bool {
     use LoadError::{Hub, Invalid, MissingFile, Unreadable};
@@ -119,9 +141,15 @@ fn is_of_device(error: &anyhow::Error) -> bool {
     !error.downcast_ref::<LoadError>().is_some_and(of_model)
 }
 
-fn load_on_device(options: &LoadOptions, model: &Model, batch: &Batch) -> anyhow::Result<LoadedModel> {
+fn load_on_device(
+    options: &LoadOptions,
+    filter: Option<&LoadOptions>,
+    settings: &Settings,
+) -> anyhow::Result<LoadedModel> {
+    let (model, batch) = (&settings.model, &settings.batch);
     let loaded =
         load_model(options).with_context(|| format!("cannot load the model {} (model.source)", model.source))?;
+    let filter = filter.map(|options| load_filter(options, loaded.preprocessor())).transpose()?;
     let mut size = batch.max_size;
     let mut engines = Vec::new();
     for replica in 0..model.replicas.max(1) {
@@ -135,9 +163,24 @@ fn load_on_device(options: &LoadOptions, model: &Model, batch: &Batch) -> anyhow
             size = most;
         }
         let replica = (model.replicas > 1).then_some(replica);
-        engines.push(Loaded { engine, batch_size: size, replica });
+        let filter = filter.clone().map(|filter| Box::new(filter) as _);
+        engines.push(Loaded { engine, filter, batch_size: size, replica });
     }
     Ok(LoadedModel { info: loaded.info().clone(), preprocessor: loaded.preprocessor().clone(), engines })
+}
+
+/// Loads the filter, which looks at the pixels that were made for the captioner.
+fn load_filter(options: &LoadOptions, preprocessor: &Preprocessor) -> anyhow::Result<Arc<Matcher>> {
+    let filter =
+        load_matcher(options).with_context(|| format!("cannot load the model {} (filter.source)", options.source))?;
+    anyhow::ensure!(
+        filter.preprocessor() == preprocessor,
+        "filter.source: {} makes its pixels in another way than the captioner: {:?}, and {preprocessor:?}. Both must take the \
+         same, as the published models of one size do",
+        options.source,
+        filter.preprocessor()
+    );
+    Ok(filter)
 }
 
 /// Finds the batch size of a device. An image waits for the batch under way, for `batch.linger`, and for its own batch: each

@@ -18,7 +18,7 @@ use serde_json::{Map, Value};
 use self::inputs::Inputs;
 use self::request::{Bad, Builder, Item};
 use self::send::{Answers, Counts, End, Session, open_output};
-use super::collect::{captions, dead_letters, follow};
+use super::collect::{dead_letters, follow, records};
 use super::generation::GenerationOptions;
 use super::{Exit, Usage, runtime, telemetry};
 use crate::config::ConfigOptions;
@@ -97,9 +97,9 @@ pub struct SubmitArgs {
     #[arg(long)]
     quiet: bool,
     #[command(flatten)]
-    generation: GenerationOptions,
-    #[command(flatten)]
     config: ConfigOptions,
+    #[command(flatten)]
+    generation: GenerationOptions,
 }
 
 /// What the key of a record is.
@@ -174,7 +174,8 @@ impl SubmitArgs {
         if !self.wait {
             return Ok(None);
         }
-        let follower = Follower::open(kafka, &[captions(kafka), dead_letters(kafka)], From::Now, connect)?;
+        let topics = [records(kafka), vec![dead_letters(kafka)]].concat();
+        let follower = Follower::open(kafka, &topics, From::Now, connect)?;
         let out = open_output(&self.output)?;
         Ok(Some(Answers { records: follow(follower)?, dead_letters: kafka.dead_letter_topic.clone(), out }))
     }

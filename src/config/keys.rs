@@ -234,7 +234,10 @@ mod tests {
             sections.dedup();
             sections
         };
-        assert_eq!(sections, ["kafka", "flow", "fetch", "decode", "model", "batch", "output", "admin", "log"]);
+        assert_eq!(
+            sections,
+            ["kafka", "flow", "fetch", "decode", "model", "filter", "batch", "output", "admin", "log"]
+        );
         assert!(keys.all().iter().all(|key| !key.help.is_empty()));
         let schema = schema();
         let properties = |shape: &Json| resolve(&schema, shape)["properties"].as_object().cloned().unwrap_or_default();

@@ -1,6 +1,8 @@
 //! What types cannot say: ranges, pairs, and values that contradict each other. Pure; files are looked at in
 //! [`super::paths`].
 
+mod models;
+
 use std::collections::BTreeSet;
 use std::fmt::Display;
 use std::time::Duration;
@@ -12,14 +14,11 @@ use super::error::{ConfigError, Origin};
 use super::{Given, GivenMap, HIDDEN};
 use crate::message::ObjectRoot;
 use crate::settings::{
-    Admin, Fetch, Flow, Input, Kafka, LONGEST_BREAK, Log, Model, RetryTopic, STORE_OPTIONS, SecurityProtocol, Settings,
+    Admin, Fetch, Flow, Input, Kafka, LONGEST_BREAK, Log, RetryTopic, STORE_OPTIONS, SecurityProtocol, Settings,
     is_web_address,
 };
 
 const MECHANISMS: [&str; 3] = ["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"];
-const DTYPES: [&str; 5] = ["auto", "f32", "bf16", "f16", "int8"];
-const BACKENDS: [&str; 8] =
-    ["auto", "native", "native:plain", "native:avx2", "native:avx512", "onednn", "fused", "candle"];
 /// Longest memory for failed fetches.
 const LONGEST_WINDOW: Duration = Duration::from_secs(3600);
 
@@ -74,6 +73,7 @@ pub(super) fn settings(settings: &Settings) -> Vec<Problem> {
         format!("must be 0 (JPEGs are decoded whole) or from 1 to {LARGEST_GAP}, not {gap}"),
     );
     check.model(&settings.model);
+    check.filter(&settings.filter, &settings.kafka);
     check.at_least_one("batch.queue", settings.batch.queue as u64);
     if let Some(worker) = &settings.output.worker {
         check.header("output.worker", worker);
@@ -212,9 +212,12 @@ impl Check {
             self.need(*weight >= 1, &["kafka.inputs"], format!("the weight of {topic} must be at least 1"));
             self.need(seen.insert(topic), &["kafka.inputs"], format!("{topic} is named twice"));
         }
-        let outputs =
-            [("kafka.captions_topic", &kafka.captions_topic), ("kafka.dead_letter_topic", &kafka.dead_letter_topic)];
-        for (key, topic) in outputs {
+        let mut outputs = vec![
+            ("kafka.captions_topic", &kafka.captions_topic),
+            ("kafka.dead_letter_topic", &kafka.dead_letter_topic),
+        ];
+        outputs.extend(kafka.filtered_topic.iter().map(|topic| ("kafka.filtered_topic", topic)));
+        for &(key, topic) in &outputs {
             self.topic(key, topic);
             let message = format!("{topic} is also an input: blipstream would read what it writes, for ever");
             self.need(!seen.contains(topic), &[key, "kafka.inputs"], message);
@@ -225,7 +228,7 @@ impl Check {
             let message = format!("{topic} is named twice, or is also an input");
             self.need(seen.insert(topic), &["kafka.retry_topics", "kafka.inputs"], message);
         }
-        for (key, topic) in outputs {
+        for &(key, topic) in &outputs {
             let retried = kafka.retry_topic(topic).is_some();
             let message = format!("{topic} is also a retry topic: blipstream would read what it writes, for ever");
             self.need(!retried, &[key, "kafka.retry_topics"], message);
@@ -234,6 +237,12 @@ impl Check {
             kafka.captions_topic != kafka.dead_letter_topic,
             &["kafka.dead_letter_topic", "kafka.captions_topic"],
             "captions and dead letters need a topic each",
+        );
+        let apart = |other: &String| kafka.filtered_topic.as_ref() != Some(other);
+        self.need(
+            apart(&kafka.captions_topic) && apart(&kafka.dead_letter_topic),
+            &["kafka.filtered_topic", "kafka.captions_topic", "kafka.dead_letter_topic"],
+            "what the filter rejects needs a topic of its own; without kafka.filtered_topic it goes with the captions",
         );
     }
 
@@ -348,78 +357,6 @@ impl Check {
         self.need(fetch.outage_window <= LONGEST_WINDOW, &["fetch.outage_window"], message);
     }
 
-    fn model(&mut self, model: &Model) {
-        self.not_empty("model.source", &model.source);
-        self.devices(&model.devices);
-        self.at_least_one("model.replicas", model.replicas as u64);
-        self.one_of("model.dtype", &model.dtype, &DTYPES);
-        self.one_of("model.backend", &model.backend, &BACKENDS);
-        if let Some(endpoint) = &model.hub_endpoint {
-            let url = url::Url::parse(endpoint).ok();
-            let http = url.is_some_and(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
-            self.need(http, &["model.hub_endpoint"], "must be an http or https address");
-        }
-        self.at_least_one("model.max_new_tokens", model.max_new_tokens as u64);
-        self.at_least_one("model.max_state", model.max_state.map_or(1, |size| size.as_u64()));
-        self.need(
-            model.min_new_tokens <= model.max_new_tokens,
-            &["model.min_new_tokens", "model.max_new_tokens"],
-            format!(
-                "model.min_new_tokens ({}) must not be over model.max_new_tokens ({})",
-                model.min_new_tokens, model.max_new_tokens
-            ),
-        );
-        self.need(
-            model.max_new_tokens <= model.max_new_tokens_limit,
-            &["model.max_new_tokens", "model.max_new_tokens_limit"],
-            format!(
-                "model.max_new_tokens ({}) must not be over model.max_new_tokens_limit ({})",
-                model.max_new_tokens, model.max_new_tokens_limit
-            ),
-        );
-        self.generation(model);
-    }
-
-    fn generation(&mut self, model: &Model) {
-        let positive = [("repetition_penalty", model.repetition_penalty), ("temperature", model.temperature)];
-        for (name, value) in positive {
-            let holds = value.is_finite() && value > 0.0;
-            self.need(holds, &[&format!("model.{name}")], format!("must be a number above 0, not {value}"));
-        }
-        let top_p = model.top_p;
-        self.need(top_p > 0.0 && top_p <= 1.0, &["model.top_p"], format!("must be above 0 and at most 1, not {top_p}"));
-        self.need(model.length_penalty.is_finite(), &["model.length_penalty"], "must be a finite number");
-        let (beams, captions, limit) = (model.num_beams, model.num_return_sequences, model.sequences_limit);
-        for (name, value) in [("num_beams", beams), ("num_return_sequences", captions)] {
-            let message = format!("must be from 1 to model.sequences_limit ({limit}), not {value}");
-            self.need((1..=limit).contains(&value), &[&format!("model.{name}"), "model.sequences_limit"], message);
-        }
-        self.need(
-            !model.do_sample || beams == 1,
-            &["model.do_sample", "model.num_beams"],
-            format!("model.do_sample draws tokens, and model.num_beams ({beams}) searches: one of them at a time"),
-        );
-        self.need(
-            model.do_sample || captions <= beams,
-            &["model.num_return_sequences", "model.num_beams", "model.do_sample"],
-            format!("{captions} captions of an image take model.do_sample, or as many model.num_beams (now {beams})"),
-        );
-    }
-
-    fn devices(&mut self, devices: &[String]) {
-        let key = &["model.devices"];
-        self.need(!devices.is_empty(), key, "must name at least one device; \"auto\" finds them");
-        for device in devices {
-            let message = format!("{device:?} is no device: auto, all, cpu, cuda:0, cuda:1, …");
-            self.need(is_device(device), key, message);
-        }
-        let auto = devices.iter().any(|device| device == "auto" || device == "all");
-        self.need(!auto || devices.len() == 1, key, "\"auto\" and \"all\" stand alone, since they take every GPU");
-        let distinct: BTreeSet<_> = devices.iter().collect();
-        let message = "names a device twice; model.replicas sets the copies on each";
-        self.need(auto || distinct.len() == devices.len(), key, message);
-    }
-
     fn admin(&mut self, admin: &Admin) {
         let open = !admin.listen.ip().is_loopback();
         self.need(
@@ -452,9 +389,4 @@ fn is_server(server: &str) -> bool {
     };
     let named = !host.is_empty() && !host.contains(|c: char| c.is_whitespace() || c == '/');
     named && port.is_none_or(|port| port.parse::<u16>().is_ok_and(|port| port > 0))
-}
-
-fn is_device(device: &str) -> bool {
-    let gpu = device.strip_prefix("cuda:").is_some_and(|number| number.parse::<u16>().is_ok());
-    gpu || matches!(device, "auto" | "all" | "cpu")
 }

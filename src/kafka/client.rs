@@ -83,8 +83,14 @@ impl TopicCheck {
             (settings.captions_topic.as_str(), "kafka.captions_topic"),
             (settings.dead_letter_topic.as_str(), "kafka.dead_letter_topic"),
         ];
+        let filtered = settings.filtered_topic.iter().map(|topic| (topic.as_str(), "kafka.filtered_topic"));
         let retries = settings.retry_topics.iter().map(|retry| (retry.topic.as_str(), "kafka.retry_topics"));
-        inputs.chain(retries).chain(outputs).map(|(topic, setting)| Self { topic: topic.into(), setting }).collect()
+        inputs
+            .chain(retries)
+            .chain(outputs)
+            .chain(filtered)
+            .map(|(topic, setting)| Self { topic: topic.into(), setting })
+            .collect()
     }
 
     /// What a worker does with the topic.

@@ -20,10 +20,13 @@ pub use dead_letter::{
     FIRST_FAILED_AT_HEADER, HEADER_OVERHEAD, NOT_BEFORE_HEADER, RECORD_OVERHEAD, STAGE_HEADER, WORKER_HEADER,
     error_text, is_pointer, replay_headers,
 };
-pub use record::{Candidate, CaptionRecord, ImageInfo, ModelRef, SCHEMA, Timing, redact_url};
+pub use record::{
+    Candidate, CaptionRecord, Generated, ImageInfo, Judged, ModelRef, SCHEMA, TextSource, Timing, redact_url,
+};
 pub use redact::{redact_text, without_controls};
 pub use request::{
-    ImageRef, MAX_PROMPT_BYTES, ObjectRef, ObjectRoot, ParseError, ParsedRow, Request, RequestParams, StoreKind, parse,
+    ImageRef, MAX_PROMPT_BYTES, MAX_TEXTS, ObjectRef, ObjectRoot, ParseError, ParsedRow, Request, RequestParams,
+    StoreKind, Tasks, check_text, parse,
 };
 
 /// Header that carries a row's identity through retry, dead letter and replay.

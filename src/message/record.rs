@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use serde_json::{Map, Value};
 use url::Url;
 
 use super::Origin;
+use crate::disposition::names;
 
 /// Name and version of the record's form. A version only ever gains fields.
 pub const SCHEMA: &str = "blipstream.caption.v1";
@@ -22,13 +23,10 @@ pub struct CaptionRecord {
     pub index: usize,
     /// The caption.
     pub text: String,
-    /// Sum of the log-probabilities of the generated tokens, natural logarithm.
-    pub logprob: f32,
-    /// Generated tokens.
-    pub tokens: usize,
-    /// `stop` (the model ended the caption) or `length`.
-    pub finish: &'static str,
-    /// All captions of the image, the one above first, where more than one was asked for.
+    /// What the model says of it, where it was generated.
+    #[serde(flatten)]
+    pub generated: Generated,
+    /// All captions of the image and the texts that were found with it, where there is more than one or they were judged.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub candidates: Vec<Candidate>,
     /// Terms of the configured list that the caption contains.
@@ -39,6 +37,9 @@ pub struct CaptionRecord {
     pub cached: bool,
     /// Who wrote it.
     pub model: ModelRef,
+    /// Who judged the candidates, where that was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub filter: Option<ModelRef>,
     /// What it describes.
     pub image: ImageInfo,
     /// Where the time went, in milliseconds.
@@ -51,17 +52,57 @@ pub struct CaptionRecord {
     pub meta: Map<String, Value>,
 }
 
-/// One of several captions of an image.
+/// What a model says of a caption that it wrote; all of it is `None` of a text that was found.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+pub struct Generated {
+    /// Sum of the log-probabilities of the generated tokens, natural logarithm.
+    pub logprob: Option<f32>,
+    /// Generated tokens.
+    pub tokens: Option<usize>,
+    /// `stop` (the model ended the caption) or `length`.
+    pub finish: Option<&'static str>,
+}
+
+names! {
+    /// Where a text comes from.
+    TextSource {
+        /// The captioner wrote it.
+        Generated = "generated",
+        /// It came with the request.
+        Found = "found",
+    }
+}
+
+impl Serialize for TextSource {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_str())
+    }
+}
+
+/// One of several texts of an image.
 #[derive(Debug, Clone, Serialize)]
 pub struct Candidate {
-    /// The caption.
+    /// The text.
     pub text: String,
-    /// As of the record.
-    pub logprob: f32,
-    /// As of the record.
-    pub tokens: usize,
-    /// As of the record.
-    pub finish: &'static str,
+    /// Where it comes from.
+    pub source: TextSource,
+    /// What the model says of it, where it was generated.
+    #[serde(flatten)]
+    pub generated: Generated,
+    /// The filter's judgement, where it was asked for.
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    pub judged: Option<Judged>,
+}
+
+/// How well a text describes its image.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Judged {
+    /// The probability that they match; `None` of a text without words.
+    pub itm: Option<f32>,
+    /// The cosine of the angle between their embeddings.
+    pub itc: Option<f32>,
+    /// Whether the probability is high enough.
+    pub kept: bool,
 }
 
 /// The model a caption comes from.

@@ -20,6 +20,8 @@ pub struct Kafka {
     pub inputs: Vec<Input>,
     /// Topic for caption records.
     pub captions_topic: String,
+    /// Topic for the records of images of which the filter keeps no text; they go with the others where there is none.
+    pub filtered_topic: Option<String>,
     /// Topic for dead letters.
     pub dead_letter_topic: String,
     /// Topics for what failed for a reason that may pass, from the first to the last; each comes back after its delay.
@@ -215,6 +217,7 @@ impl Default for Kafka {
             group_id: "blipstream".into(),
             inputs: vec![Input { topic: "blipstream.requests".into(), weight: 1 }],
             captions_topic: "blipstream.captions".into(),
+            filtered_topic: None,
             dead_letter_topic: "blipstream.dlq".into(),
             retry_topics: [("blipstream.retry.10s", 10), ("blipstream.retry.1m", 60), ("blipstream.retry.10m", 600)]
                 .map(|(topic, delay)| RetryTopic { topic: topic.into(), delay: Duration::from_secs(delay) })

@@ -4,6 +4,7 @@
 //! [`crate::config`] fills them from files, environment and flags; the rest of the program only reads them.
 
 mod fetch;
+mod filter;
 mod flow;
 mod kafka;
 mod model;
@@ -18,6 +19,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use fetch::{Fetch, LONGEST_BREAK, STORE_OPTIONS, is_web_address};
+pub use filter::Filter;
 pub use flow::Flow;
 pub use kafka::{Compression, Delivery, Input, Kafka, RetryTopic, SecurityProtocol};
 pub use model::Model;
@@ -37,6 +39,8 @@ pub struct Settings {
     pub decode: Decode,
     /// Which model captions them, and on what.
     pub model: Model,
+    /// Which model judges captions and texts that were found, and what is kept.
+    pub filter: Filter,
     /// How batches are formed.
     pub batch: Batch,
     /// What a caption record contains.

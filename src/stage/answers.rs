@@ -1,6 +1,7 @@
-//! What a row asks of the model, and the record that answers it: from a device, or from memory where the same picture was
-//! captioned with the same parameters before.
+//! What a row asks of the models, and the record that answers it: from a device, or from memory where the same was asked of
+//! the same picture before.
 
+mod candidates;
 mod known;
 mod params;
 
@@ -9,10 +10,10 @@ use std::time::Duration;
 
 use self::known::{Asked, Entry, Known};
 use super::Output;
-use crate::caption::{Caption, Finish, Params};
-use crate::message::{Candidate, CaptionRecord, ImageInfo, ModelRef, Request, Row, SCHEMA, Timing};
+use crate::caption::{Ask, Told};
+use crate::message::{Candidate, CaptionRecord, ImageInfo, Judged, ModelRef, Request, Row, SCHEMA, Tasks, Timing};
 use crate::metrics::Metrics;
-use crate::settings;
+use crate::settings::{self, Settings};
 
 /// The device of captions that no device wrote.
 const MEMORY: &str = "cache";
@@ -22,6 +23,10 @@ const MEMORY: &str = "cache";
 pub struct Answers {
     /// Defaults and limits of a request's parameters.
     model: settings::Model,
+    /// What the filter keeps.
+    threshold: f64,
+    /// The filter, where one is loaded.
+    filter: Option<ModelRef>,
     /// Name of this worker in records.
     worker: String,
     /// Terms that set `flags` on a record, in lower case.
@@ -29,6 +34,17 @@ pub struct Answers {
     /// `None` where nothing is remembered.
     known: Option<Known>,
     metrics: Arc<Metrics>,
+}
+
+/// Why a request cannot be asked of the models.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum AskError {
+    /// Its parameters are over the fleet's limits or make no sense.
+    #[error("{0}")]
+    Params(String),
+    /// The worker has no model for one of its tasks.
+    #[error("the task `filter` needs a model that judges texts, and this fleet has none (filter.source)")]
+    NoFilter,
 }
 
 /// Who wrote a caption.
@@ -43,11 +59,18 @@ pub struct Writer<'a> {
 }
 
 impl Answers {
-    /// The answers of one model.
-    pub fn new(model: &settings::Model, worker: String, flag_terms: Vec<String>, metrics: Arc<Metrics>) -> Self {
-        let room = model.caption_cache.as_u64();
+    /// The answers of a worker that judges texts by `filter`, if by any.
+    pub fn new(
+        settings: &Settings,
+        filter: Option<ModelRef>,
+        worker: String,
+        flag_terms: Vec<String>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        let room = settings.model.caption_cache.as_u64();
         let known = (room > 0).then(|| Known::new(room));
-        Self { model: model.clone(), worker, flag_terms, known, metrics }
+        let threshold = settings.filter.threshold;
+        Self { model: settings.model.clone(), threshold, filter, worker, flag_terms, known, metrics }
     }
 
     /// Name of this worker in records.
@@ -55,83 +78,76 @@ impl Answers {
         &self.worker
     }
 
-    /// The parameters of a request for the picture of this SHA-256, with the defaults of this fleet.
+    /// What a request asks of the models for the picture of this SHA-256, with the defaults of this fleet.
     ///
     /// # Errors
-    /// They are over its limits or make no sense, in words for people.
-    pub fn params(&self, request: &Request, sha256: &str) -> Result<Params, String> {
-        params::params(&self.model, request, sha256)
+    /// Its parameters are over the fleet's limits or make no sense, or a model is missing.
+    pub fn ask(&self, request: &Request, sha256: &str) -> Result<Ask, AskError> {
+        let Tasks { caption, filter } = request.tasks;
+        if filter && self.filter.is_none() {
+            return Err(AskError::NoFilter);
+        }
+        let params = || params::params(&self.model, request, sha256).map_err(AskError::Params);
+        Ok(Ask { caption: caption.then(params).transpose()?, texts: request.texts.clone(), filter })
     }
 
-    /// The answer to a row that a device has captioned; it is remembered.
-    pub fn written(&self, row: Row, image: ImageInfo, params: Params, caption: Caption, by: Writer<'_>) -> Output {
+    /// The answer to a row that a device has worked on; it is remembered.
+    pub fn written(&self, row: Row, image: ImageInfo, ask: Ask, told: Told, by: Writer<'_>) -> Output {
+        let told = Arc::new(told);
         if let Some(known) = &self.known {
-            let asked = Asked { sha256: image.sha256.clone(), params };
-            let caption = without_tokens(&caption);
+            let asked = Asked { sha256: image.sha256.clone(), ask: ask.clone() };
             let ImageInfo { width, height, ref format, .. } = image;
-            let entry =
-                Entry { caption, model: by.model.clone(), width, height, format: format.clone(), cost: by.cost };
+            let told = told.clone();
+            let entry = Entry { told, model: by.model.clone(), width, height, format: format.clone(), cost: by.cost };
             known.insert(asked, entry);
             self.metrics.captions_remembered(known.bytes());
         }
-        self.answer(row, image, caption, by, false)
+        self.answer(row, image, &told, by, false)
     }
 
-    /// The answer to a request for a picture of this SHA-256, if it was captioned before.
+    /// The answer to a request for a picture of this SHA-256, if it was worked on before.
     pub fn known(self: &Arc<Self>, request: &Request, sha256: &str) -> Option<Recalled> {
         let known = self.known.as_ref()?;
         // What is wrong with them is told where they are used.
-        let params = self.params(request, sha256).ok()?;
-        let found = known.get(&Asked { sha256: sha256.to_owned(), params });
+        let ask = self.ask(request, sha256).ok()?;
+        let found = known.get(&Asked { sha256: sha256.to_owned(), ask });
         self.metrics.caption_looked_up(found.as_ref().map(|entry| entry.cost));
         found.map(|entry| Recalled { answers: self.clone(), entry })
     }
 
-    fn answer(&self, mut row: Row, image: ImageInfo, caption: Caption, by: Writer<'_>, cached: bool) -> Output {
+    fn answer(&self, mut row: Row, image: ImageInfo, told: &Told, by: Writer<'_>, cached: bool) -> Output {
         row.timing.total = Timing::ms(row.message.received.elapsed());
-        let candidates = if caption.more.is_empty() {
-            Vec::new()
-        } else {
-            [&caption].into_iter().chain(&caption.more).map(candidate).collect()
-        };
+        let judged = row.request.tasks.filter;
+        let mut candidates = candidates::of(told, &row.request.texts, judged.then_some(self.threshold));
+        for Candidate { source, judged, .. } in &candidates {
+            if let Some(Judged { itm, kept, .. }) = judged {
+                self.metrics.judged(*source, *itm, *kept);
+            }
+        }
+        let best = candidates::best(&candidates);
+        let (text, generated) = best.map(|best| (best.text.clone(), best.generated)).unwrap_or_default();
+        let rejected = judged && !candidates.iter().any(|one| one.judged.is_some_and(|judged| judged.kept));
+        if candidates.len() == 1 && !judged {
+            candidates.clear();
+        }
         let record = CaptionRecord {
             schema: SCHEMA,
             id: row.request.id.unwrap_or_else(|| row.origin.to_string()),
             index: row.index,
-            flags: flags(&caption.text, &self.flag_terms),
-            text: caption.text,
-            logprob: caption.logprob,
-            tokens: caption.tokens,
-            finish: finish(caption.finish),
+            flags: flags(&text, &self.flag_terms),
+            text,
+            generated,
             candidates,
             cached,
             model: by.model.clone(),
+            filter: self.filter.clone().filter(|_| judged),
             image,
             timing_ms: row.timing,
             origin: row.origin,
             worker: self.worker.clone(),
             meta: row.request.meta,
         };
-        Output::Caption { record: Box::new(record), message: row.message, device: by.device.to_owned() }
-    }
-}
-
-/// A caption without the numbers of its tokens, which no record has.
-fn without_tokens(caption: &Caption) -> Caption {
-    let Caption { ref text, logprob, tokens, finish, ref more, .. } = *caption;
-    let more = more.iter().map(without_tokens).collect();
-    Caption { text: text.clone(), token_ids: Vec::new(), logprob, tokens, finish, more }
-}
-
-fn candidate(caption: &Caption) -> Candidate {
-    let Caption { ref text, logprob, tokens, .. } = *caption;
-    Candidate { text: text.clone(), logprob, tokens, finish: finish(caption.finish) }
-}
-
-fn finish(finish: Finish) -> &'static str {
-    match finish {
-        Finish::Stop => "stop",
-        Finish::Length => "length",
+        Output::Caption { record: Box::new(record), message: row.message, device: by.device.to_owned(), rejected }
     }
 }
 
@@ -145,11 +161,11 @@ pub struct Recalled {
 impl Recalled {
     /// The answer to a row whose caption it is; `image` gets what only a decoder would know.
     pub fn answer(self, row: Row, mut image: ImageInfo) -> Output {
-        let Entry { caption, model, width, height, format, .. } = &*self.entry;
+        let Entry { told, model, width, height, format, .. } = &*self.entry;
         (image.width, image.height) = (*width, *height);
         image.format.clone_from(format);
         let by = Writer { model, device: MEMORY, cost: Duration::ZERO };
-        self.answers.answer(row, image, caption.clone(), by, true)
+        self.answers.answer(row, image, told, by, true)
     }
 }
 

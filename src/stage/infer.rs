@@ -15,8 +15,10 @@ use jiff::Timestamp;
 pub use self::size::{Measured, WarmUp, best_of, most_rows, warm_up};
 pub use self::stats::DeviceStats;
 use self::stats::Life;
-use super::{Answers, Finished, Ready, Writer, failed, send_blocking};
-use crate::caption::{self, Caption, Engine, EngineError, ErrorKind, Params, Phases, pictures};
+use super::{Answers, AskError, Finished, Ready, Writer, failed, send_blocking};
+use crate::caption::{
+    self, Ask, Engine, EngineError, ErrorKind, Filter, ModelInfo, Params, Phases, Pixels, Told, pictures,
+};
 use crate::disposition::{Code, Disposed, Disposition, Failure, Stage};
 use crate::message::{ModelRef, Timing};
 use crate::metrics::{Flush, Metrics, Phase};
@@ -56,8 +58,10 @@ fn moment(time: Timestamp, now: Timestamp, instant: Instant) -> Option<Instant> 
 /// Why one row got no caption.
 #[derive(Debug, thiserror::Error)]
 enum InferError {
+    #[error(transparent)]
+    Ask(#[from] AskError),
     #[error("{0}")]
-    Params(String),
+    Params(EngineError),
     #[error("the model failed on this image alone, while others work: {0}")]
     Image(EngineError),
     #[error("the request's deadline passed while it waited for a device")]
@@ -71,7 +75,9 @@ impl Disposed for InferError {
 
     fn code(&self) -> Code {
         match self {
-            Self::Params(_) => Code::BadParams,
+            Self::Ask(AskError::NoFilter) => Code::ModelUnavailable,
+            Self::Params(error) if error.kind() == ErrorKind::Unavailable => Code::ModelUnavailable,
+            Self::Ask(AskError::Params(_)) | Self::Params(_) => Code::BadParams,
             Self::Image(_) => Code::Inference,
             Self::Deadline => Code::Deadline,
         }
@@ -138,6 +144,23 @@ impl fmt::Debug for Shared {
     }
 }
 
+/// The models of a device, and how the flow uses it.
+pub struct Loaded {
+    /// The captioner.
+    pub engine: Box<dyn Engine>,
+    /// The judge of its captions and of texts that were found, where there is one.
+    pub filter: Option<Box<dyn Filter>>,
+    /// Images it takes at once.
+    pub batch_size: usize,
+    /// Number of this copy, where a device has several.
+    pub replica: Option<usize>,
+}
+
+/// What records say of a model.
+pub fn model_ref(info: &ModelInfo) -> ModelRef {
+    ModelRef { id: info.id.clone(), revision: info.revision.clone(), dtype: info.dtype.clone() }
+}
+
 /// A running device.
 #[derive(Debug)]
 pub struct Device {
@@ -147,14 +170,9 @@ pub struct Device {
     pub thread: JoinHandle<Result<(), DeviceFailure>>,
 }
 
-/// Starts the thread of one device. `replica` tells apart several engines on one device. The batches are no larger than
-/// `model.max_state` allows.
-pub fn spawn(
-    engine: Box<dyn Engine>,
-    batch_size: usize,
-    replica: Option<usize>,
-    shared: Arc<Shared>,
-) -> std::io::Result<Device> {
+/// Starts the thread of one device. The batches are no larger than `model.max_state` allows.
+pub fn spawn(loaded: Loaded, shared: Arc<Shared>) -> std::io::Result<Device> {
+    let Loaded { engine, filter, batch_size, replica } = loaded;
     let info = engine.model();
     let name = replica.map_or_else(|| info.device.clone(), |n| format!("{}#{n}", info.device));
     let max_batch_size = most_rows(engine.as_ref(), &shared.model);
@@ -166,8 +184,8 @@ pub fn spawn(
         "images that the device takes at once, and the most that fit into model.max_state"
     );
     let stats = Arc::new(DeviceStats::new(name.clone(), info.backend.clone(), batch_size, max_batch_size));
-    let model = ModelRef { id: info.id.clone(), revision: info.revision.clone(), dtype: info.dtype.clone() };
-    let mut runner = Runner { engine, model, shared, stats: stats.clone(), last: None };
+    let model = model_ref(info);
+    let mut runner = Runner { engine, filter, model, shared, stats: stats.clone(), last: None };
     let thread = thread::Builder::new().name(format!("infer {name}")).spawn(move || {
         let life = Life::of(runner.stats.clone());
         life.over(runner.run())
@@ -177,6 +195,7 @@ pub fn spawn(
 
 struct Runner {
     engine: Box<dyn Engine>,
+    filter: Option<Box<dyn Filter>>,
     model: ModelRef,
     shared: Arc<Shared>,
     stats: Arc<DeviceStats>,
@@ -219,9 +238,9 @@ impl Runner {
                 self.fail(queued, Stage::Batch, &InferError::Deadline);
                 continue;
             }
-            match self.shared.answers.params(&row.request, &queued.ready.value.image.sha256) {
-                Ok(params) => rows.push(Admitted { queued, params }),
-                Err(error) => self.fail(queued, Stage::Infer, &InferError::Params(error)),
+            match self.shared.answers.ask(&row.request, &queued.ready.value.image.sha256) {
+                Ok(ask) => rows.push(Admitted { queued, ask }),
+                Err(error) => self.fail(queued, Stage::Infer, &error.into()),
             }
         }
         rows
@@ -230,7 +249,7 @@ impl Runner {
     /// Captions a batch, as much of it at a time as there is memory for: an image of which more than one caption is followed
     /// takes more than one row. An error gives back the rows that are unfinished.
     fn caption_all(&mut self, batch: Vec<Admitted>) -> Result<(), (EngineError, Vec<Admitted>)> {
-        let mut parts = parts(batch, self.stats.max_batch_size, |admitted| admitted.params.rows()).into_iter();
+        let mut parts = parts(batch, self.stats.max_batch_size, |admitted| admitted.ask.rows()).into_iter();
         while let Some(part) = parts.next() {
             if let Err((error, mut unfinished)) = self.caption(part) {
                 unfinished.extend(parts.flatten());
@@ -246,9 +265,9 @@ impl Runner {
         if batch.is_empty() {
             return Ok(());
         }
-        let items: Vec<_> = batch.iter().map(|a| (a.queued.ready.value.pixels.clone(), a.params.clone())).collect();
+        let items: Vec<_> = batch.iter().map(|a| (a.queued.ready.value.pixels.clone(), a.ask.clone())).collect();
         let begun = Instant::now();
-        let error = match caption::caption(self.engine.as_mut(), &items) {
+        let error = match self.tell(&items) {
             Ok(results) => {
                 let took = begun.elapsed();
                 self.observe(batch.len(), took);
@@ -287,11 +306,17 @@ impl Runner {
         Ok(())
     }
 
-    /// Captions a grey picture, which no sound device fails on.
+    /// Captions a grey picture, and judges it, which no sound device fails on.
     fn probe(&mut self) -> Result<(), EngineError> {
         let picture = pictures::grey(self.engine.model().image_size)?;
-        caption::caption(self.engine.as_mut(), &[(picture, Params { max_new_tokens: 1, ..Params::default() })])?;
+        let caption = Some(Params { max_new_tokens: 1, ..Params::default() });
+        self.tell(&[(picture, Ask { caption, texts: Vec::new(), filter: self.filter.is_some() })])?;
         Ok(())
+    }
+
+    fn tell(&mut self, items: &[(Pixels, Ask)]) -> Result<Vec<Result<Told, EngineError>>, EngineError> {
+        let filter = self.filter.as_mut().map(|filter| &mut **filter as &mut dyn Filter);
+        caption::tell(self.engine.as_mut(), filter, items)
     }
 
     fn observe(&mut self, images: usize, took: Duration) {
@@ -306,17 +331,17 @@ impl Runner {
     }
 
     /// Answers a row of a batch that took so long, `cost` of it for this row.
-    fn finish(&self, row: Admitted, result: Result<Caption, EngineError>, took: Duration, cost: Duration) {
-        let Admitted { queued, params } = row;
-        let caption = match result {
-            Ok(caption) => caption,
-            Err(error) => return self.fail(queued, Stage::Infer, &InferError::Params(error.to_string())),
+    fn finish(&self, row: Admitted, result: Result<Told, EngineError>, took: Duration, cost: Duration) {
+        let Admitted { queued, ask } = row;
+        let told = match result {
+            Ok(told) => told,
+            Err(error) => return self.fail(queued, Stage::Infer, &InferError::Params(error)),
         };
         let finished = queued.ready.map(|ready| {
             let Ready { mut row, image, .. } = ready;
             row.timing.caption = Timing::ms(took);
             let by = Writer { model: &self.model, device: &self.stats.name, cost };
-            self.shared.answers.written(row, image, params, caption, by)
+            self.shared.answers.written(row, image, ask, told, by)
         });
         self.send(finished);
     }
@@ -341,7 +366,7 @@ impl Runner {
 #[derive(Debug)]
 struct Admitted {
     queued: Queued,
-    params: Params,
+    ask: Ask,
 }
 
 /// The batch in parts that take at most so many rows of the engine, one image at least; `rows` tells how many one takes.

@@ -15,7 +15,7 @@ pub mod publish;
 
 use std::sync::Arc;
 
-pub use answers::{Answers, Recalled, Writer};
+pub use answers::{Answers, AskError, Recalled, Writer};
 
 use async_channel::{SendError, Sender, TrySendError};
 use bytes::Bytes;
@@ -57,6 +57,8 @@ pub enum Output {
         message: Arc<Message>,
         /// The device that wrote it, or `cache`.
         device: String,
+        /// Whether the filter kept none of the texts.
+        rejected: bool,
     },
     /// One row failed.
     FailedRow(Box<Row>, Failure),

@@ -405,7 +405,7 @@ impl Flight {
     fn count(&self, metrics: &Metrics) {
         metrics.stage(Stage::Publish, self.sent.map_or_else(Default::default, |sent| sent.elapsed()));
         match &self.finished.value {
-            Output::Caption { record, message, device } => {
+            Output::Caption { record, message, device, .. } => {
                 metrics.captioned(device, &record.model.id);
                 if let Some(produced) = message.timestamp_ms {
                     metrics.end_to_end(Timestamp::now().as_millisecond() - produced);
@@ -436,7 +436,7 @@ impl Flight {
         } else if record::code(&self.finished.value).is_some() {
             self.pointer = true;
         } else {
-            self.finished = self.finished.map(|output| record::too_large(output, &kafka.captions_topic, reason));
+            self.finished = self.finished.map(|output| record::too_large(output, kafka, reason));
             failures.note(&self.finished.value);
         }
         Ok(self)

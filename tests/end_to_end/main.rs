@@ -6,6 +6,7 @@ mod bad_input;
 mod control;
 mod delivery;
 mod demo_model;
+mod filtering;
 mod outage;
 mod retry;
 mod same_picture;

@@ -8,7 +8,7 @@ use async_channel::{Receiver, Sender};
 use blipstream::budget::{Limit, Pool};
 use blipstream::disposition::{Code, Stage};
 use blipstream::gate::{Gate, Passage};
-use blipstream::message::{ImageRef, Message, Origin, Request, RequestParams, Row, Timing};
+use blipstream::message::{ImageRef, Message, Origin, Request, Row, Timing};
 use blipstream::metrics::Metrics;
 use blipstream::offsets::{Ledger, Outcome, TopicPartition};
 use blipstream::settings;
@@ -75,14 +75,7 @@ impl Rig {
     fn row(&self, offset: i64, image: ImageRef, deadline: Option<jiff::Timestamp>) -> Tracked<Row> {
         let message = Arc::new(Message::empty(self.partition.topic.clone(), 0, offset));
         let origin = Origin { topic: message.topic.clone(), partition: 0, offset, index: None };
-        let request = Request {
-            id: None,
-            image,
-            prompt: None,
-            params: RequestParams::default(),
-            deadline,
-            meta: serde_json::Map::default(),
-        };
+        let request = Request { deadline, ..Request::of(image) };
         let row = Row { message, request, origin, index: 0, only: true, timing: Timing::default() };
         let ticket = self.ledger.open(&self.partition, offset).unwrap();
         Tracked::new(row, ticket, self.messages.try_acquire(1).unwrap())

@@ -8,7 +8,7 @@ use blipstream::budget::{Limit, Pool};
 use blipstream::disposition::{Code, Failure, Stage};
 use blipstream::gate::Gate;
 use blipstream::kafka::{Consumer, EmbeddedBroker, Error, Event, NewRecord, Start, group_offsets, write_records};
-use blipstream::message::{CaptionRecord, ImageInfo, Message, ModelRef, SCHEMA, Timing};
+use blipstream::message::{CaptionRecord, Generated, ImageInfo, Message, ModelRef, SCHEMA, Timing};
 use blipstream::metrics::Metrics;
 use blipstream::offsets::{Committed, Ledger, TopicPartition};
 use blipstream::settings;
@@ -166,20 +166,20 @@ pub fn caption(message: &Message) -> Output {
         id: message.origin().to_string(),
         index: 0,
         text: format!("a caption of {}", number(message)),
-        logprob: -1.0,
-        tokens: 3,
-        finish: "stop",
+        generated: Generated { logprob: Some(-1.0), tokens: Some(3), finish: Some("stop") },
         candidates: Vec::new(),
         flags: Vec::new(),
         cached: false,
         model: ModelRef { id: "fake".into(), revision: None, dtype: "f32".into() },
+        filter: None,
         image: ImageInfo::default(),
         timing_ms: Timing::default(),
         origin: message.origin(),
         worker: "test".into(),
         meta: serde_json::Map::new(),
     };
-    Output::Caption { record: Box::new(record), message: Arc::new(message.clone()), device: "cpu".into() }
+    let (record, message) = (Box::new(record), Arc::new(message.clone()));
+    Output::Caption { record, message, device: "cpu".into(), rejected: false }
 }
 
 pub fn failure(message: &Message) -> Output {

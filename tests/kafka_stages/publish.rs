@@ -223,11 +223,11 @@ async fn a_caption_over_the_configured_size_becomes_a_dead_letter() {
     bench.write_numbers(0..1);
     let (member, publishing) = (bench.member(), Publishing::start(&bench));
     let message = member.next().await;
-    let Output::Caption { mut record, message: source, device } = caption(&message.value) else {
+    let Output::Caption { mut record, message: source, device, rejected } = caption(&message.value) else {
         panic!("not a caption")
     };
     record.text = "long ".repeat(50_000);
-    publishing.send(message.map(|_| Output::Caption { record, message: source, device })).await;
+    publishing.send(message.map(|_| Output::Caption { record, message: source, device, rejected })).await;
     let metrics = publishing.metrics.clone();
     assert_eq!(publishing.end().await.published, 1);
     assert_too_large(&metrics);

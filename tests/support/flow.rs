@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use blipstream::caption::fake::{FakeEngine, FakeOptions};
+use blipstream::caption::fake::{FakeEngine, FakeFilter, FakeOptions};
 use blipstream::caption::preprocess::Preprocessor;
 use blipstream::kafka::{EmbeddedBroker, NewRecord, group_offsets, write_records};
 use blipstream::message::Message;
@@ -135,6 +135,7 @@ impl Flow {
         let size = engines.first().map_or(8, |options| options.image_size);
         let loaded = |(replica, options)| Loaded {
             engine: Box::new(FakeEngine::new(options)),
+            filter: self.settings.filter.source.as_ref().map(|_| Box::new(FakeFilter::default()) as _),
             batch_size: 8,
             replica: Some(replica),
         };
@@ -320,17 +321,25 @@ fn memory(process: u32, kind: &str) -> Option<u64> {
 /// What came out, by origin (`topic/partition/offset`, with `/index` for a row of several).
 pub struct Answers {
     pub captions: BTreeMap<String, Vec<Value>>,
+    /// Where the flow has a topic for them.
+    pub filtered: BTreeMap<String, Vec<Value>>,
     pub dead_letters: BTreeMap<String, Vec<Message>>,
 }
 
 impl Answers {
     pub fn read(flow: &Flow) -> Self {
-        let mut answers = Self { captions: BTreeMap::new(), dead_letters: BTreeMap::new() };
-        for message in flow.read(&flow.settings.kafka.captions_topic) {
-            let record: Value = serde_json::from_slice(message.payload.as_ref().unwrap()).unwrap();
-            let origin = message.header("blipstream-origin").unwrap().to_owned();
-            answers.captions.entry(origin).or_default().push(record);
-        }
+        let records = |topic: &str| {
+            let mut records: BTreeMap<String, Vec<Value>> = BTreeMap::new();
+            for message in flow.read(topic) {
+                let record: Value = serde_json::from_slice(message.payload.as_ref().unwrap()).unwrap();
+                let origin = message.header("blipstream-origin").unwrap().to_owned();
+                records.entry(origin).or_default().push(record);
+            }
+            records
+        };
+        let kafka = &flow.settings.kafka;
+        let filtered = kafka.filtered_topic.as_deref().map(records).unwrap_or_default();
+        let mut answers = Self { captions: records(&kafka.captions_topic), filtered, dead_letters: BTreeMap::new() };
         for message in flow.read(&flow.settings.kafka.dead_letter_topic) {
             let origin = message.header("blipstream-origin").unwrap().to_owned();
             answers.dead_letters.entry(origin).or_default().push(message);
@@ -340,7 +349,8 @@ impl Answers {
 
     /// Records in all.
     pub fn count(&self) -> usize {
-        self.captions.values().map(Vec::len).sum::<usize>() + self.dead_letters.values().map(Vec::len).sum::<usize>()
+        let records = self.captions.values().chain(self.filtered.values()).map(Vec::len).sum::<usize>();
+        records + self.dead_letters.values().map(Vec::len).sum::<usize>()
     }
 
     /// Every origin that has an answer.

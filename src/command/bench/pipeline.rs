@@ -121,7 +121,7 @@ pub(super) fn run(args: PipelineArgs) -> anyhow::Result<Exit> {
     settings.model.source.clone_from(&args.model);
     (settings.model.max_new_tokens, settings.model.min_new_tokens) = (args.tokens, args.tokens);
     settings.model.max_new_tokens_limit = settings.model.max_new_tokens_limit.max(args.tokens);
-    let mut model = models::load(&settings.model, &settings.batch)?;
+    let mut model = models::load(&settings)?;
     let batch = model.engines.iter().map(|loaded| loaded.batch_size).sum();
     let captioner = captioner(&mut model, &settings, &args)?;
     let runtime = runtime()?;

@@ -6,13 +6,12 @@ use bytesize::ByteSize;
 
 use super::Item;
 use crate::caption::DeviceSpec;
-use crate::caption::config::BlipConfig;
 use crate::command::models;
 use crate::kafka::{producer_queue_bytes, read_ahead_bytes};
 use crate::settings::{Model, Settings};
 
-/// Adds up what a worker may take. `config` has the model's sizes, where they are known.
-pub fn item(settings: &Settings, config: Option<&BlipConfig>) -> Item {
+/// Adds up what a worker may take. `parameters` is how many its models have, where that is known.
+pub fn item(settings: &Settings, parameters: Option<u64>) -> Item {
     let (flow, decode, kafka) = (&settings.flow, &settings.decode, &settings.kafka);
     let threads = match decode.threads {
         0 => std::thread::available_parallelism().map_or(1, usize::from),
@@ -36,7 +35,7 @@ pub fn item(settings: &Settings, config: Option<&BlipConfig>) -> Item {
     // A wrong list of devices is told elsewhere.
     let devices = models::devices(&settings.model).unwrap_or_default();
     let gpus = devices.iter().filter(|device| matches!(device, DeviceSpec::Cuda(_))).count();
-    let on_host = Device::new(&settings.model, config, false);
+    let on_host = Device::new(&settings.model, parameters, false);
     if gpus < devices.len() {
         parts.push((on_host.state, "what the decoder remembers of rows under way (model.max_state)"));
         parts.extend(on_host.weights.map(|weights| (weights, "weights")));
@@ -48,7 +47,7 @@ pub fn item(settings: &Settings, config: Option<&BlipConfig>) -> Item {
         text += "; the weights, whose size is not known, come on top";
     }
     if gpus > 0 {
-        let Device { state, weights } = Device::new(&settings.model, config, true);
+        let Device { state, weights } = Device::new(&settings.model, parameters, true);
         let weights =
             weights.map_or("weights of unknown size".to_owned(), |w| format!("{} of weights", ByteSize::b(w)));
         // Writing to a string can't fail.
@@ -57,14 +56,14 @@ pub fn item(settings: &Settings, config: Option<&BlipConfig>) -> Item {
     Item::ok("memory", text + "; the program and the model's activations take some 300 MiB more")
 }
 
-/// What a model takes on one device.
+/// What the models take on one device.
 struct Device {
     state: u64,
     weights: Option<u64>,
 }
 
 impl Device {
-    fn new(model: &Model, config: Option<&BlipConfig>, gpu: bool) -> Self {
+    fn new(model: &Model, parameters: Option<u64>, gpu: bool) -> Self {
         let bytes = match model.dtype.as_str() {
             "f32" => 4,
             "auto" if !gpu => 4,
@@ -72,7 +71,7 @@ impl Device {
         };
         Self {
             state: model.state_limit(gpu).as_u64().saturating_mul(model.replicas as u64),
-            weights: config.map(|config| config.parameters() * bytes),
+            weights: parameters.map(|parameters| parameters * bytes),
         }
     }
 }
@@ -80,25 +79,26 @@ impl Device {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::caption::config::BlipConfig;
 
-    fn text(devices: &[&str], config: Option<&BlipConfig>) -> String {
+    fn text(devices: &[&str], parameters: Option<u64>) -> String {
         let mut settings = Settings::default();
         settings.decode.threads = 2;
         settings.model.devices = devices.iter().map(|&device| device.to_owned()).collect();
-        item(&settings, config).text
+        item(&settings, parameters).text
     }
 
     #[test]
     fn the_memory_is_the_sum_of_its_parts() {
-        let base = BlipConfig::base();
+        let base = BlipConfig::base().parameters();
         let mib = 64 + 512 + 2 * 16 + 32 + 2 * 512 + 32 + 1024;
         let sum = |more: u64| format!("{} at most: 64.0 MiB of messages", ByteSize::b((mib << 20) + more));
-        let on_cpu = text(&["cpu"], Some(&base));
-        assert!(on_cpu.starts_with(&sum(base.parameters() * 4)), "{on_cpu}");
+        let on_cpu = text(&["cpu"], Some(base));
+        assert!(on_cpu.starts_with(&sum(base * 4)), "{on_cpu}");
         let unknown = text(&["auto"], None);
         assert!(unknown.starts_with(&sum(0)) && unknown.contains("not known"), "{unknown}");
-        let on_gpu = text(&["cuda:0", "cuda:1"], Some(&base));
-        assert!(on_gpu.contains(&format!("on each GPU {} of weights", ByteSize::b(base.parameters() * 2))), "{on_gpu}");
+        let on_gpu = text(&["cuda:0", "cuda:1"], Some(base));
+        assert!(on_gpu.contains(&format!("on each GPU {} of weights", ByteSize::b(base * 2))), "{on_gpu}");
         assert!(on_gpu.contains("16.0 GiB for rows under way"), "{on_gpu}");
         assert!(!on_gpu.contains("remembers"), "{on_gpu}");
     }

@@ -9,10 +9,10 @@ use bytesize::ByteSize;
 use indicatif::HumanCount;
 
 use super::Item;
-use crate::caption::config::BlipConfig;
+use crate::caption::config::{Architecture, BlipConfig};
 use crate::caption::{DeviceSpec, HubSource, ModelSource};
 use crate::command::models;
-use crate::settings::{Batch, Model};
+use crate::settings::{Model, Settings};
 
 /// A longer config.json is not what it claims to be.
 const MAX_CONFIG: u64 = 1 << 20;
@@ -23,9 +23,23 @@ const TOKENIZERS: [&str; 2] = ["tokenizer.json", "vocab.txt"];
 /// What is said of a model, and its sizes.
 type Found = Result<(String, BlipConfig), String>;
 
-/// Looks for the model without loading it. Gives its sizes, where they are known.
-pub fn source(model: &Model, offline: bool, timeout: Duration) -> (Item, Option<BlipConfig>) {
-    let found = match models::source(model) {
+/// A model that is looked for.
+#[derive(Clone, Copy)]
+pub struct Wanted<'a> {
+    /// Name of the item in the report.
+    pub item: &'static str,
+    /// Its source.
+    pub source: &'a str,
+    /// The setting that names it.
+    pub setting: &'static str,
+    /// What kind of model it has to be.
+    pub architecture: Architecture,
+}
+
+/// Looks for a model without loading it. Gives its sizes, where they are known.
+pub fn source(wanted: Wanted<'_>, model: &Model, offline: bool, timeout: Duration) -> (Item, Option<BlipConfig>) {
+    let Wanted { item, setting, architecture, .. } = wanted;
+    let found = match models::source(wanted.source, model) {
         Err(error) => Err(format!("{error:#}")),
         Ok(ModelSource::Dir(path)) => directory(&path),
         Ok(ModelSource::Memory { id, files }) => {
@@ -35,23 +49,27 @@ pub fn source(model: &Model, offline: bool, timeout: Duration) -> (Item, Option<
         }
         Ok(ModelSource::Random { id, config, .. }) => {
             let text = format!("{id} has random weights: good for measuring speed, not for captions");
-            return (Item::warning("model", text), Some(config));
+            return (Item::warning(item, text), Some(config));
         }
         Ok(ModelSource::Hub(hub)) => match hub.cached_config() {
-            Err(error) => Err(format!("{error} (model.source)")),
+            Err(error) => Err(format!("{error} ({setting})")),
             Ok(Some(path)) => {
                 config(&path).map(|config| (format!("{hub}, in the cache of this machine: {}", sizes(&config)), config))
             }
             Ok(None) if offline => {
                 let text = format!("{hub} is not a folder here, and the hub is not asked (--offline)");
-                return (Item::skipped("model", text), None);
+                return (Item::skipped(item, text), None);
             }
-            Ok(None) => on_hub(hub, timeout),
+            Ok(None) => on_hub(hub, setting, timeout),
         },
     };
-    match found {
-        Ok((text, config)) => (Item::ok("model", text), Some(config)),
-        Err(why) => (Item::failed("model", why), None),
+    let fits = |(text, config): (String, BlipConfig)| match config.is(architecture) {
+        Ok(()) => Ok((text, config)),
+        Err(error) => Err(format!("{text}: {error} ({setting})")),
+    };
+    match found.and_then(fits) {
+        Ok((text, config)) => (Item::ok(item, text), Some(config)),
+        Err(why) => (Item::failed(item, why), None),
     }
 }
 
@@ -78,7 +96,7 @@ fn sizes(config: &BlipConfig) -> String {
 }
 
 /// Fetches config.json on a thread of its own, since the client knows no time limit.
-fn on_hub(hub: HubSource, timeout: Duration) -> Found {
+fn on_hub(hub: HubSource, setting: &str, timeout: Duration) -> Found {
     let name = hub.to_string();
     let (sender, receiver) = mpsc::sync_channel(1);
     std::thread::spawn(move || {
@@ -86,11 +104,11 @@ fn on_hub(hub: HubSource, timeout: Duration) -> Found {
     });
     let fetched = receiver.recv_timeout(timeout).map_err(|_| {
         let time = humantime::format_duration(timeout);
-        format!("{name}: the hub has not answered for {time}; a local folder as model.source needs no hub")
+        format!("{name}: the hub has not answered for {time}; a local folder as {setting} needs no hub")
     })?;
     let path = fetched.map_err(|error| {
         format!(
-            "{error}. Check model.source, and for a private model model.hub_token_file or HF_TOKEN; a local folder \
+            "{error}. Check {setting}, and for a private model model.hub_token_file or HF_TOKEN; a local folder \
              needs no hub"
         )
     })?;
@@ -125,10 +143,10 @@ pub fn devices(model: &Model) -> Item {
     Item::ok("devices", devices.iter().map(word).collect::<Vec<_>>().join(", "))
 }
 
-/// Loads the model and finds its batch size, as a worker does when it starts.
-pub fn load(model: &Model, batch: &Batch) -> Item {
+/// Loads the models and finds the batch size, as a worker does when it starts.
+pub fn load(settings: &Settings) -> Item {
     let begun = Instant::now();
-    match models::load(model, batch) {
+    match models::load(settings) {
         Err(error) => Item::failed("load", format!("{error:#}")),
         Ok(loaded) => {
             let info = &loaded.info;
@@ -151,8 +169,9 @@ mod tests {
     use super::*;
 
     fn offline(source: &str) -> Item {
-        let model = Model { source: source.into(), ..Model::default() };
-        super::source(&model, true, Duration::from_secs(1)).0
+        let architecture = Architecture::Captioner;
+        let wanted = Wanted { item: "model", source, setting: "model.source", architecture };
+        super::source(wanted, &Model::default(), true, Duration::from_secs(1)).0
     }
 
     #[test]

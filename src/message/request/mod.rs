@@ -19,9 +19,9 @@ use url::Url;
 use super::Message;
 use crate::disposition::{Code, Disposed, Disposition};
 
-pub use native::MAX_PROMPT_BYTES;
 #[cfg(test)]
 pub(super) use native::PARAMS;
+pub use native::{MAX_PROMPT_BYTES, MAX_TEXTS, check_text};
 pub use object::{ObjectRef, ObjectRoot, StoreKind};
 
 /// What one image asks for.
@@ -35,6 +35,10 @@ pub struct Request {
     pub prompt: Option<String>,
     /// Parameters of this request.
     pub params: RequestParams,
+    /// Texts that were found with the image.
+    pub texts: Vec<String>,
+    /// What is to be done.
+    pub tasks: Tasks,
     /// After this moment the caption is of no use.
     pub deadline: Option<Timestamp>,
     /// Passed through to the record.
@@ -79,6 +83,21 @@ pub struct RequestParams {
     /// How many captions are made of the image.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub num_return_sequences: Option<usize>,
+}
+
+/// What is to be done with an image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tasks {
+    /// `caption`: captions are written.
+    pub caption: bool,
+    /// `filter`: the captions, and the texts that were found, are judged.
+    pub filter: bool,
+}
+
+impl Default for Tasks {
+    fn default() -> Self {
+        Self { caption: true, filter: false }
+    }
 }
 
 /// Where an image is.
@@ -167,6 +186,15 @@ fn event_id(message: &Message) -> Option<&str> {
 impl Request {
     /// A request for a plain caption of an image.
     pub fn of(image: ImageRef) -> Self {
-        Self { id: None, image, prompt: None, params: RequestParams::default(), deadline: None, meta: Map::new() }
+        Self {
+            id: None,
+            image,
+            prompt: None,
+            params: RequestParams::default(),
+            texts: Vec::new(),
+            tasks: Tasks::default(),
+            deadline: None,
+            meta: Map::new(),
+        }
     }
 }

@@ -34,6 +34,7 @@ fn full() -> Value {
     json!({
         "image": ADDRESS, "id": "a1", "prompt": "a photo of", "deadline": "2030-01-31T12:00:00Z",
         "params": {"max_new_tokens": 30, "num_beams": 3, "length_penalty": 1.1}, "meta": {"album": 12},
+        "text": ["a lake", "for sale: 3 boats"], "tasks": ["caption", "filter"],
     })
 }
 
@@ -48,6 +49,8 @@ fn full_request() -> Request {
             length_penalty: Some(1.1),
             ..RequestParams::default()
         },
+        texts: vec!["a lake".into(), "for sale: 3 boats".into()],
+        tasks: Tasks { caption: true, filter: true },
         deadline: Some("2030-01-31T12:00:00Z".parse().unwrap()),
         meta: Map::from_iter([("album".to_owned(), json!(12))]),
     }
@@ -56,9 +59,10 @@ fn full_request() -> Request {
 #[test]
 fn every_form_gives_the_same_request() {
     let table = json!({"input_data": {
-        "columns": ["image", "id", "prompt", "deadline", "params", "album"],
+        "columns": ["image", "id", "prompt", "deadline", "params", "album", "text", "tasks"],
         "index": [0],
-        "data": [[ADDRESS, "a1", "a photo of", "2030-01-31T12:00:00Z", {"max_new_tokens": 30, "num_beams": 3, "length_penalty": 1.1}, 12]],
+        "data": [[ADDRESS, "a1", "a photo of", "2030-01-31T12:00:00Z", {"max_new_tokens": 30, "num_beams": 3, "length_penalty": 1.1}, 12,
+            ["a lake", "for sale: 3 boats"], ["filter", "caption"]]],
     }});
     for (form, value) in [
         ("native", full()),
@@ -171,6 +175,19 @@ fn a_wrong_message_is_refused_by_code_and_place() {
         (with(r#""params":{"seed":-1}"#), Code::BadParams, "params.seed: expected a whole number from 0 on, found -1"),
         (with(r#""params":{"top_p":"0.9"}"#), Code::BadParams, "params.top_p: expected a number, found a string"),
         (with(r#""params":{"do_sample":1}"#), Code::BadParams, "params.do_sample: expected true or false, found 1"),
+        (with(r#""tasks":"filter""#), Code::BadParams, "tasks: expected a list of names, found a string"),
+        (with(r#""tasks":[]"#), Code::BadParams, "tasks: the list is empty; known are caption, filter"),
+        (
+            with(r#""tasks":["caption","filtre"]"#),
+            Code::BadParams,
+            "tasks[1]: unknown task `filtre` (did you mean `filter`?)",
+        ),
+        (with(r#""tasks":[1]"#), Code::BadParams, "tasks[0]: expected a name, found a number"),
+        (with(r#""tasks":["filter"]"#), Code::BadParams, "text: missing; the task `filter` alone judges texts"),
+        (with(r#""text":"a""#), Code::BadParams, "text: has no effect without the task `filter`"),
+        (with(r#""text":7,"tasks":["filter"]"#), Code::BadParams, "text: expected a string or a list of them"),
+        (with(r#""text":["a",7],"tasks":["filter"]"#), Code::BadParams, "text[1]: expected a string, found a number"),
+        (with(r#""text":["a"," ."],"tasks":["filter"]"#), Code::BadParams, "text[1]: has no words"),
         (table("[]"), Code::BadMessage, "input_data: expected an object, found a list"),
         (table(r#"{"data":[]}"#), Code::BadMessage, "input_data.columns: missing"),
         (table(r#"{"columns":["image"]}"#), Code::BadMessage, "input_data.data: missing"),
@@ -303,16 +320,30 @@ prop_compose! {
     }
 }
 
+/// Texts and tasks that go together.
+fn any_tasks() -> impl Strategy<Value = (Vec<String>, Tasks)> {
+    prop_oneof![
+        Just((Vec::new(), Tasks::default())),
+        proptest::collection::vec("[a-zé \"]{0,9}[a-z]", 0..4)
+            .prop_map(|texts| (texts, Tasks { caption: true, filter: true })),
+        proptest::collection::vec("[a-zé]{1,9}", 1..4)
+            .prop_map(|texts| (texts, Tasks { caption: false, filter: true })),
+    ]
+}
+
 prop_compose! {
     fn any_request()(
         image in any_image(),
         id in proptest::option::of(".{0,20}"),
         prompt in proptest::option::of(".{0,40}"),
         params in any_params(),
+        asked in any_tasks(),
         deadline in proptest::option::of((-60_000_000_000_000i64..200_000_000_000_000).prop_map(|ms| Timestamp::from_millisecond(ms).unwrap())),
         meta in proptest::collection::btree_map("[a-z\"\\\\]{1,6}", any_meta(), 0..4),
     ) -> Request {
-        Request { id, image, prompt, params, deadline, meta: meta.into_iter().collect() }
+        let meta = meta.into_iter().collect();
+        let (texts, tasks) = asked;
+        Request { id, image, prompt, params, texts, tasks, deadline, meta }
     }
 }
 

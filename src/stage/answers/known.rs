@@ -7,7 +7,7 @@ use std::time::Duration;
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 
-use crate::caption::{Caption, Params};
+use crate::caption::{Ask, Caption, Match, Told};
 use crate::message::ModelRef;
 
 /// Bytes that an entry takes beside its texts, estimated: two structures, five allocations, its place in the table.
@@ -18,14 +18,13 @@ const ENTRY: u64 = 512;
 pub(super) struct Asked {
     /// SHA-256 of the encoded picture, hex.
     pub(super) sha256: String,
-    pub(super) params: Params,
+    pub(super) ask: Ask,
 }
 
 /// A caption and what is known of its picture.
 #[derive(Debug)]
 pub(super) struct Entry {
-    /// Without its tokens' numbers.
-    pub(super) caption: Caption,
+    pub(super) told: Arc<Told>,
     pub(super) model: ModelRef,
     pub(super) width: u32,
     pub(super) height: u32,
@@ -39,9 +38,12 @@ struct Bytes;
 
 impl Weighter<Asked, Arc<Entry>> for Bytes {
     fn weight(&self, asked: &Asked, entry: &Arc<Entry>) -> u64 {
-        let Caption { text, more, .. } = &entry.caption;
-        let more = more.iter().map(|caption| size_of::<Caption>() + caption.text.len());
-        ENTRY + (asked.params.prompt.as_ref().map_or(0, String::len) + text.len() + more.sum::<usize>()) as u64
+        let captions = entry.told.caption.iter().flat_map(Caption::all);
+        let captions = captions.map(|one| size_of::<Caption>() + one.text.len() + size_of_val(&one.token_ids[..]));
+        let judgements = (entry.told.generated.len() + entry.told.found.len()) * size_of::<Match>();
+        let prompt = asked.ask.caption.as_ref().and_then(|params| params.prompt.as_ref()).map_or(0, String::len);
+        let texts: usize = asked.ask.texts.iter().map(|text| size_of::<String>() + text.len()).sum();
+        ENTRY + (captions.sum::<usize>() + judgements + prompt + texts) as u64
     }
 }
 
@@ -73,17 +75,18 @@ impl Known {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::caption::Finish;
+    use crate::caption::{Finish, Params};
 
     fn asked(number: usize) -> Asked {
-        Asked { sha256: format!("{number:064x}"), params: Params::default() }
+        Asked { sha256: format!("{number:064x}"), ask: Ask::caption(Params::default()) }
     }
 
     fn entry(text: &str) -> Entry {
         let (token_ids, more) = (Vec::new(), Vec::new());
         let caption = Caption { text: text.into(), token_ids, logprob: 0.0, tokens: 1, finish: Finish::Stop, more };
         let model = ModelRef { id: "m".into(), revision: None, dtype: "f32".into() };
-        Entry { caption, model, width: 1, height: 1, format: "png".into(), cost: Duration::ZERO }
+        let told = Arc::new(Told { caption: Some(caption), ..Told::default() });
+        Entry { told, model, width: 1, height: 1, format: "png".into(), cost: Duration::ZERO }
     }
 
     #[test]
@@ -101,9 +104,13 @@ mod tests {
     fn other_parameters_are_another_question() {
         let known = Known::new(1 << 16);
         known.insert(asked(1), entry("a"));
-        let prompted = Asked { params: Params { prompt: Some("a photo of".into()), ..Params::default() }, ..asked(1) };
-        let longer = Asked { params: Params { max_new_tokens: 30, ..Params::default() }, ..asked(1) };
-        assert!(known.get(&prompted).is_none() && known.get(&longer).is_none() && known.get(&asked(2)).is_none());
-        assert_eq!(known.get(&asked(1)).unwrap().caption.text, "a");
+        let other = |ask: Ask| Asked { ask, ..asked(1) };
+        let prompted = Params { prompt: Some("a photo of".into()), ..Params::default() };
+        let longer = Params { max_new_tokens: 30, ..Params::default() };
+        let judged = Ask { filter: true, ..asked(1).ask };
+        let others = [other(Ask::caption(prompted)), other(Ask::caption(longer)), other(judged), asked(2)];
+        assert!(others.iter().all(|other| known.get(other).is_none()));
+        let told = &known.get(&asked(1)).unwrap().told;
+        assert_eq!(told.caption.as_ref().unwrap().text, "a");
     }
 }

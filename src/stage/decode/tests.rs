@@ -10,7 +10,7 @@ use image::RgbImage;
 
 use super::*;
 use crate::budget::{Limit, Pool};
-use crate::message::{Message, Origin, RequestParams, Row};
+use crate::message::{Message, Origin, Row};
 use crate::offsets::{Ledger, Outcome, TopicPartition};
 use crate::stage::Output;
 
@@ -31,14 +31,7 @@ fn config(threads: usize) -> Config {
 fn row(offset: i64, image: ImageRef) -> Row {
     let topic: Arc<str> = "requests".into();
     let message = Message::empty(topic.clone(), 0, offset);
-    let request = Request {
-        id: None,
-        image,
-        prompt: None,
-        params: RequestParams::default(),
-        deadline: None,
-        meta: serde_json::Map::new(),
-    };
+    let request = Request::of(image);
     let origin = Origin { topic, partition: 0, offset, index: None };
     Row { message: Arc::new(message), request, origin, index: 0, only: true, timing: Timing::default() }
 }

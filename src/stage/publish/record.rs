@@ -40,7 +40,7 @@ const POINTER_ROOM: usize = 512;
 pub(super) fn render<'a>(output: &Output, pointer: bool, kafka: &'a Kafka, worker: &str) -> Rendered<'a> {
     let limit = kafka.max_message_size.as_u64() as usize;
     let (message, origin, row_value, failure) = match output {
-        Output::Caption { record, message, .. } => return caption(record, message, kafka),
+        Output::Caption { record, message, rejected, .. } => return caption(record, message, *rejected, kafka),
         Output::FailedRow(row, failure) => (&row.message, row.origin.clone(), native(row), failure),
         Output::FailedMessage { message, index, native, failure } => {
             (message, message.origin_of(*index), native.clone(), failure)
@@ -78,7 +78,7 @@ fn native(row: &Row) -> Option<Bytes> {
     (!row.only).then(|| row.request.to_native())
 }
 
-fn caption<'a>(record: &CaptionRecord, message: &Message, kafka: &'a Kafka) -> Rendered<'a> {
+fn caption<'a>(record: &CaptionRecord, message: &Message, rejected: bool, kafka: &'a Kafka) -> Rendered<'a> {
     // Strings, numbers and a map with string keys: nothing that JSON cannot say.
     let value = serde_json::to_vec(record).unwrap_or_default();
     let foreign = message.headers.iter().filter(|(name, _)| !name.starts_with(OWN_HEADERS));
@@ -86,11 +86,19 @@ fn caption<'a>(record: &CaptionRecord, message: &Message, kafka: &'a Kafka) -> R
     headers.push((ORIGIN_HEADER.into(), Some(record.origin.to_string().into())));
     let key = message.key.clone();
     Rendered {
-        topic: &kafka.captions_topic,
+        topic: topic_of(rejected, kafka).0,
         key,
         value: Some(value.into()),
         headers,
         timestamp_ms: event_time(message),
+    }
+}
+
+/// Where a record goes, and the setting that says so.
+fn topic_of(rejected: bool, kafka: &Kafka) -> (&str, &'static str) {
+    match &kafka.filtered_topic {
+        Some(topic) if rejected => (topic, "kafka.filtered_topic"),
+        _ => (&kafka.captions_topic, "kafka.captions_topic"),
     }
 }
 
@@ -114,14 +122,15 @@ pub(super) fn destination<'a>(output: &Output, retry: bool, kafka: &'a Kafka) ->
         Output::FailedRow(row, _) if retry => {
             (kafka.next_retry(&row.message.topic).map_or("", |retry| &retry.topic), "kafka.retry_topics")
         }
-        Output::Caption { .. } => (&kafka.captions_topic, "kafka.captions_topic"),
+        Output::Caption { rejected, .. } => topic_of(*rejected, kafka),
         Output::FailedRow(..) | Output::FailedMessage { .. } => (&kafka.dead_letter_topic, "kafka.dead_letter_topic"),
     }
 }
 
 /// What a caption becomes when its record is too long for its topic. Anything else stays as it is.
-pub(super) fn too_large(output: Output, topic: &str, reason: &str) -> Output {
-    let Output::Caption { record, message, .. } = output else { return output };
+pub(super) fn too_large(output: Output, kafka: &Kafka, reason: &str) -> Output {
+    let Output::Caption { record, message, rejected, .. } = output else { return output };
+    let topic = topic_of(rejected, kafka).0;
     let text = format!("the caption record is too long for the topic {topic}: {reason}");
     let failure = Failure::with_message(Stage::Publish, Code::OutputTooLarge, text);
     Output::FailedMessage { index: record.origin.index, native: row_of(&message, record.index), message, failure }
@@ -150,7 +159,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::message::{ImageInfo, ModelRef, SCHEMA, Timing};
+    use crate::message::{Generated, ImageInfo, ModelRef, SCHEMA, Timing};
 
     fn message(headers: &[&str]) -> Message {
         Message {
@@ -167,20 +176,20 @@ mod tests {
             id: "id".into(),
             index: 0,
             text: "a cat".into(),
-            logprob: f32::NAN,
-            tokens: 1,
-            finish: "stop",
+            generated: Generated { logprob: Some(f32::NAN), tokens: Some(1), finish: Some("stop") },
             candidates: Vec::new(),
             flags: Vec::new(),
             cached: false,
             model: ModelRef { id: "m".into(), revision: None, dtype: "f32".into() },
+            filter: None,
             image: ImageInfo::default(),
             timing_ms: Timing::default(),
             origin: message.origin(),
             worker: "w".into(),
             meta: serde_json::Map::new(),
         };
-        Output::Caption { record: Box::new(record), message: Arc::new(message.clone()), device: "cpu".into() }
+        let (record, message) = (Box::new(record), Arc::new(message.clone()));
+        Output::Caption { record, message, device: "cpu".into(), rejected: false }
     }
 
     #[test]
@@ -221,7 +230,7 @@ mod tests {
 
     #[test]
     fn a_caption_that_is_too_long_fails_under_its_own_code_and_keeps_its_message() {
-        let output = too_large(captioned(&message(&[])), "captions", "1 MB is the limit");
+        let output = too_large(captioned(&message(&[])), &Kafka::default(), "1 MB is the limit");
         assert_eq!(code(&output), Some(Code::OutputTooLarge));
         let Output::FailedMessage { message, index, failure, .. } = &output else { panic!("no dead letter") };
         assert_eq!((message.offset, *index, failure.stage), (7, None, Stage::Publish));

@@ -1,0 +1,40 @@
+//! The filter of CapFilt: it judges the texts of images, those that were written for them and those that were found with them.
+
+use std::sync::Arc;
+
+use super::matcher::{Match, Matcher};
+use super::{Encoded, EngineError, ModelInfo, Pixels};
+
+/// Judges images and texts with one model on one device. Its owner is one thread.
+pub trait Filter: Send {
+    /// The model and where it runs.
+    fn model(&self) -> &ModelInfo;
+
+    /// Encodes images of the model's size; the result is in the order of `images`.
+    ///
+    /// # Errors
+    /// Of the whole call: with [`super::ErrorKind::OutOfMemory`] a smaller one may succeed.
+    fn encode(&mut self, images: &[Pixels]) -> Result<Vec<Encoded>, EngineError>;
+
+    /// Judges pairs, in their order. A pair's own error (a text without words, or one that is too long) is of kind
+    /// [`super::ErrorKind::BadParams`] and stands in its place.
+    ///
+    /// # Errors
+    /// Of the whole call.
+    fn judge(&mut self, pairs: &[(&Encoded, &str)]) -> Result<Vec<Result<Match, EngineError>>, EngineError>;
+}
+
+/// BLIP's own, whose weights may be shared.
+impl Filter for Arc<Matcher> {
+    fn model(&self) -> &ModelInfo {
+        self.info()
+    }
+
+    fn encode(&mut self, images: &[Pixels]) -> Result<Vec<Encoded>, EngineError> {
+        Matcher::encode(self, images)
+    }
+
+    fn judge(&mut self, pairs: &[(&Encoded, &str)]) -> Result<Vec<Result<Match, EngineError>>, EngineError> {
+        Matcher::judge(self, pairs)
+    }
+}

@@ -1,0 +1,173 @@
+//! What may be asked about an image, and the two passes that answer a batch: captions first, then the judgement of all texts.
+
+use super::{Caption, Encoded, Engine, EngineError, ErrorKind, Filter, Match, Params, Pixels, caption};
+
+/// Images that are judged at a time: what is remembered of an image takes some 20 MB on a GPU.
+const JUDGED: usize = 32;
+
+/// What is asked about one image.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Ask {
+    /// Captions, if any are to be written.
+    pub caption: Option<Params>,
+    /// Texts that were found with the image.
+    pub texts: Vec<String>,
+    /// Whether the captions and the texts are to be judged.
+    pub filter: bool,
+}
+
+/// What is told about one image.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Told {
+    /// The captions, if they were asked for.
+    pub caption: Option<Caption>,
+    /// How well each of the captions describes the image, if that was asked for; `None` of one without words.
+    pub generated: Vec<Option<Match>>,
+    /// How well each of the texts does.
+    pub found: Vec<Match>,
+}
+
+impl Ask {
+    /// A caption and nothing else.
+    pub fn caption(params: Params) -> Self {
+        Self { caption: Some(params), ..Self::default() }
+    }
+
+    /// How many rows of the captioner's running batch the image takes at most.
+    pub fn rows(&self) -> usize {
+        self.caption.as_ref().map_or(1, Params::rows)
+    }
+}
+
+/// Answers a batch. The results are in the order of `items`, each image's own errors (bad parameters, a text without words) in
+/// its place.
+///
+/// # Errors
+/// Of the call as a whole; the engine is empty then.
+pub fn tell(
+    engine: &mut dyn Engine,
+    filter: Option<&mut dyn Filter>,
+    items: &[(Pixels, Ask)],
+) -> Result<Vec<Result<Told, EngineError>>, EngineError> {
+    let mut results: Vec<Result<Told, EngineError>> = items.iter().map(|_| Ok(Told::default())).collect();
+    let asked = |(at, (pixels, ask)): (usize, &(Pixels, Ask))| Some((at, (pixels.clone(), ask.caption.clone()?)));
+    let (places, captions): (Vec<usize>, Vec<_>) = items.iter().enumerate().filter_map(asked).unzip();
+    if !captions.is_empty() {
+        for (at, caption) in places.into_iter().zip(caption(engine, &captions)?) {
+            results[at] = caption.map(|caption| Told { caption: Some(caption), ..Told::default() });
+        }
+    }
+    let judged: Vec<usize> = (0..items.len()).filter(|at| items[*at].1.filter && results[*at].is_ok()).collect();
+    match filter {
+        _ if judged.is_empty() => {}
+        Some(filter) => judged.chunks(JUDGED).try_for_each(|places| judge(filter, items, places, &mut results))?,
+        None => {
+            for at in judged {
+                results[at] = Err(EngineError::new(ErrorKind::Unavailable, "no filter is loaded"));
+            }
+        }
+    }
+    Ok(results)
+}
+
+/// Judges the captions and texts of the images at some places.
+fn judge(
+    filter: &mut dyn Filter,
+    items: &[(Pixels, Ask)],
+    places: &[usize],
+    results: &mut [Result<Told, EngineError>],
+) -> Result<(), EngineError> {
+    let images: Vec<Pixels> = places.iter().map(|at| items[*at].0.clone()).collect();
+    let images: Vec<Encoded> = filter.encode(&images)?;
+    let mut pairs: Vec<(&Encoded, &str)> = Vec::new();
+    for (image, at) in images.iter().zip(places) {
+        pairs.extend(written(&results[*at]).chain(found(&items[*at].1)).map(|text| (image, text)));
+    }
+    let mut matches = filter.judge(&pairs)?.into_iter();
+    for at in places {
+        let captions = written(&results[*at]).count();
+        let mut generated = Vec::with_capacity(captions);
+        for judgement in matches.by_ref().take(captions) {
+            match judgement {
+                Ok(judgement) => generated.push(Some(judgement)),
+                // A model may write a caption of no words.
+                Err(error) if error.is_of_one_row() => generated.push(None),
+                Err(error) => return Err(error),
+            }
+        }
+        let texts = &items[*at].1.texts;
+        let mut all = Vec::with_capacity(texts.len());
+        let mut wrong = None;
+        for (index, judgement) in matches.by_ref().take(texts.len()).enumerate() {
+            match judgement {
+                Ok(judgement) => all.push(judgement),
+                Err(error) if error.is_of_one_row() => {
+                    wrong.get_or_insert_with(|| EngineError::new(error.kind(), format!("text[{index}]: {error}")));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        if let Some(error) = wrong {
+            results[*at] = Err(error);
+        } else if let Ok(told) = &mut results[*at] {
+            (told.generated, told.found) = (generated, all);
+        }
+    }
+    Ok(())
+}
+
+/// The captions of an image, in their order.
+fn written(told: &Result<Told, EngineError>) -> impl Iterator<Item = &str> {
+    told.as_ref().ok().and_then(|told| told.caption.as_ref()).into_iter().flat_map(Caption::texts)
+}
+
+fn found(ask: &Ask) -> impl Iterator<Item = &str> {
+    ask.texts.iter().map(String::as_str)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::caption::fake::{FakeEngine, FakeFilter, fake_words};
+
+    fn image(colour: [u8; 3]) -> Pixels {
+        Pixels::new(8, colour.repeat(64)).unwrap()
+    }
+
+    fn ask(caption: bool, texts: &[&str], filter: bool) -> Ask {
+        let texts = texts.iter().map(|text| (*text).to_owned()).collect();
+        Ask { caption: caption.then(Params::default), texts, filter }
+    }
+
+    #[test]
+    fn images_are_captioned_and_judged_each_as_it_was_asked() {
+        let (mut engine, mut filter) = (FakeEngine::default(), FakeFilter::default());
+        let hash = fake_words(&image([9, 8, 7])).pop().unwrap();
+        let items = [
+            (image([1, 2, 3]), ask(true, &[], false)),
+            (image([9, 8, 7]), ask(true, &["nothing of it", &hash], true)),
+            (image([9, 8, 7]), ask(false, &[&hash], true)),
+            (image([4, 4, 4]), ask(true, &["a", " "], true)),
+        ];
+        let told = tell(&mut engine, Some(&mut filter), &items).unwrap();
+        let first = told[0].as_ref().unwrap();
+        assert!(first.caption.is_some() && first.generated.is_empty() && first.found.is_empty());
+        let second = told[1].as_ref().unwrap();
+        assert!(second.generated[0].unwrap().itm > 0.5, "its own caption");
+        assert_eq!(second.found.iter().map(|found| found.itm > 0.5).collect::<Vec<_>>(), [false, true]);
+        let third = told[2].as_ref().unwrap();
+        assert!(third.caption.is_none() && third.found.len() == 1);
+        let error = told[3].as_ref().unwrap_err();
+        assert_eq!((error.kind(), error.to_string().starts_with("text[1]: ")), (ErrorKind::BadParams, true), "{error}");
+        // Three images are looked at by the filter, in one call.
+        assert_eq!((filter.encode_calls(), engine.encode_calls()), (1, 1));
+    }
+
+    #[test]
+    fn without_a_filter_only_who_asks_for_it_goes_without() {
+        let items = [(image([1, 2, 3]), ask(true, &[], false)), (image([1, 2, 3]), ask(true, &[], true))];
+        let told = tell(&mut FakeEngine::default(), None, &items).unwrap();
+        assert!(told[0].is_ok());
+        assert_eq!(told[1].as_ref().unwrap_err().kind(), ErrorKind::Unavailable);
+    }
+}

@@ -1,0 +1,86 @@
+//! `blipstream score`: how well texts describe an image.
+
+use std::io::{self, Write};
+
+use super::local::{self, Form};
+use super::{Exit, Usage, models, telemetry};
+use crate::config::ConfigOptions;
+use crate::message::{CaptionRecord, Request, Tasks, check_text};
+use crate::settings::Settings;
+
+/// The published model that was trained to match.
+const MODEL: &str = "Salesforce/blip-itm-base-coco";
+
+/// Arguments of `score`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  blipstream score photo.jpg 'a dog on a beach' 'a cat'
+  blipstream score https://example.com/a.png 'for sale' --output jsonl
+  blipstream score photo.jpg 'a dog' --model Salesforce/blip-itm-base-coco
+
+A line of text is the probability that the text matches the image (itm), the cosine of the angle between their embeddings
+(itc), yes or no by filter.threshold, and the text; the best comes first. A JSON line is a record whose `candidates` are the
+texts in their order.")]
+pub struct ScoreArgs {
+    /// A file or a URL
+    image: String,
+    /// Texts to judge
+    #[arg(required = true, value_name = "TEXT")]
+    texts: Vec<String>,
+    /// Form of the output
+    #[arg(long, value_enum, default_value_t = Form::Text)]
+    output: Form,
+    /// Folder or hub id of a model that judges images and texts; else filter.source, or else Salesforce/blip-itm-base-coco
+    #[arg(long, value_name = "DIR|HUB-ID")]
+    model: Option<String>,
+    /// `auto`, `cpu` or `cuda:N`
+    #[arg(long)]
+    device: Option<String>,
+    /// `auto`, `f32`, `bf16`, `f16` or `int8`
+    #[arg(long)]
+    dtype: Option<String>,
+    /// A network that may be reached although it is not public, e.g. 10.0.0.0/8; may be given several times
+    #[arg(long, value_name = "CIDR")]
+    allow_network: Vec<ipnet::IpNet>,
+    #[command(flatten)]
+    config: ConfigOptions,
+}
+
+/// Runs the command.
+pub fn run(args: ScoreArgs) -> anyhow::Result<Exit> {
+    let settings = args.settings()?;
+    telemetry::init(&telemetry::quiet(&settings.log))?;
+    let parts = models::parts(&settings, models::load_filter_alone(&settings)?)?;
+    let request = local::request(&args.image).map(|request| Request {
+        texts: args.texts,
+        tasks: Tasks { caption: false, filter: true },
+        ..request
+    });
+    local::run(&settings, parts, std::iter::once(Ok(request)), (args.output, print), 0.0)
+}
+
+fn print(record: &CaptionRecord, out: &mut dyn Write) -> io::Result<()> {
+    let judged = record.candidates.iter().filter_map(|one| Some((one.judged?, one.text.as_str())));
+    let mut judged: Vec<_> = judged.collect();
+    judged.sort_by(|(a, _), (b, _)| b.itm.unwrap_or_default().total_cmp(&a.itm.unwrap_or_default()));
+    for (judged, text) in judged {
+        let (itm, itc) = (judged.itm.unwrap_or_default(), judged.itc.unwrap_or_default());
+        writeln!(out, "{itm:.4}\t{itc:+.4}\t{}\t{text}", if judged.kept { "yes" } else { "no" })?;
+    }
+    Ok(())
+}
+
+impl ScoreArgs {
+    fn settings(&self) -> anyhow::Result<Settings> {
+        for (text, number) in self.texts.iter().zip(1..) {
+            check_text(text).map_err(|why| Usage(format!("text {number}: {why}")))?;
+        }
+        let mut settings = self.config.load()?.settings;
+        let source = self.model.clone().or(settings.filter.source);
+        settings.filter.source = Some(source.unwrap_or_else(|| MODEL.into()));
+        settings.model.devices = self.device.clone().map_or(settings.model.devices, |device| vec![device]);
+        settings.model.dtype = self.dtype.clone().unwrap_or(settings.model.dtype);
+        local::open_to_the_user(&mut settings, std::slice::from_ref(&self.image), &self.allow_network);
+        Ok(settings)
+    }
+}

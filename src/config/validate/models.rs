@@ -1,0 +1,101 @@
+//! The models, where they run, and how captions are generated.
+
+use std::collections::BTreeSet;
+
+use super::Check;
+use crate::settings::{Filter, Kafka, Model};
+
+const DTYPES: [&str; 5] = ["auto", "f32", "bf16", "f16", "int8"];
+const BACKENDS: [&str; 8] =
+    ["auto", "native", "native:plain", "native:avx2", "native:avx512", "onednn", "fused", "candle"];
+
+impl Check {
+    pub(super) fn model(&mut self, model: &Model) {
+        self.not_empty("model.source", &model.source);
+        self.devices(&model.devices);
+        self.at_least_one("model.replicas", model.replicas as u64);
+        self.one_of("model.dtype", &model.dtype, &DTYPES);
+        self.one_of("model.backend", &model.backend, &BACKENDS);
+        if let Some(endpoint) = &model.hub_endpoint {
+            let url = url::Url::parse(endpoint).ok();
+            let http = url.is_some_and(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
+            self.need(http, &["model.hub_endpoint"], "must be an http or https address");
+        }
+        self.at_least_one("model.max_new_tokens", model.max_new_tokens as u64);
+        self.at_least_one("model.max_state", model.max_state.map_or(1, |size| size.as_u64()));
+        self.need(
+            model.min_new_tokens <= model.max_new_tokens,
+            &["model.min_new_tokens", "model.max_new_tokens"],
+            format!(
+                "model.min_new_tokens ({}) must not be over model.max_new_tokens ({})",
+                model.min_new_tokens, model.max_new_tokens
+            ),
+        );
+        self.need(
+            model.max_new_tokens <= model.max_new_tokens_limit,
+            &["model.max_new_tokens", "model.max_new_tokens_limit"],
+            format!(
+                "model.max_new_tokens ({}) must not be over model.max_new_tokens_limit ({})",
+                model.max_new_tokens, model.max_new_tokens_limit
+            ),
+        );
+        self.generation(model);
+    }
+
+    fn generation(&mut self, model: &Model) {
+        let positive = [("repetition_penalty", model.repetition_penalty), ("temperature", model.temperature)];
+        for (name, value) in positive {
+            let holds = value.is_finite() && value > 0.0;
+            self.need(holds, &[&format!("model.{name}")], format!("must be a number above 0, not {value}"));
+        }
+        let top_p = model.top_p;
+        self.need(top_p > 0.0 && top_p <= 1.0, &["model.top_p"], format!("must be above 0 and at most 1, not {top_p}"));
+        self.need(model.length_penalty.is_finite(), &["model.length_penalty"], "must be a finite number");
+        let (beams, captions, limit) = (model.num_beams, model.num_return_sequences, model.sequences_limit);
+        for (name, value) in [("num_beams", beams), ("num_return_sequences", captions)] {
+            let message = format!("must be from 1 to model.sequences_limit ({limit}), not {value}");
+            self.need((1..=limit).contains(&value), &[&format!("model.{name}"), "model.sequences_limit"], message);
+        }
+        self.need(
+            !model.do_sample || beams == 1,
+            &["model.do_sample", "model.num_beams"],
+            format!("model.do_sample draws tokens, and model.num_beams ({beams}) searches: one of them at a time"),
+        );
+        self.need(
+            model.do_sample || captions <= beams,
+            &["model.num_return_sequences", "model.num_beams", "model.do_sample"],
+            format!("{captions} captions of an image take model.do_sample, or as many model.num_beams (now {beams})"),
+        );
+    }
+
+    fn devices(&mut self, devices: &[String]) {
+        let key = &["model.devices"];
+        self.need(!devices.is_empty(), key, "must name at least one device; \"auto\" finds them");
+        for device in devices {
+            let message = format!("{device:?} is no device: auto, all, cpu, cuda:0, cuda:1, …");
+            self.need(is_device(device), key, message);
+        }
+        let auto = devices.iter().any(|device| device == "auto" || device == "all");
+        self.need(!auto || devices.len() == 1, key, "\"auto\" and \"all\" stand alone, since they take every GPU");
+        let distinct: BTreeSet<_> = devices.iter().collect();
+        let message = "names a device twice; model.replicas sets the copies on each";
+        self.need(auto || distinct.len() == devices.len(), key, message);
+    }
+
+    pub(super) fn filter(&mut self, filter: &Filter, kafka: &Kafka) {
+        let threshold = filter.threshold;
+        let message = format!("must be a probability from 0 to 1, not {threshold}");
+        self.need((0.0..=1.0).contains(&threshold), &["filter.threshold"], message);
+        if let Some(source) = &filter.source {
+            self.not_empty("filter.source", source);
+        }
+        let message = "has no effect without filter.source, the model that rejects something";
+        let effect = filter.source.is_some() || kafka.filtered_topic.is_none();
+        self.need(effect, &["kafka.filtered_topic", "filter.source"], message);
+    }
+}
+
+fn is_device(device: &str) -> bool {
+    let gpu = device.strip_prefix("cuda:").is_some_and(|number| number.parse::<u16>().is_ok());
+    gpu || matches!(device, "auto" | "all" | "cpu")
+}
