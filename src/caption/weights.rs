@@ -43,10 +43,15 @@ impl Weights {
     pub(super) fn open(files: &ModelFiles) -> Result<Self, LoadError> {
         match files {
             ModelFiles::Dir(directory) => Self::open_directory(directory),
-            ModelFiles::Memory { id, files } => {
-                let bytes = files.get(SINGLE).ok_or_else(|| missing(id))?;
-                Self::from_buffer(bytes)
-            }
+            ModelFiles::Memory { id, files } => match (files.get(SINGLE), files.get(INDEX)) {
+                (Some(bytes), _) => Self::from_buffers([(SINGLE, &**bytes)]),
+                (None, Some(index)) => {
+                    let names = shard_names(index)?;
+                    let named = |name| files.get(name).map(|bytes| (name, &**bytes)).ok_or_else(|| missing(id));
+                    Self::from_buffers(names.iter().map(String::as_str).map(named).collect::<Result<Vec<_>, _>>()?)
+                }
+                (None, None) => Err(missing(id)),
+            },
         }
     }
 
@@ -69,12 +74,19 @@ impl Weights {
         opened.map(Self::Stored).map_err(|(path, error)| unreadable(path.display().to_string(), error))
     }
 
-    fn from_buffer(bytes: &[u8]) -> Result<Self, LoadError> {
-        let load = || -> candle_core::Result<HashMap<String, Tensor>> {
-            let views = SliceSafetensors::new(bytes)?;
-            views.tensors().into_iter().map(|(name, view)| Ok((name, view.load(&Device::Cpu)?))).collect()
-        };
-        load().map(Self::Memory).map_err(|error| unreadable(SINGLE, error))
+    /// Files in memory; where two have a tensor of one name, the later one counts.
+    fn from_buffers<'a>(files: impl IntoIterator<Item = (&'a str, &'a [u8])>) -> Result<Self, LoadError> {
+        let mut tensors = HashMap::new();
+        for (name, bytes) in files {
+            let mut load = || -> candle_core::Result<()> {
+                for (name, view) in SliceSafetensors::new(bytes)?.tensors() {
+                    tensors.insert(name, view.load(&Device::Cpu)?);
+                }
+                Ok(())
+            };
+            load().map_err(|error| unreadable(name, error))?;
+        }
+        Ok(Self::Memory(tensors))
     }
 
     fn unpickle(path: &Path) -> Result<Self, LoadError> {

@@ -15,6 +15,7 @@ use anyhow::Context;
 use clap::Subcommand;
 
 use super::{Exit, Usage, models};
+use crate::caption::config::Architecture;
 use crate::caption::{LoadOptions, Model, load_model};
 use crate::settings;
 
@@ -78,7 +79,7 @@ struct ModelArgs {
 impl ModelArgs {
     fn load(&self) -> anyhow::Result<Arc<Model>> {
         let options = LoadOptions {
-            source: models::source(&self.model, &settings::Model::default())?,
+            source: models::source(&self.model, Architecture::Captioner, &settings::Model::default())?,
             device: self.device.parse().map_err(|error| Usage(format!("--device: {error}")))?,
             dtype: self.dtype.parse().map_err(|error| Usage(format!("--dtype: {error}")))?,
             backend: self.backend.parse().map_err(|error| Usage(format!("--backend: {error}")))?,

@@ -21,11 +21,12 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+use super::collect::{dead_letters, records};
 use super::{Exit, Usage, assets, models, runtime, telemetry, worker::drain_on_signal};
 use crate::admin;
 use crate::config::ConfigOptions;
 use crate::disposition::Stage;
-use crate::kafka::{EMBEDDED_PARTITION_BYTES, EmbeddedBroker, Follower, From, NewRecord, TopicCheck, write_records};
+use crate::kafka::{EMBEDDED_PARTITION_BYTES, EmbeddedBroker, Follower, From, NewRecord, write_records};
 use crate::message::Message;
 use crate::metrics::Metrics;
 use crate::pipeline::{Control, worker};
@@ -72,6 +73,12 @@ pub fn run(args: DemoArgs) -> anyhow::Result<Exit> {
     }
     telemetry::init(&telemetry::quiet(&settings.log))?;
     settings.model.source.clone_from(&args.model);
+    if args.model == assets::DEMO_MODEL {
+        settings.filter.source.get_or_insert_with(|| assets::DEMO_MODEL.into());
+    }
+    if settings.filter.source.is_some() {
+        settings.kafka.filtered_topic.get_or_insert_with(|| "blipstream.filtered".into());
+    }
     let runtime = runtime()?;
     let exit = runtime.block_on(show(args, settings));
     runtime.shutdown_background();
@@ -101,6 +108,7 @@ async fn show(args: DemoArgs, mut settings: Settings) -> anyhow::Result<Exit> {
         tokio::task::spawn_blocking(move || models::load(&settings)).await??
     };
     let info = model.info.clone();
+    let filter = model.engines.first().and_then(|loaded| loaded.filter.as_ref()).map(|filter| filter.model().clone());
     writeln!(
         out,
         "model    {} on {} in {} ({}), {:.1} M parameters",
@@ -110,6 +118,10 @@ async fn show(args: DemoArgs, mut settings: Settings) -> anyhow::Result<Exit> {
         info.backend,
         info.parameters as f64 / 1e6
     )?;
+    if let Some(info) = filter {
+        let millions = info.parameters as f64 / 1e6;
+        writeln!(out, "filter   {}, {millions:.1} M parameters: judges captions and the pages' own texts", info.id)?;
+    }
     let control = Control::new(&settings.flow, Arc::new(Metrics::new()));
     drain_on_signal(&control)?;
     let (address, _port) =
@@ -155,7 +167,8 @@ pub(super) fn start_broker(settings: &mut Settings, partitions: i32) -> anyhow::
     // A worker is one member of its group then. A second one that came late, on a busy machine, would wait for most of a
     // session's time-out in this broker, and everybody with it.
     kafka.retry_topics.clear();
-    let topics = kafka.consumed_topics().chain([kafka.captions_topic.as_str(), kafka.dead_letter_topic.as_str()]);
+    let outputs = [Some(&kafka.captions_topic), kafka.filtered_topic.as_ref(), Some(&kafka.dead_letter_topic)];
+    let topics = kafka.consumed_topics().chain(outputs.into_iter().flatten().map(String::as_str));
     let topics: Vec<_> = topics.map(|topic| (topic, partitions)).collect();
     Ok(EmbeddedBroker::start(1, &topics)?)
 }
@@ -198,12 +211,16 @@ async fn submit(settings: &Settings, images: SocketAddr, rounds: usize) -> anyho
     let expected = names.len();
     let kafka = settings.kafka.clone();
     let topic = kafka.inputs.first().context("kafka.inputs is empty")?.topic.clone();
+    let texts = if settings.filter.source.is_some() { assets::alt_texts() } else { BTreeMap::new() };
     let records: Vec<_> = names
         .into_iter()
-        .map(|name| NewRecord {
-            key: Some(name.into()),
-            value: Some(json!({"id": name, "image": format!("http://{images}/{name}")}).to_string().into()),
-            headers: Vec::new(),
+        .map(|name| {
+            let mut request = json!({"id": name, "image": format!("http://{images}/{name}")});
+            if let Some(text) = texts.get(name) {
+                request["text"] = json!([text]);
+                request["tasks"] = json!(["caption", "filter"]);
+            }
+            NewRecord { key: Some(name.into()), value: Some(request.to_string().into()), headers: Vec::new() }
         })
         .collect();
     tokio::task::spawn_blocking(move || write_records(&kafka, &topic, records, PATIENCE)).await??;
@@ -221,8 +238,7 @@ fn answers(settings: &Settings, stop: &CancellationToken) -> anyhow::Result<(Rec
     let (sender, receiver) = async_channel::bounded(64);
     let kafka = &settings.kafka;
     let letters = kafka.dead_letter_topic.clone();
-    let topics = [(&kafka.captions_topic, "kafka.captions_topic"), (&letters, "kafka.dead_letter_topic")]
-        .map(|(topic, setting)| TopicCheck { topic: topic.clone(), setting });
+    let topics = [records(kafka), vec![dead_letters(kafka)]].concat();
     let follower = Follower::open(kafka, &topics, From::Beginning, PATIENCE)?;
     let stop = stop.clone();
     let thread = std::thread::Builder::new().name("answers".into()).spawn(move || {
@@ -264,12 +280,28 @@ fn dead_letter(message: &Message) -> Option<Answer> {
 struct Seen {
     captions: usize,
     dead_letters: usize,
+    /// Texts that came with the images.
+    kept: usize,
+    rejected: usize,
 }
 
 impl Seen {
     fn answers(self) -> usize {
         self.captions + self.dead_letters
     }
+}
+
+/// The caption that was written, and the texts that were found: whether each is kept, and the probability that it matches.
+fn candidates(record: &Value) -> (&str, Vec<(&str, bool, f64)>) {
+    let all = record["candidates"].as_array().map_or(&[][..], Vec::as_slice);
+    let written = all.iter().find(|one| one["source"] == "generated").unwrap_or(record);
+    let found = all.iter().filter(|one| one["source"] == "found");
+    let judged = |one| (text(one), one["kept"] == true, one["itm"].as_f64().unwrap_or_default());
+    (text(written), found.map(judged).collect())
+}
+
+fn text(one: &Value) -> &str {
+    one["text"].as_str().unwrap_or("?")
 }
 
 /// Prints the answers as they arrive.
@@ -295,9 +327,18 @@ async fn watch(
         match answer {
             Answer::Caption(record) => {
                 seen.captions += 1;
+                let (caption, found) = candidates(&record);
+                for (_, kept, _) in &found {
+                    *(if *kept { &mut seen.kept } else { &mut seen.rejected }) += 1;
+                }
                 if seen.captions <= shown {
-                    let (id, text) = (record["id"].as_str().unwrap_or("?"), record["text"].as_str().unwrap_or("?"));
-                    writeln!(out, "[{count:digits$}/{expected}]  {id:width$}  {text}")?;
+                    let id = record["id"].as_str().unwrap_or("?");
+                    writeln!(out, "[{count:digits$}/{expected}]  {id:width$}  {caption}")?;
+                    let indent = 2 * digits + width + 5;
+                    for (text, kept, itm) in found {
+                        let kept = if kept { "kept    " } else { "rejected" };
+                        writeln!(out, "{:indent$}  alt text {kept} {itm:.2}  {text}", "")?;
+                    }
                 } else if count % 100 == 0 {
                     writeln!(out, "[{count:digits$}/{expected}]")?;
                 }
@@ -319,6 +360,10 @@ fn summary(out: &mut impl Write, control: &Control, seen: Seen, took: Duration) 
     let seconds = took.as_secs_f64();
     writeln!(out, "\n{} images in {seconds:.2} s: {:.1} images/s", seen.captions, seen.captions as f64 / seconds)?;
     writeln!(out, "{batches} batches, {:.1} images each on average", images as f64 / batches.max(1) as f64)?;
+    if seen.kept + seen.rejected > 0 {
+        let all = seen.kept + seen.rejected;
+        writeln!(out, "{all} alt texts judged: {} kept, {} rejected", seen.kept, seen.rejected)?;
+    }
     writeln!(out, "{} dead letter(s)", seen.dead_letters)?;
     writeln!(out, "mean time of a row in each stage (of a commit in the last):")?;
     for stage in Stage::ALL {

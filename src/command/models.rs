@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::Context;
 
 use super::{Usage, assets};
+use crate::caption::config::Architecture;
 use crate::caption::preprocess::Preprocessor;
 use crate::caption::{
     Backend, BlipEngine, DeviceSpec, DtypeSpec, Engine, ErrorKind, HubSource, LoadError, LoadOptions, Matcher,
@@ -23,9 +24,9 @@ const WARM_UP_TOKENS: usize = 8;
 const MAX_BATCH: (usize, usize) = (32, 256);
 
 /// Where a configured model comes from.
-pub fn source(name: &str, model: &Model) -> anyhow::Result<ModelSource> {
+pub fn source(name: &str, architecture: Architecture, model: &Model) -> anyhow::Result<ModelSource> {
     if name == assets::DEMO_MODEL {
-        return Ok(assets::model());
+        return Ok(assets::model(architecture));
     }
     let mut source: ModelSource = name.parse().unwrap_or_else(|never| match never {});
     if let ModelSource::Hub(hub) = &mut source {
@@ -89,8 +90,9 @@ pub struct LoadedModel {
 /// that `auto` and `all` found, those that do not take the models are left out, as long as one does.
 pub fn load(settings: &Settings) -> anyhow::Result<LoadedModel> {
     let model = &settings.model;
-    let source = source(&model.source, model)?;
-    let filter = settings.filter.source.as_ref().map(|name| self::source(name, model)).transpose()?;
+    let source = source(&model.source, Architecture::Captioner, model)?;
+    let filter = settings.filter.source.as_ref();
+    let filter = filter.map(|name| self::source(name, Architecture::Matcher, model)).transpose()?;
     let dtype: DtypeSpec = model.dtype.parse().map_err(|error| Usage(format!("model.dtype: {error}")))?;
     let backend: Backend = model.backend.parse().map_err(|error| Usage(format!("model.backend: {error}")))?;
     let devices = devices(model)?;
@@ -125,7 +127,7 @@ pub fn load_filter_alone(settings: &Settings) -> anyhow::Result<LoadedModel> {
         dtype: model.dtype.parse().map_err(|error| Usage(format!("model.dtype: {error}")))?,
         backend: model.backend.parse().map_err(|error| Usage(format!("model.backend: {error}")))?,
         onednn_library: model.onednn_library.clone(),
-        ..LoadOptions::new(source(name, model)?)
+        ..LoadOptions::new(source(name, Architecture::Matcher, model)?)
     };
     let filter = load_matcher(&options).with_context(|| format!("cannot load the model {name}"))?;
     let (info, preprocessor) = (filter.info().clone(), filter.preprocessor().clone());

@@ -155,6 +155,24 @@ fn the_demo_captions_every_image_and_shows_a_dead_letter() {
     assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
     let truth = std::fs::read_to_string(root().join("models/demo/images/captions.json")).unwrap();
     let truth: BTreeMap<String, String> = serde_json::from_str(&truth).unwrap();
+    // Of the pages' own texts every third is true, and the filter knows which.
+    let alt: BTreeMap<String, String> =
+        serde_json::from_str(&std::fs::read_to_string(root().join("models/demo/images/alt-texts.json")).unwrap())
+            .unwrap();
+    let third = |number: usize| alt.values().skip(number).step_by(3).cloned().collect::<Vec<_>>();
+    let told = |label: &str| {
+        let texts = said.lines().filter_map(|line| line.trim().strip_prefix(label)?.split_once("  "));
+        let mut texts: Vec<String> = texts.map(|(_, text)| text.to_owned()).collect();
+        texts.sort_unstable();
+        texts
+    };
+    let sorted = |mut texts: Vec<String>| {
+        texts.sort_unstable();
+        texts
+    };
+    assert_eq!(told("alt text kept     "), sorted(third(0)), "{said}");
+    assert_eq!(told("alt text rejected "), sorted([third(1), third(2)].concat()), "{said}");
+    assert!(said.contains("28 alt texts judged: 10 kept, 18 rejected"), "{said}");
     // `[ 3/29]  name  caption`
     let lines = said.lines().filter_map(|line| line.split_once("]  ")?.1.split_once("  "));
     let captions: BTreeMap<String, String> = lines

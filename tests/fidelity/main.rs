@@ -6,6 +6,7 @@
 
 mod backends;
 mod batching;
+mod filter;
 mod fixture;
 mod gate;
 mod generation;

@@ -39,7 +39,7 @@ pub struct Wanted<'a> {
 /// Looks for a model without loading it. Gives its sizes, where they are known.
 pub fn source(wanted: Wanted<'_>, model: &Model, offline: bool, timeout: Duration) -> (Item, Option<BlipConfig>) {
     let Wanted { item, setting, architecture, .. } = wanted;
-    let found = match models::source(wanted.source, model) {
+    let found = match models::source(wanted.source, architecture, model) {
         Err(error) => Err(format!("{error:#}")),
         Ok(ModelSource::Dir(path)) => directory(&path),
         Ok(ModelSource::Memory { id, files }) => {
