@@ -20,7 +20,7 @@ use crate::message::Row;
 use crate::metrics::Flush;
 use crate::settings::Settings;
 use crate::stage::batch::{Queue, Take};
-use crate::stage::infer::{Device, DeviceFailure, DeviceStats, Queued, model_ref};
+use crate::stage::infer::{Device, DeviceFailure, DeviceStats, Queued};
 use crate::stage::{Answers, Finished, Ready, decode, fetch, infer};
 use crate::tracked::Tracked;
 
@@ -74,8 +74,8 @@ impl Core {
         let (finished_in, finished) = bounded(settings.flow.max_images.max(HANDOVER));
         let queue =
             Queue::new(room(settings.batch.queue, &parts.engines), &lanes.weights, |queued: &Queued| queued.due);
-        let filter = parts.engines.first().and_then(|e| e.filter.as_ref()).map(|filter| model_ref(filter.model()));
-        let answers = Answers::new(settings, filter, parts.worker, parts.flag_terms, metrics.clone());
+        let has_filter = parts.engines.iter().all(|loaded| loaded.filter.is_some());
+        let answers = Answers::new(settings, has_filter, parts.worker, parts.flag_terms, metrics.clone());
         let answers = Arc::new(answers);
         let shared = Arc::new(infer::Shared {
             supply: Box::new(queue.clone()),

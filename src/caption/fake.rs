@@ -273,7 +273,7 @@ impl Filter for FakeFilter {
 
     fn judge(&mut self, pairs: &[(&Encoded, &str)]) -> Result<Vec<Result<Match, EngineError>>, EngineError> {
         let judge = |(image, text): &(&Encoded, &str)| {
-            if text.trim().is_empty() {
+            if !text.contains(char::is_alphanumeric) {
                 return Err(EngineError::bad_params("the text has no words"));
             }
             let words = image.state::<FakeEncoding>().ok_or_else(|| EngineError::bad_input("of another engine"))?;

@@ -223,7 +223,7 @@ impl Matcher {
     fn tokens(&self, text: &str) -> std::result::Result<Vec<u32>, EngineError> {
         let words = self.tokenizer.encode(text)?;
         let limit = self.info.context_length;
-        if words.is_empty() {
+        if !text.contains(char::is_alphanumeric) {
             return Err(EngineError::bad_params("the text has no words"));
         }
         if words.len() + 2 > limit {

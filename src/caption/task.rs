@@ -21,10 +21,10 @@ pub struct Ask {
 pub struct Told {
     /// The captions, if they were asked for.
     pub caption: Option<Caption>,
-    /// How well each of the captions describes the image, if that was asked for; `None` of one without words.
-    pub generated: Vec<Option<Match>>,
+    /// How well each of the captions describes the image, if that was asked for; or why it cannot be judged.
+    pub generated: Vec<Result<Match, String>>,
     /// How well each of the texts does.
-    pub found: Vec<Match>,
+    pub found: Vec<Result<Match, String>>,
 }
 
 impl Ask {
@@ -85,32 +85,21 @@ fn judge(
     }
     let mut matches = filter.judge(&pairs)?.into_iter();
     for at in places {
-        let captions = written(&results[*at]).count();
-        let mut generated = Vec::with_capacity(captions);
-        for judgement in matches.by_ref().take(captions) {
-            match judgement {
-                Ok(judgement) => generated.push(Some(judgement)),
-                // A model may write a caption of no words.
-                Err(error) if error.is_of_one_row() => generated.push(None),
-                Err(error) => return Err(error),
-            }
-        }
-        let texts = &items[*at].1.texts;
-        let mut all = Vec::with_capacity(texts.len());
-        let mut wrong = None;
-        for (index, judgement) in matches.by_ref().take(texts.len()).enumerate() {
-            match judgement {
-                Ok(judgement) => all.push(judgement),
-                Err(error) if error.is_of_one_row() => {
-                    wrong.get_or_insert_with(|| EngineError::new(error.kind(), format!("text[{index}]: {error}")));
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        if let Some(error) = wrong {
-            results[*at] = Err(error);
+        let (captions, texts) = (written(&results[*at]).count(), items[*at].1.texts.len());
+        let mut next = |count: usize| {
+            let judged = matches.by_ref().take(count).map(|judgement| match judgement {
+                Ok(judgement) => Ok(Ok(judgement)),
+                // A text of no words, or of too many: the others are judged all the same.
+                Err(error) if error.is_of_one_row() => Ok(Err(error.to_string())),
+                Err(error) => Err(error),
+            });
+            judged.collect::<Result<Vec<_>, EngineError>>()
+        };
+        let (generated, found) = (next(captions)?, next(texts)?);
+        if let Some(Err(why)) = found.first().filter(|_| captions == 0 && found.iter().all(Result::is_err)) {
+            results[*at] = Err(EngineError::bad_params(format!("text[0]: {why}")));
         } else if let Ok(told) = &mut results[*at] {
-            (told.generated, told.found) = (generated, all);
+            (told.generated, told.found) = (generated, found);
         }
     }
     Ok(())
@@ -148,18 +137,24 @@ mod tests {
             (image([9, 8, 7]), ask(true, &["nothing of it", &hash], true)),
             (image([9, 8, 7]), ask(false, &[&hash], true)),
             (image([4, 4, 4]), ask(true, &["a", " "], true)),
+            (image([4, 4, 4]), ask(false, &[" ", " "], true)),
         ];
         let told = tell(&mut engine, Some(&mut filter), &items).unwrap();
         let first = told[0].as_ref().unwrap();
         assert!(first.caption.is_some() && first.generated.is_empty() && first.found.is_empty());
         let second = told[1].as_ref().unwrap();
-        assert!(second.generated[0].unwrap().itm > 0.5, "its own caption");
-        assert_eq!(second.found.iter().map(|found| found.itm > 0.5).collect::<Vec<_>>(), [false, true]);
+        assert!(second.generated[0].as_ref().unwrap().itm > 0.5, "its own caption");
+        assert_eq!(
+            second.found.iter().map(|found| found.as_ref().unwrap().itm > 0.5).collect::<Vec<_>>(),
+            [false, true]
+        );
         let third = told[2].as_ref().unwrap();
         assert!(third.caption.is_none() && third.found.len() == 1);
-        let error = told[3].as_ref().unwrap_err();
-        assert_eq!((error.kind(), error.to_string().starts_with("text[1]: ")), (ErrorKind::BadParams, true), "{error}");
-        // Three images are looked at by the filter, in one call.
+        let fourth = told[3].as_ref().unwrap();
+        assert!(fourth.generated[0].is_ok() && fourth.found[0].is_ok() && fourth.found[1].is_err(), "{fourth:?}");
+        let error = told[4].as_ref().unwrap_err();
+        assert_eq!((error.kind(), error.to_string().starts_with("text[0]: ")), (ErrorKind::BadParams, true), "{error}");
+        // Four images are looked at by the filter, in one call.
         assert_eq!((filter.encode_calls(), engine.encode_calls()), (1, 1));
     }
 

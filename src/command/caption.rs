@@ -8,6 +8,7 @@ use super::{Exit, Usage, input, models, telemetry};
 use crate::config::ConfigOptions;
 use crate::message::{CaptionRecord, Request};
 use crate::settings::Settings;
+use crate::stage::check_params;
 
 /// Batch size where none is given: a folder is too short for a warm-up.
 pub const BATCH: usize = 8;
@@ -66,6 +67,7 @@ pub fn run(args: CaptionArgs) -> anyhow::Result<Exit> {
     let model = models::load(&settings)?;
     let parts = models::parts(&settings, model)?;
     let params = args.generation.params();
+    check_params(&settings.model, &params).map_err(Usage)?;
     let requests = input::images(args.images).map(move |argument| {
         let request = local::request(&argument?);
         Ok(request.map(|request| Request { params: params.clone(), ..request }))
@@ -102,6 +104,8 @@ impl CaptionArgs {
         });
         settings.model.prompt = self.prompt.clone().or(settings.model.prompt);
         self.generation.permit(&mut settings.model);
+        // Nothing here asks for it.
+        settings.filter.source = None;
         local::open_to_the_user(&mut settings, &self.images, &self.allow_network);
         Ok(settings)
     }

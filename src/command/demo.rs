@@ -38,8 +38,8 @@ const PARTITIONS: i32 = 3;
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Longest wait for one answer before the reader looks whether it is to stop.
 const POLL: Duration = Duration::from_millis(50);
-/// The longest record, with key and headers: a caption. A test reads all of them.
-const MAX_RECORD: usize = 1024;
+/// The longest record, with key and headers: a caption and a judged text. A test reads all of them.
+const MAX_RECORD: usize = 1280;
 /// A reference to nothing: what becomes of it is part of the show.
 const MISSING: &str = "no-such-picture.jpg";
 

@@ -1,4 +1,5 @@
-//! Flags for the parameters of captions, named as in a request's `params`.
+//! Flags for the parameters of captions, named as in a request's `params`. What is not given is as the configuration of who
+//! captions says.
 
 use std::num::NonZeroUsize;
 
@@ -7,7 +8,7 @@ use crate::settings;
 
 /// How captions are generated.
 #[derive(Debug, Clone, Default, clap::Args)]
-#[command(next_help_heading = "Generation (else as the section [model] of the configuration says)")]
+#[command(next_help_heading = "Generation")]
 pub struct GenerationOptions {
     /// Most tokens of a caption
     #[arg(long, value_name = "N")]
@@ -19,25 +20,25 @@ pub struct GenerationOptions {
     #[arg(long, value_name = "NUMBER")]
     repetition_penalty: Option<f64>,
     /// Search the likeliest caption with so many at a time
-    #[arg(long, value_name = "N", conflicts_with = "do_sample")]
+    #[arg(long, value_name = "N")]
     num_beams: Option<NonZeroUsize>,
     /// With beams: above 0 longer captions win more often
-    #[arg(long, value_name = "NUMBER", requires = "num_beams", allow_negative_numbers = true)]
+    #[arg(long, value_name = "NUMBER", allow_negative_numbers = true)]
     length_penalty: Option<f64>,
     /// Draw tokens by their probabilities
     #[arg(long)]
     do_sample: bool,
     /// Of drawn tokens: below 1 the likely ones become likelier
-    #[arg(long, value_name = "NUMBER", requires = "do_sample")]
+    #[arg(long, value_name = "NUMBER")]
     temperature: Option<f64>,
     /// Draw from so many of the likeliest tokens
-    #[arg(long, value_name = "N", requires = "do_sample")]
+    #[arg(long, value_name = "N")]
     top_k: Option<usize>,
     /// Draw from the likeliest tokens that together are this probable
-    #[arg(long, value_name = "SHARE", requires = "do_sample")]
+    #[arg(long, value_name = "SHARE")]
     top_p: Option<f64>,
     /// Equal seeds draw equal captions; else equal pictures do
-    #[arg(long, value_name = "N", requires = "do_sample")]
+    #[arg(long, value_name = "N")]
     seed: Option<u64>,
     /// Captions of each image: drawn ones, or the best of the beams
     #[arg(long, value_name = "N")]

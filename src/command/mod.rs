@@ -2,6 +2,7 @@
 
 mod assets;
 mod bench;
+mod capfilt;
 mod caption;
 mod check;
 mod collect;
@@ -51,6 +52,8 @@ enum Command {
     Worker(worker::WorkerArgs),
     /// Caption local files, folders and URLs, without Kafka
     Caption(caption::CaptionArgs),
+    /// Caption images and judge the captions together with texts that were found, without Kafka
+    Capfilt(capfilt::CapFiltArgs),
     /// Judge how well texts describe an image, without Kafka
     Score(score::ScoreArgs),
     /// Send requests to Kafka, and wait for the captions if asked to
@@ -102,7 +105,11 @@ impl Exit {
 pub fn leave(code: u8) -> ! {
     // Nobody is left to be told that the last lines could not be written.
     let _ = io::stdout().flush();
-    let _ = io::stderr().flush();
+    leave_at_once(code)
+}
+
+/// The same without what waits to be printed: another thread may be held up in printing it.
+pub fn leave_at_once(code: u8) -> ! {
     // SAFETY: it takes any number and does not return.
     unsafe { libc::_exit(code.into()) }
 }
@@ -139,6 +146,7 @@ pub fn run(cli: Cli) -> anyhow::Result<Exit> {
         Command::Demo(args) => demo::run(args),
         Command::Worker(args) => worker::run(args),
         Command::Caption(args) => caption::run(args),
+        Command::Capfilt(args) => capfilt::run(args),
         Command::Score(args) => score::run(args),
         Command::Submit(args) => submit::run(args),
         Command::Collect(args) => collect::run(args),

@@ -175,14 +175,16 @@ fn load_on_device(
 fn load_filter(options: &LoadOptions, preprocessor: &Preprocessor) -> anyhow::Result<Arc<Matcher>> {
     let filter =
         load_matcher(options).with_context(|| format!("cannot load the model {} (filter.source)", options.source))?;
-    anyhow::ensure!(
-        filter.preprocessor() == preprocessor,
-        "filter.source: {} makes its pixels in another way than the captioner: {:?}, and {preprocessor:?}. Both must take the \
-         same, as the published models of one size do",
-        options.source,
+    if filter.preprocessor() == preprocessor {
+        return Ok(filter);
+    }
+    // No other device would fare better.
+    let reason = format!(
+        "makes its pixels in another way than the captioner: {:?}, and {preprocessor:?}. Both must take the same, as the \
+         published models of one size do",
         filter.preprocessor()
     );
-    Ok(filter)
+    Err(LoadError::Invalid { file: format!("filter.source: {}", options.source), reason }.into())
 }
 
 /// Finds the batch size of a device. An image waits for the batch under way, for `batch.linger`, and for its own batch: each

@@ -3,9 +3,9 @@
 use std::io::{self, Write};
 
 use super::local::{self, Form};
-use super::{Exit, Usage, models, telemetry};
+use super::{Exit, models, telemetry};
 use crate::config::ConfigOptions;
-use crate::message::{CaptionRecord, Request, Tasks, check_text};
+use crate::message::{CaptionRecord, Request, Tasks};
 use crate::settings::Settings;
 
 /// The published model that was trained to match.
@@ -60,21 +60,19 @@ pub fn run(args: ScoreArgs) -> anyhow::Result<Exit> {
 }
 
 fn print(record: &CaptionRecord, out: &mut dyn Write) -> io::Result<()> {
-    let judged = record.candidates.iter().filter_map(|one| Some((one.judged?, one.text.as_str())));
+    let judged = record.candidates.iter().filter_map(|one| Some((one.judged.as_ref()?, one.text.as_str())));
     let mut judged: Vec<_> = judged.collect();
-    judged.sort_by(|(a, _), (b, _)| b.itm.unwrap_or_default().total_cmp(&a.itm.unwrap_or_default()));
-    for (judged, text) in judged {
-        let (itm, itc) = (judged.itm.unwrap_or_default(), judged.itc.unwrap_or_default());
-        writeln!(out, "{itm:.4}\t{itc:+.4}\t{}\t{text}", if judged.kept { "yes" } else { "no" })?;
-    }
-    Ok(())
+    judged.sort_by(|(a, _), (b, _)| b.itm.unwrap_or(-1.0).total_cmp(&a.itm.unwrap_or(-1.0)));
+    judged.into_iter().try_for_each(|(judged, text)| match (judged.itm.zip(judged.itc), &judged.error) {
+        (Some((itm, itc)), _) => {
+            writeln!(out, "{itm:.4}\t{itc:+.4}\t{}\t{text}", if judged.kept { "yes" } else { "no" })
+        }
+        (None, why) => writeln!(out, "-\t-\t{}\t{text}", why.as_deref().unwrap_or("not judged")),
+    })
 }
 
 impl ScoreArgs {
     fn settings(&self) -> anyhow::Result<Settings> {
-        for (text, number) in self.texts.iter().zip(1..) {
-            check_text(text).map_err(|why| Usage(format!("text {number}: {why}")))?;
-        }
         let mut settings = self.config.load()?.settings;
         let source = self.model.clone().or(settings.filter.source);
         settings.filter.source = Some(source.unwrap_or_else(|| MODEL.into()));

@@ -1,9 +1,9 @@
 //! `blipstream submit`: sends requests to Kafka and, if asked to, waits for what becomes of them.
 
 mod answers;
-mod inputs;
+pub(super) mod inputs;
 mod lines;
-mod request;
+pub(super) mod request;
 mod send;
 
 use std::fmt::Write as _;
@@ -42,8 +42,8 @@ const CONNECT: Duration = Duration::from_secs(15);
   request.json                a request, a table ({\"input_data\": …}), or an array of requests and references
   list.txt, -                 a reference or a request a line; # begins a comment; - is standard input
 A path in a list is looked for in the current folder, then beside the list. Lists are read while they are sent, so
-their length does not matter (a .json file is read as a whole). --prompt, --max-new-tokens, --meta and --deadline do
-not change requests that are sent as they are. A local image has its path as id where no other is given.
+their length does not matter (a .json file is read as a whole). --prompt, --meta, --deadline and the flags of
+generation do not change requests that are sent as they are; what is not given is as the workers are configured. A local image has its path as id where no other is given.
 
 Examples:
   blipstream submit https://example.com/a.jpg https://example.com/b.jpg
@@ -66,6 +66,13 @@ pub struct SubmitArgs {
     /// Column of .csv files that holds the reference
     #[arg(long, value_name = "NAME")]
     column: Option<String>,
+    /// Have captions, and the texts of --text-column, judged by the workers' filter; requests that are sent as they are get
+    /// the task, too, unless they name their own
+    #[arg(long)]
+    filter: bool,
+    /// Column of .csv files that holds a text found with the image, for --filter
+    #[arg(long, value_name = "NAME", requires = "filter")]
+    text_column: Option<String>,
     /// Send local files as file:// addresses; workers read them below fetch.file_roots
     #[arg(long)]
     as_file_url: bool,
@@ -186,6 +193,8 @@ impl SubmitArgs {
         let builder = Builder {
             prompt: self.prompt.clone(),
             params: self.generation.params(),
+            filter: self.filter,
+            text_column: self.text_column.clone(),
             meta,
             deadline: self.deadline,
             keyed: self.key == Key::Id,

@@ -143,7 +143,7 @@ pub fn drain_on_signal(control: &Control) -> anyhow::Result<()> {
             };
             if again {
                 tracing::warn!(signal = name, "stopping at once; what was in flight is read again by the next worker");
-                super::leave(1);
+                super::leave_at_once(1);
             }
             tracing::info!(signal = name, "draining; a second signal stops at once");
             control.drain(name);

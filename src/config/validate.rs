@@ -73,7 +73,7 @@ pub(super) fn settings(settings: &Settings) -> Vec<Problem> {
         format!("must be 0 (JPEGs are decoded whole) or from 1 to {LARGEST_GAP}, not {gap}"),
     );
     check.model(&settings.model);
-    check.filter(&settings.filter, &settings.kafka);
+    check.filter(&settings.filter);
     check.at_least_one("batch.queue", settings.batch.queue as u64);
     if let Some(worker) = &settings.output.worker {
         check.header("output.worker", worker);
@@ -95,6 +95,10 @@ pub(super) fn warnings(settings: &Settings) -> Vec<String> {
              no other is under way",
             kafka.max_message_size, flow.max_message_bytes
         ),
+    );
+    warn(
+        kafka.filtered_topic.is_some() && settings.filter.source.is_none(),
+        "kafka.filtered_topic has no effect in a worker without filter.source, the model that rejects something".into(),
     );
     warn(
         fetch.max_body > flow.max_image_bytes,

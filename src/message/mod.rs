@@ -26,7 +26,7 @@ pub use record::{
 pub use redact::{redact_text, without_controls};
 pub use request::{
     ImageRef, MAX_PROMPT_BYTES, MAX_TEXTS, ObjectRef, ObjectRoot, ParseError, ParsedRow, Request, RequestParams,
-    StoreKind, Tasks, check_text, parse,
+    StoreKind, Tasks, parse,
 };
 
 /// Header that carries a row's identity through retry, dead letter and replay.

@@ -95,14 +95,17 @@ pub struct Candidate {
 }
 
 /// How well a text describes its image.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Judged {
-    /// The probability that they match; `None` of a text without words.
+    /// The probability that they match; `None` of a text that cannot be judged.
     pub itm: Option<f32>,
     /// The cosine of the angle between their embeddings.
     pub itc: Option<f32>,
     /// Whether the probability is high enough.
     pub kept: bool,
+    /// Why it cannot be judged.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
 }
 
 /// The model a caption comes from.

@@ -13,10 +13,12 @@ pub struct Filter {
     pub source: Option<String>,
     /// A text is kept if the filter gives at least this probability to its matching the image, 0 to 1.
     pub threshold: f64,
+    /// The most texts that a request may have judged beside its captions.
+    pub texts_limit: usize,
 }
 
 impl Default for Filter {
     fn default() -> Self {
-        Self { source: None, threshold: 0.5 }
+        Self { source: None, threshold: 0.5, texts_limit: 16 }
     }
 }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use self::known::{Asked, Entry, Known};
+pub use self::params::check_params;
 use super::Output;
 use crate::caption::{Ask, Told};
 use crate::message::{Candidate, CaptionRecord, ImageInfo, Judged, ModelRef, Request, Row, SCHEMA, Tasks, Timing};
@@ -25,8 +26,10 @@ pub struct Answers {
     model: settings::Model,
     /// What the filter keeps.
     threshold: f64,
-    /// The filter, where one is loaded.
-    filter: Option<ModelRef>,
+    /// The most texts of a request.
+    texts_limit: usize,
+    /// Whether a filter is loaded.
+    has_filter: bool,
     /// Name of this worker in records.
     worker: String,
     /// Terms that set `flags` on a record, in lower case.
@@ -52,6 +55,8 @@ pub enum AskError {
 pub struct Writer<'a> {
     /// The model.
     pub model: &'a ModelRef,
+    /// The filter beside it.
+    pub filter: Option<&'a ModelRef>,
     /// The device.
     pub device: &'a str,
     /// Its time for this caption.
@@ -59,18 +64,18 @@ pub struct Writer<'a> {
 }
 
 impl Answers {
-    /// The answers of a worker that judges texts by `filter`, if by any.
+    /// The answers of a worker that has a filter or none.
     pub fn new(
         settings: &Settings,
-        filter: Option<ModelRef>,
+        has_filter: bool,
         worker: String,
         flag_terms: Vec<String>,
         metrics: Arc<Metrics>,
     ) -> Self {
         let room = settings.model.caption_cache.as_u64();
         let known = (room > 0).then(|| Known::new(room));
-        let threshold = settings.filter.threshold;
-        Self { model: settings.model.clone(), threshold, filter, worker, flag_terms, known, metrics }
+        let settings::Filter { threshold, texts_limit, .. } = settings.filter;
+        Self { model: settings.model.clone(), threshold, texts_limit, has_filter, worker, flag_terms, known, metrics }
     }
 
     /// Name of this worker in records.
@@ -84,8 +89,13 @@ impl Answers {
     /// Its parameters are over the fleet's limits or make no sense, or a model is missing.
     pub fn ask(&self, request: &Request, sha256: &str) -> Result<Ask, AskError> {
         let Tasks { caption, filter } = request.tasks;
-        if filter && self.filter.is_none() {
+        if filter && !self.has_filter {
             return Err(AskError::NoFilter);
+        }
+        let (texts, limit) = (request.texts.len(), self.texts_limit);
+        if texts > limit {
+            let text = format!("text: {texts} texts; this fleet allows {limit} (filter.texts_limit)");
+            return Err(AskError::Params(text));
         }
         let params = || params::params(&self.model, request, sha256).map_err(AskError::Params);
         Ok(Ask { caption: caption.then(params).transpose()?, texts: request.texts.clone(), filter })
@@ -98,7 +108,8 @@ impl Answers {
             let asked = Asked { sha256: image.sha256.clone(), ask: ask.clone() };
             let ImageInfo { width, height, ref format, .. } = image;
             let told = told.clone();
-            let entry = Entry { told, model: by.model.clone(), width, height, format: format.clone(), cost: by.cost };
+            let (model, filter) = (by.model.clone(), by.filter.cloned());
+            let entry = Entry { told, model, filter, width, height, format: format.clone(), cost: by.cost };
             known.insert(asked, entry);
             self.metrics.captions_remembered(known.bytes());
         }
@@ -126,7 +137,7 @@ impl Answers {
         }
         let best = candidates::best(&candidates);
         let (text, generated) = best.map(|best| (best.text.clone(), best.generated)).unwrap_or_default();
-        let rejected = judged && !candidates.iter().any(|one| one.judged.is_some_and(|judged| judged.kept));
+        let rejected = judged && !candidates.iter().any(|one| one.judged.as_ref().is_some_and(|judged| judged.kept));
         if candidates.len() == 1 && !judged {
             candidates.clear();
         }
@@ -140,7 +151,7 @@ impl Answers {
             candidates,
             cached,
             model: by.model.clone(),
-            filter: self.filter.clone().filter(|_| judged),
+            filter: by.filter.cloned().filter(|_| judged),
             image,
             timing_ms: row.timing,
             origin: row.origin,
@@ -161,10 +172,10 @@ pub struct Recalled {
 impl Recalled {
     /// The answer to a row whose caption it is; `image` gets what only a decoder would know.
     pub fn answer(self, row: Row, mut image: ImageInfo) -> Output {
-        let Entry { told, model, width, height, format, .. } = &*self.entry;
+        let Entry { told, model, filter, width, height, format, .. } = &*self.entry;
         (image.width, image.height) = (*width, *height);
         image.format.clone_from(format);
-        let by = Writer { model, device: MEMORY, cost: Duration::ZERO };
+        let by = Writer { model, filter: filter.as_ref(), device: MEMORY, cost: Duration::ZERO };
         self.answers.answer(row, image, told, by, true)
     }
 }

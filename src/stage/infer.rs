@@ -157,7 +157,7 @@ pub struct Loaded {
 }
 
 /// What records say of a model.
-pub fn model_ref(info: &ModelInfo) -> ModelRef {
+fn model_ref(info: &ModelInfo) -> ModelRef {
     ModelRef { id: info.id.clone(), revision: info.revision.clone(), dtype: info.dtype.clone() }
 }
 
@@ -185,7 +185,8 @@ pub fn spawn(loaded: Loaded, shared: Arc<Shared>) -> std::io::Result<Device> {
     );
     let stats = Arc::new(DeviceStats::new(name.clone(), info.backend.clone(), batch_size, max_batch_size));
     let model = model_ref(info);
-    let mut runner = Runner { engine, filter, model, shared, stats: stats.clone(), last: None };
+    let judge = filter.as_ref().map(|filter| model_ref(filter.model()));
+    let mut runner = Runner { engine, filter, model, judge, shared, stats: stats.clone(), last: None };
     let thread = thread::Builder::new().name(format!("infer {name}")).spawn(move || {
         let life = Life::of(runner.stats.clone());
         life.over(runner.run())
@@ -197,6 +198,8 @@ struct Runner {
     engine: Box<dyn Engine>,
     filter: Option<Box<dyn Filter>>,
     model: ModelRef,
+    /// What records say of the filter.
+    judge: Option<ModelRef>,
     shared: Arc<Shared>,
     stats: Arc<DeviceStats>,
     /// How long the last batch took.
@@ -283,8 +286,11 @@ impl Runner {
         if batch.len() > 1 {
             let half = batch.len() / 2;
             if error.kind() == ErrorKind::OutOfMemory {
-                tracing::warn!(device, size = batch.len(), now = half, "out of memory: smaller batches from now on");
-                self.stats.batch_size.store(half, Ordering::Relaxed);
+                // Images of several rows each say nothing of how many of one there is room for.
+                if batch.iter().all(|admitted| admitted.ask.rows() == 1) {
+                    self.stats.batch_size.fetch_min(half, Ordering::Relaxed);
+                }
+                tracing::warn!(device, size = batch.len(), now = half, "out of memory: smaller batches");
             } else {
                 tracing::warn!(device, size = batch.len(), %error, "the batch failed: trying its halves");
             }
@@ -306,11 +312,14 @@ impl Runner {
         Ok(())
     }
 
-    /// Captions a grey picture, and judges it, which no sound device fails on.
+    /// Captions a grey picture, and judges a text of it, which no sound device fails on.
     fn probe(&mut self) -> Result<(), EngineError> {
         let picture = pictures::grey(self.engine.model().image_size)?;
-        let caption = Some(Params { max_new_tokens: 1, ..Params::default() });
-        self.tell(&[(picture, Ask { caption, texts: Vec::new(), filter: self.filter.is_some() })])?;
+        let mut items = vec![(picture.clone(), Ask::caption(Params { max_new_tokens: 1, ..Params::default() }))];
+        if self.filter.is_some() {
+            items.push((picture, Ask { caption: None, texts: vec!["a picture".into()], filter: true }));
+        }
+        self.tell(&items)?;
         Ok(())
     }
 
@@ -320,11 +329,14 @@ impl Runner {
     }
 
     fn observe(&mut self, images: usize, took: Duration) {
-        let Phases { encode, cross_kv, decode, steps, tokens, .. } = self.engine.take_phases();
+        let Phases { encode, cross_kv, decode, images: captioned, steps, tokens } = self.engine.take_phases();
         let (metrics, device, model) = (&self.shared.metrics, self.stats.name.as_str(), self.model.id.as_str());
-        metrics.phase(device, model, Phase::Encode, images, encode);
-        metrics.phase(device, model, Phase::CrossKv, images, cross_kv);
-        metrics.phase(device, model, Phase::Decode, tokens.div_ceil(steps.max(1)), decode);
+        // A filter may have worked alone.
+        if captioned > 0 {
+            metrics.phase(device, model, Phase::Encode, captioned, encode);
+            metrics.phase(device, model, Phase::CrossKv, captioned, cross_kv);
+            metrics.phase(device, model, Phase::Decode, tokens.div_ceil(steps.max(1)), decode);
+        }
         for _ in 0..images {
             metrics.stage(Stage::Infer, took);
         }
@@ -340,7 +352,8 @@ impl Runner {
         let finished = queued.ready.map(|ready| {
             let Ready { mut row, image, .. } = ready;
             row.timing.caption = Timing::ms(took);
-            let by = Writer { model: &self.model, device: &self.stats.name, cost };
+            let filter = self.judge.as_ref();
+            let by = Writer { model: &self.model, filter, device: &self.stats.name, cost };
             self.shared.answers.written(row, image, ask, told, by)
         });
         self.send(finished);

@@ -1,5 +1,6 @@
 //! CapFilt: captions and texts that were found are judged, the best is kept, and what matches nothing goes elsewhere.
 
+use std::path::Path;
 use std::process::Command;
 
 use blipstream::caption::fake::FakeOptions;
@@ -47,6 +48,8 @@ async fn the_best_text_is_kept_whoever_wrote_it_and_what_matches_nothing_has_a_t
         json!({"image": image, "tasks": both, "params": cut}),
         json!({"image": image, "tasks": both, "params": cut, "text": word}),
         json!({"image": image, "tasks": both, "params": samples}),
+        json!({"image": image, "tasks": both, "text": ["…", word]}),
+        json!({"image": image, "tasks": ["filter"], "text": vec![word; 17]}),
         json!({"input_data": {"columns": ["image", "text", "tasks"],
             "data": [[image, word, ["filter"]], [image, "…", ["filter"]]]}}),
     ];
@@ -79,20 +82,29 @@ async fn the_best_text_is_kept_whoever_wrote_it_and_what_matches_nothing_has_a_t
     assert_eq!(each(rejected("4"), "source"), ["generated"], "a caption that does not match");
     assert_eq!((&kept("5")["text"], each(kept("5"), "kept")), (&json!(word), vec![json!(false), json!(true)]));
     assert_eq!(each(kept("6"), "kept"), [true, true, true]);
-    assert_eq!(kept("7/0")["index"], 0);
-    let letter = &answers.dead_letters["requests/0/7/1"][0];
-    assert_eq!(letter.header("blipstream-error-code"), Some("bad_params"));
-    assert!(letter.header("blipstream-error-message").unwrap().contains("text: has no words"), "{letter:?}");
-    assert_eq!(rejected("8")["cached"], true, "judged before, and rejected again");
-    assert_eq!(each(rejected("8"), "itm"), each(rejected("3"), "itm"));
+    assert_eq!(each(kept("7"), "error"), [json!(null), json!("the text has no words"), json!(null)]);
+    assert_eq!(each(kept("7"), "kept"), [true, false, true]);
+    let refused = |offset: &str, words: &str| {
+        let letter = &answers.dead_letters[&format!("requests/0/{offset}")][0];
+        assert_eq!(letter.header("blipstream-error-code"), Some("bad_params"));
+        assert!(letter.header("blipstream-error-message").unwrap().contains(words), "{letter:?}");
+    };
+    refused("8", "text: 17 texts; this fleet allows 16 (filter.texts_limit)");
+    assert_eq!(kept("9/0")["index"], 0);
+    refused("9/1", "text[0]: the text has no words");
+    assert_eq!(rejected("10")["cached"], true, "judged before, and rejected again");
+    assert_eq!(
+        (each(rejected("10"), "itm"), &rejected("10")["filter"]),
+        (each(rejected("3"), "itm"), &rejected("3")["filter"])
+    );
 
     let metrics = worker.control.metrics().render();
     for line in [
-        "blipstream_filter_candidates_total{kept=\"true\",source=\"generated\"} 4",
+        "blipstream_filter_candidates_total{kept=\"true\",source=\"generated\"} 5",
         "blipstream_filter_candidates_total{kept=\"false\",source=\"generated\"} 2",
-        "blipstream_filter_candidates_total{kept=\"true\",source=\"found\"} 4",
-        "blipstream_filter_candidates_total{kept=\"false\",source=\"found\"} 4",
-        "blipstream_filter_match_probability_count{source=\"found\"} 8",
+        "blipstream_filter_candidates_total{kept=\"true\",source=\"found\"} 5",
+        "blipstream_filter_candidates_total{kept=\"false\",source=\"found\"} 5",
+        "blipstream_filter_match_probability_count{source=\"found\"} 9",
     ] {
         assert!(metrics.contains(line), "no {line} in\n{metrics}");
     }
@@ -152,21 +164,72 @@ fn texts_are_scored_by_the_command_the_best_first_as_the_library_judges_them() {
 #[test]
 fn what_is_wrong_with_a_filter_or_a_text_is_told_by_its_name() {
     let (image, model) = ("models/demo/images/cabin.jpg", "tests/fixtures/retrieval/widths");
+    let other = &format!("filter.source={model}");
     for (arguments, code, words) in [
-        (&["score", image, "…", "--model", model][..], 2, "text 1: has no words"),
+        (&["score", image, "…", "--model", model][..], 3, "text[0]: the text has no words"),
         (&["score", "missing.jpg", "a dog", "--model", model], 3, "missing.jpg: not_found"),
         (&["score", image, "a dog", "--model", "tests/fixtures/reference/widths"], 1, "BlipForImageTextRetrieval"),
         (&["caption", image, "--model", model], 1, "BlipForConditionalGeneration"),
         (
-            &["caption", image, "--model", "demo", "--set", &format!("filter.source={model}")],
+            &["worker", "--set", "model.source=demo", "--set", other],
             1,
             "makes its pixels in another way than the captioner",
         ),
+        (&["caption", image, "--model", "demo", "--num-return-sequences", "2"], 2, "params.num_return_sequences is 2"),
+        (&["caption", image, "--model", "demo", "--temperature", "2"], 2, "no effect without do_sample"),
         (&["caption", image, "--model", "demo", "--set", "filter.threshold=2"], 2, "filter.threshold"),
-        (&["caption", image, "--model", "demo", "--set", "kafka.filtered_topic=x"], 2, "kafka.filtered_topic"),
+        (
+            &["caption", image, "--model", "demo", "--set", "kafka.filtered_topic=blipstream.dlq"],
+            2,
+            "kafka.filtered_topic",
+        ),
     ] {
         let (found, out, error) = blipstream(arguments);
         assert_eq!((found, out.as_str()), (Some(code), ""), "{arguments:?}: {error}");
         assert!(error.contains(words), "{arguments:?}: {error}");
     }
+}
+
+#[test]
+fn a_folder_and_lists_are_captioned_and_filtered_without_kafka() {
+    let folder = tempfile::TempDir::new().unwrap();
+    let images = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo/images");
+    let image = |name: &str| images.join(name).display().to_string();
+    let (cabin, beach) = (image("cabin.jpg"), image("beach-morning.png"));
+    let (csv, lines) = (folder.path().join("pages.csv"), folder.path().join("pages.jsonl"));
+    let (right, wrong) = ("a white house and a red tree", "two blue boats by the sea");
+    std::fs::write(&csv, format!("url,alt,page\n{cabin},{right},7\n{beach},IMG_4711.JPG,8\nmissing.jpg,{wrong},9\n"))
+        .unwrap();
+    std::fs::write(
+        &lines,
+        json!({"id": "both", "image": format!("file://{cabin}"), "text": [right, wrong]}).to_string(),
+    )
+    .unwrap();
+    let (csv, lines) = (csv.display().to_string(), lines.display().to_string());
+    let models = ["--model", "demo", "--filter", "demo"];
+    let ask = |inputs: &[&str]| blipstream(&[&["capfilt"][..], inputs, &models].concat());
+
+    let (code, out, error) = ask(&[&csv, &lines, "--column", "url", "--text-column", "alt", "--output", "jsonl"]);
+    assert_eq!(code, Some(3), "a file is missing: {error}");
+    let records: Vec<Value> = out.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let kept: Vec<_> =
+        records.iter().filter(|record| record.get("error").is_none()).map(|record| each(record, "kept")).collect();
+    assert_eq!(kept, [vec![true, true], vec![true, false], vec![true, true, false]], "{out}");
+    assert_eq!(
+        (&records[0]["meta"]["page"], records[0]["meta"].get("alt"), &records[3]["id"]),
+        (&json!("7"), None, &json!("both"))
+    );
+    assert!(records[2]["error"]["message"].as_str().unwrap().contains("no such file"), "{out}");
+
+    let (code, out, error) = ask(&[&cabin, "--num-beams", "2", "--num-return-sequences", "2"]);
+    assert_eq!(code, Some(0), "{error}");
+    let rows: Vec<Vec<&str>> = out.lines().map(|line| line.split('\t').collect()).collect();
+    assert_eq!(
+        rows.iter().map(|row| (row[2], row[3])).collect::<Vec<_>>(),
+        [("generated", cabin.as_str()); 2],
+        "{out}"
+    );
+    assert_eq!((rows[0][0], rows[0][4]), ("kept", "a white house and a red tree in a forest on a snowy night"));
+    let (code, _, error) = blipstream(&["capfilt", &cabin, "--model", "demo"]);
+    assert_eq!((code, error.contains("--filter")), (Some(2), true), "{error}");
 }

@@ -102,21 +102,24 @@ def vocabulary():
     return ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
 
 
-def build_model(spec, seed, ending):
-    """Random weights whose every part matters; `ending` is added to the score of the end token."""
+def text_config(spec):
+    """Sizes and special tokens of the language model."""
     words = len(vocabulary())
-    text = dict(
+    common = dict(
         vocab_size=words + spec.spare_words,
         bos_token_id=words,
         eos_token_id=2,
         pad_token_id=0,
         sep_token_id=3,
         max_position_embeddings=64,
-        tie_word_embeddings=spec.tied,
     )
-    config = BlipConfig(
-        text_config=text | spec.text, vision_config=spec.vision, tie_word_embeddings=spec.tied
-    )
+    return common | spec.text
+
+
+def build_model(spec, seed, ending):
+    """Random weights whose every part matters; `ending` is added to the score of the end token."""
+    text = text_config(spec) | dict(tie_word_embeddings=spec.tied)
+    config = BlipConfig(text_config=text, vision_config=spec.vision, tie_word_embeddings=spec.tied)
     config._attn_implementation = "eager"
     model = BlipForConditionalGeneration(config).eval()
     generator = torch.Generator().manual_seed(seed)

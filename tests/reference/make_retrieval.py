@@ -14,7 +14,7 @@ import shutil
 import numpy as np
 import torch
 from make_fixtures import ROOT as CAPTIONERS
-from make_fixtures import SPECS, draw_images, processor_of, vocabulary
+from make_fixtures import SPECS, draw_images, processor_of, text_config
 from safetensors.torch import save_file
 from transformers import BlipConfig, BlipForImageTextRetrieval
 
@@ -35,17 +35,8 @@ TEXTS = [
 
 
 def build_model(spec, seed):
-    words = len(vocabulary())
-    text = dict(
-        vocab_size=words + spec.spare_words,
-        bos_token_id=words,
-        eos_token_id=2,
-        pad_token_id=0,
-        sep_token_id=3,
-        max_position_embeddings=64,
-    )
     config = BlipConfig(
-        text_config=text | spec.text, vision_config=spec.vision, image_text_hidden_size=SHARED[spec.name]
+        text_config=text_config(spec), vision_config=spec.vision, image_text_hidden_size=SHARED[spec.name]
     )
     config._attn_implementation = "eager"
     model = BlipForImageTextRetrieval(config).eval()

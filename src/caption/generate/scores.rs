@@ -44,7 +44,8 @@ pub(super) fn weights(scores: &[f32], sampling: &Sampling) -> Vec<Weighed> {
     let weight = |score: f32| ((score - top) / *sampling.temperature).exp();
     let mut tokens: Vec<Weighed> = scores.iter().zip(0..).map(|(score, token)| (token, weight(*score))).collect();
     if (1..tokens.len()).contains(&sampling.top_k) {
-        let (_, &mut (_, least), _) = tokens.select_nth_unstable_by(sampling.top_k - 1, heavier_first);
+        // Of a copy, since what is drawn must not depend on the order that a selection leaves.
+        let (_, &mut (_, least), _) = tokens.clone().select_nth_unstable_by(sampling.top_k - 1, heavier_first);
         tokens.retain(|(_, weight)| *weight >= least);
     }
     if *sampling.top_p < 1.0 {

@@ -118,7 +118,13 @@ pub(super) fn run(args: PipelineArgs) -> anyhow::Result<Exit> {
         log.filter = format!("{},{}=error", log.filter, UNFINISHED);
     }
     telemetry::init(&log)?;
+    // The engines alone are measured as they are at their fastest, and so is the pipeline.
+    let plain = crate::settings::Model::default();
     settings.model.source.clone_from(&args.model);
+    (settings.model.num_beams, settings.model.do_sample) = (plain.num_beams, plain.do_sample);
+    settings.model.repetition_penalty = plain.repetition_penalty;
+    settings.model.num_return_sequences = plain.num_return_sequences;
+    settings.filter.source = None;
     (settings.model.max_new_tokens, settings.model.min_new_tokens) = (args.tokens, args.tokens);
     settings.model.max_new_tokens_limit = settings.model.max_new_tokens_limit.max(args.tokens);
     let mut model = models::load(&settings)?;

@@ -61,8 +61,12 @@ pub struct Given<'a> {
 pub struct Builder {
     /// `--prompt`.
     pub prompt: Option<String>,
-    /// `--max-new-tokens`.
+    /// `--max-new-tokens` and the other flags of generation.
     pub params: RequestParams,
+    /// Whether captions and found texts are judged.
+    pub filter: bool,
+    /// Column of lists that holds a text that was found with the image.
+    pub text_column: Option<String>,
     /// `--meta`.
     pub meta: Map<String, Value>,
     /// `--deadline`, counted from the moment a request is made.
@@ -96,13 +100,18 @@ impl Builder {
         request.prompt = given.prompt.or_else(|| self.prompt.clone());
         request.params.clone_from(&self.params);
         request.deadline = self.deadline.map(from_now).transpose().map_err(|why| bad(&why))?;
+        request.tasks.filter = self.filter;
         request.meta.clone_from(&self.meta);
         request.meta.extend(given.meta);
+        if let Some(text) = self.text_column.as_ref().and_then(|column| request.meta.remove(column)) {
+            request.texts.extend(text.as_str().filter(|text| !text.trim().is_empty()).map(str::to_owned));
+        }
         self.item(place, request.id.as_deref(), request.to_native(), 1)
     }
 
     /// A request that is there as JSON already, in any of the forms that workers read; sent as it is.
     pub fn json(&self, place: &str, text: Bytes) -> Result<Item, Bad> {
+        let text = if self.filter { with_filter(text) } else { text };
         let rows = message::parse(&unsent(text.clone()), self.max_rows).map_err(|error| Bad::new(place, error))?;
         if rows.is_empty() {
             return Err(Bad::new(place, "a table without rows"));
@@ -152,6 +161,17 @@ impl Builder {
             ByteSize::b(size),
             ByteSize::b(self.max_bytes)
         )
+    }
+}
+
+/// A request in the native form that names no tasks, with those of the filter; anything else as it is.
+fn with_filter(text: Bytes) -> Bytes {
+    match serde_json::from_slice::<Map<String, Value>>(&text) {
+        Ok(mut request) if request.contains_key("image") && !request.contains_key("tasks") => {
+            request.insert("tasks".into(), serde_json::json!(["caption", "filter"]));
+            Value::Object(request).to_string().into()
+        }
+        _ => text,
     }
 }
 

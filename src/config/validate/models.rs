@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::Check;
-use crate::settings::{Filter, Kafka, Model};
+use crate::settings::{Filter, Model};
 
 const DTYPES: [&str; 5] = ["auto", "f32", "bf16", "f16", "int8"];
 const BACKENDS: [&str; 8] =
@@ -45,12 +45,17 @@ impl Check {
     fn generation(&mut self, model: &Model) {
         let positive = [("repetition_penalty", model.repetition_penalty), ("temperature", model.temperature)];
         for (name, value) in positive {
-            let holds = value.is_finite() && value > 0.0;
+            // As the captioner takes it.
+            let holds = (value as f32).is_finite() && value as f32 > 0.0;
             self.need(holds, &[&format!("model.{name}")], format!("must be a number above 0, not {value}"));
         }
         let top_p = model.top_p;
-        self.need(top_p > 0.0 && top_p <= 1.0, &["model.top_p"], format!("must be above 0 and at most 1, not {top_p}"));
-        self.need(model.length_penalty.is_finite(), &["model.length_penalty"], "must be a finite number");
+        self.need(
+            top_p as f32 > 0.0 && top_p <= 1.0,
+            &["model.top_p"],
+            format!("must be above 0 and at most 1, not {top_p}"),
+        );
+        self.need((model.length_penalty as f32).is_finite(), &["model.length_penalty"], "must be a finite number");
         let (beams, captions, limit) = (model.num_beams, model.num_return_sequences, model.sequences_limit);
         for (name, value) in [("num_beams", beams), ("num_return_sequences", captions)] {
             let message = format!("must be from 1 to model.sequences_limit ({limit}), not {value}");
@@ -82,16 +87,14 @@ impl Check {
         self.need(auto || distinct.len() == devices.len(), key, message);
     }
 
-    pub(super) fn filter(&mut self, filter: &Filter, kafka: &Kafka) {
+    pub(super) fn filter(&mut self, filter: &Filter) {
         let threshold = filter.threshold;
         let message = format!("must be a probability from 0 to 1, not {threshold}");
         self.need((0.0..=1.0).contains(&threshold), &["filter.threshold"], message);
+        self.at_least_one("filter.texts_limit", filter.texts_limit as u64);
         if let Some(source) = &filter.source {
             self.not_empty("filter.source", source);
         }
-        let message = "has no effect without filter.source, the model that rejects something";
-        let effect = filter.source.is_some() || kafka.filtered_topic.is_none();
-        self.need(effect, &["kafka.filtered_topic", "filter.source"], message);
     }
 }
 

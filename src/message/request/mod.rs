@@ -21,7 +21,7 @@ use crate::disposition::{Code, Disposed, Disposition};
 
 #[cfg(test)]
 pub(super) use native::PARAMS;
-pub use native::{MAX_PROMPT_BYTES, MAX_TEXTS, check_text};
+pub use native::{MAX_PROMPT_BYTES, MAX_TEXTS};
 pub use object::{ObjectRef, ObjectRoot, StoreKind};
 
 /// What one image asks for.

@@ -14,7 +14,7 @@ use crate::message::redact::quote;
 /// Longest prompt, in bytes. The text model of BLIP has 512 positions, and a token is seldom longer than eight bytes.
 pub const MAX_PROMPT_BYTES: usize = 4096;
 
-/// Most texts of one image.
+/// Most texts of one image, whatever a fleet allows.
 pub const MAX_TEXTS: usize = 64;
 
 /// Names that `tasks` may have.
@@ -52,11 +52,16 @@ pub(super) fn read(source: &Bytes, fields: &Fields<'_>, place: &str) -> Result<R
     };
     let tasks = tasks(fields, place)?;
     let texts = texts(fields, place, tasks)?;
+    let (prompt, params) = (prompt(fields, place)?, params(fields, place)?);
+    if !tasks.caption && (prompt.is_some() || params != RequestParams::default()) {
+        let name = if prompt.is_some() { "prompt" } else { "params" };
+        return Err(ParseError::Params(format!("{place}{name}: has no effect without the task `caption`")));
+    }
     Ok(Request {
         id: string(fields, place, "id", ParseError::Message)?.map(str::to_owned),
         image,
-        prompt: prompt(fields, place)?,
-        params: params(fields, place)?,
+        prompt,
+        params,
         texts,
         tasks,
         deadline: deadline(fields, place)?,
@@ -104,20 +109,6 @@ fn tasks(fields: &Fields<'_>, place: &str) -> Result<Tasks, ParseError> {
     Ok(tasks)
 }
 
-/// Refuses a text that cannot be judged.
-///
-/// # Errors
-/// Why, in words for people.
-pub fn check_text(text: &str) -> Result<(), String> {
-    if text.len() > MAX_PROMPT_BYTES {
-        return Err(format!("{} bytes; at most {MAX_PROMPT_BYTES} are allowed", text.len()));
-    }
-    if !text.contains(char::is_alphanumeric) {
-        return Err("has no words".into());
-    }
-    Ok(())
-}
-
 /// One text, or a list of them.
 fn texts(fields: &Fields<'_>, place: &str, tasks: Tasks) -> Result<Vec<String>, ParseError> {
     let texts: Vec<(String, &Cow<'_, str>)> = match fields.get("text") {
@@ -147,7 +138,9 @@ fn texts(fields: &Fields<'_>, place: &str, tasks: Tasks) -> Result<Vec<String>, 
         return refuse(format!("text: {} texts; at most {MAX_TEXTS} are allowed", texts.len()));
     }
     for (name, text) in &texts {
-        check_text(text).map_err(|why| ParseError::Params(format!("{place}{name}: {why}")))?;
+        if text.len() > MAX_PROMPT_BYTES {
+            return refuse(format!("{name}: {} bytes; at most {MAX_PROMPT_BYTES} are allowed", text.len()));
+        }
     }
     Ok(texts.into_iter().map(|(_, text)| text.clone().into_owned()).collect())
 }

@@ -187,7 +187,16 @@ fn a_wrong_message_is_refused_by_code_and_place() {
         (with(r#""text":"a""#), Code::BadParams, "text: has no effect without the task `filter`"),
         (with(r#""text":7,"tasks":["filter"]"#), Code::BadParams, "text: expected a string or a list of them"),
         (with(r#""text":["a",7],"tasks":["filter"]"#), Code::BadParams, "text[1]: expected a string, found a number"),
-        (with(r#""text":["a"," ."],"tasks":["filter"]"#), Code::BadParams, "text[1]: has no words"),
+        (
+            with(r#""text":"a","tasks":["filter"],"prompt":"b""#),
+            Code::BadParams,
+            "prompt: has no effect without the task `caption`",
+        ),
+        (
+            with(r#""text":"a","tasks":["filter"],"params":{"seed":1}"#),
+            Code::BadParams,
+            "params: has no effect without",
+        ),
         (table("[]"), Code::BadMessage, "input_data: expected an object, found a list"),
         (table(r#"{"data":[]}"#), Code::BadMessage, "input_data.columns: missing"),
         (table(r#"{"columns":["image"]}"#), Code::BadMessage, "input_data.data: missing"),
@@ -343,6 +352,8 @@ prop_compose! {
     ) -> Request {
         let meta = meta.into_iter().collect();
         let (texts, tasks) = asked;
+        // They would have no effect.
+        let (prompt, params) = if tasks.caption { (prompt, params) } else { (None, RequestParams::default()) };
         Request { id, image, prompt, params, texts, tasks, deadline, meta }
     }
 }

@@ -5,12 +5,12 @@ use crate::message::{Candidate, Generated, Judged, TextSource};
 
 /// Captions first, then the texts that were found; judged where there is a threshold, a probability from 0 to 1.
 pub(super) fn of(told: &Told, texts: &[String], threshold: Option<f64>) -> Vec<Candidate> {
-    let judged = |found: Option<Match>| {
-        let kept = |threshold| found.is_some_and(|found| f64::from(found.itm) >= threshold);
-        threshold.map(|threshold| Judged {
-            itm: found.map(|found| found.itm),
-            itc: found.map(|found| found.itc),
-            kept: kept(threshold),
+    let judged = |found: Option<&Result<Match, String>>| {
+        threshold.zip(found).map(|(threshold, found)| match found {
+            Ok(Match { itm, itc, .. }) => {
+                Judged { itm: Some(*itm), itc: Some(*itc), kept: f64::from(*itm) >= threshold, error: None }
+            }
+            Err(why) => Judged { itm: None, itc: None, kept: false, error: Some(why.clone()) },
         })
     };
     let captions = told.caption.iter().flat_map(Caption::all).enumerate().map(|(at, caption)| Candidate {
@@ -21,13 +21,13 @@ pub(super) fn of(told: &Told, texts: &[String], threshold: Option<f64>) -> Vec<C
             tokens: Some(caption.tokens),
             finish: Some(finish(caption.finish)),
         },
-        judged: judged(told.generated.get(at).copied().flatten()),
+        judged: judged(told.generated.get(at)),
     });
     let found = texts.iter().enumerate().map(|(at, text)| Candidate {
         text: text.clone(),
         source: TextSource::Found,
         generated: Generated::default(),
-        judged: judged(told.found.get(at).copied()),
+        judged: judged(told.found.get(at)),
     });
     // Texts that nobody judges are not of the answer.
     captions.chain(found.take_while(|_| threshold.is_some())).collect()
@@ -35,7 +35,7 @@ pub(super) fn of(told: &Told, texts: &[String], threshold: Option<f64>) -> Vec<C
 
 /// The likeliest to match, the first of equals; the first where none was judged.
 pub(super) fn best(candidates: &[Candidate]) -> Option<&Candidate> {
-    let probability = |one: &Candidate| one.judged.and_then(|judged| judged.itm).unwrap_or(-1.0);
+    let probability = |one: &Candidate| one.judged.as_ref().and_then(|judged| judged.itm).unwrap_or(-1.0);
     candidates.iter().reduce(|best, one| if probability(one) > probability(best) { one } else { best })
 }
 
@@ -62,13 +62,15 @@ mod tests {
     fn what_matches_best_is_kept_whoever_wrote_it() {
         let told = Told {
             caption: Some(caption("first", vec![caption("second", Vec::new())])),
-            generated: vec![Some(judgement(0.4)), None],
-            found: vec![judgement(0.9), judgement(0.9), judgement(0.5)],
+            generated: vec![Ok(judgement(0.4)), Err("no words".into())],
+            found: vec![Ok(judgement(0.9)), Ok(judgement(0.9)), Ok(judgement(0.5))],
         };
         let texts = ["third", "fourth", "fifth"].map(String::from);
         let candidates = of(&told, &texts, Some(0.5));
-        let seen: Vec<_> =
-            candidates.iter().map(|one| (one.text.as_str(), one.source.as_str(), one.judged.unwrap().kept)).collect();
+        let seen: Vec<_> = candidates
+            .iter()
+            .map(|one| (one.text.as_str(), one.source.as_str(), one.judged.as_ref().unwrap().kept))
+            .collect();
         let expected = [
             ("first", "generated", false),
             ("second", "generated", false),
@@ -78,7 +80,10 @@ mod tests {
         ];
         assert_eq!(seen, expected);
         assert_eq!(best(&candidates).unwrap().text, "third", "of equals the first");
-        assert_eq!((candidates[1].judged.unwrap().itm, candidates[2].generated), (None, Generated::default()));
+        assert_eq!(
+            (candidates[1].judged.as_ref().unwrap().error.as_deref(), candidates[2].generated),
+            (Some("no words"), Generated::default())
+        );
     }
 
     #[test]

@@ -26,6 +26,7 @@ pub(super) struct Asked {
 pub(super) struct Entry {
     pub(super) told: Arc<Told>,
     pub(super) model: ModelRef,
+    pub(super) filter: Option<ModelRef>,
     pub(super) width: u32,
     pub(super) height: u32,
     pub(super) format: String,
@@ -86,7 +87,7 @@ mod tests {
         let caption = Caption { text: text.into(), token_ids, logprob: 0.0, tokens: 1, finish: Finish::Stop, more };
         let model = ModelRef { id: "m".into(), revision: None, dtype: "f32".into() };
         let told = Arc::new(Told { caption: Some(caption), ..Told::default() });
-        Entry { told, model, width: 1, height: 1, format: "png".into(), cost: Duration::ZERO }
+        Entry { told, model, filter: None, width: 1, height: 1, format: "png".into(), cost: Duration::ZERO }
     }
 
     #[test]

@@ -1,7 +1,9 @@
 //! From what a request asks for, and the defaults and limits of the fleet, to the parameters of its captions.
 
+use std::path::PathBuf;
+
 use crate::caption::{BeamSearch, Number, Params, Sampling, Strategy};
-use crate::message::{Request, RequestParams};
+use crate::message::{ImageRef, Request, RequestParams};
 use crate::settings;
 
 /// The parameters of a request for the picture of this SHA-256, in hex.
@@ -39,6 +41,15 @@ pub(super) fn params(model: &settings::Model, request: &Request, sha256: &str) -
     // It begins with the name of what is wrong.
     params.check().map_err(|error| format!("params.{error}"))?;
     Ok(params)
+}
+
+/// Refuses parameters that no request may have.
+///
+/// # Errors
+/// What is wrong with them, in words for people.
+pub fn check_params(model: &settings::Model, params: &RequestParams) -> Result<(), String> {
+    let request = Request { params: params.clone(), ..Request::of(ImageRef::File(PathBuf::new())) };
+    self::params(model, &request, "").map(|_| ())
 }
 
 fn strategy(model: &settings::Model, asked: &RequestParams, sha256: &str) -> Result<Strategy, String> {
@@ -103,7 +114,6 @@ fn number(name: &str, value: f64) -> Result<Number, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::message::ImageRef;
 
     const SHA256: &str = "00000000000000ff0000000000000000000000000000000000000000000000ff";
 

@@ -11,6 +11,8 @@ fn inputs() -> Inputs {
     let builder = Builder {
         prompt: None,
         params: RequestParams::default(),
+        filter: false,
+        text_column: None,
         meta: Map::new(),
         deadline: None,
         keyed: true,
