@@ -1,23 +1,15 @@
 //! `blipstream capfilt`: captions for images, judged together with the texts that were found with them, without Kafka.
 
 use std::io::{self, Write};
-use std::ops::ControlFlow;
 
-use async_channel::bounded;
 use serde_json::Map;
 
-use super::generation::GenerationOptions;
-use super::local::{self, Form, Named};
+use super::local::{self, CaptionerOptions, Form, Named};
 use super::submit::inputs::Inputs;
 use super::submit::request::{Bad, Builder, Item};
-use super::{Exit, Usage, caption, models, telemetry};
-use crate::config::ConfigOptions;
-use crate::message::{CaptionRecord, ImageRef, Message, ParseError, Request, parse};
+use super::{Exit, Usage, models, telemetry};
+use crate::message::{CaptionRecord, ImageRef, Message, ParseError, Request, RequestParams, parse};
 use crate::settings::Settings;
-use crate::stage::check_params;
-
-/// Inputs that are read ahead.
-const AHEAD: usize = 64;
 
 /// Arguments of `capfilt`.
 #[derive(Debug, clap::Args)]
@@ -46,58 +38,26 @@ pub struct CapFiltArgs {
     /// Form of the output
     #[arg(long, value_enum, default_value_t = Form::Text)]
     output: Form,
-    /// Folder, hub id, or `demo`: the captioner
-    #[arg(long, value_name = "DIR|HUB-ID")]
-    model: Option<String>,
     /// Folder, hub id, or `demo`: the model that judges; else filter.source
     #[arg(long, value_name = "DIR|HUB-ID")]
     filter: Option<String>,
     /// Least probability of what is kept; else filter.threshold
     #[arg(long, value_name = "0 TO 1")]
     threshold: Option<f64>,
-    /// `auto`, `all` (every GPU), `cpu` or `cuda:N`, which may be given several times
-    #[arg(long)]
-    device: Vec<String>,
-    /// `auto`, `f32`, `bf16`, `f16` or `int8`
-    #[arg(long)]
-    dtype: Option<String>,
-    /// Text that the captions begin with
-    #[arg(long)]
-    prompt: Option<String>,
-    /// A network that may be reached although it is not public, e.g. 10.0.0.0/8; may be given several times
-    #[arg(long, value_name = "CIDR")]
-    allow_network: Vec<ipnet::IpNet>,
-    /// Exit with 3 when a larger share of the images fails
-    #[arg(long, value_name = "SHARE", default_value_t = 0.0)]
-    max_failure_rate: f64,
     #[command(flatten)]
-    config: ConfigOptions,
-    #[command(flatten)]
-    generation: GenerationOptions,
+    options: CaptionerOptions,
 }
 
 /// Runs the command.
 pub fn run(args: CapFiltArgs) -> anyhow::Result<Exit> {
-    let settings = args.settings()?;
+    let (settings, params) = args.settings()?;
     telemetry::init(&telemetry::quiet(&settings.log))?;
-    check_params(&settings.model, &args.generation.params()).map_err(Usage)?;
     let parts = models::parts(&settings, models::load(&settings)?)?;
     let rows = settings.flow.max_rows;
-    let items = read(args.read(&settings), args.inputs)?;
+    let items = args.read(&settings, params).start(args.inputs)?;
+    let items = std::iter::from_fn(move || items.recv_blocking().ok());
     let requests = items.flat_map(move |item| requests(item, rows)).map(Ok);
-    local::run(&settings, parts, requests, (args.output, print), args.max_failure_rate)
-}
-
-/// Reads the inputs on a thread of its own, since they are pushed.
-fn read(inputs: Inputs, arguments: Vec<String>) -> io::Result<impl Iterator<Item = Result<Item, Bad>> + Send> {
-    let (sender, receiver) = bounded(AHEAD);
-    std::thread::Builder::new().name("inputs".into()).spawn(move || {
-        inputs.read(&arguments, &mut |item| match sender.send_blocking(item) {
-            Ok(()) => ControlFlow::Continue(()),
-            Err(_) => ControlFlow::Break(()),
-        })
-    })?;
-    Ok(std::iter::from_fn(move || receiver.recv_blocking().ok()))
+    local::run(&settings, parts, requests, (args.output, print), args.options.max_failure_rate)
 }
 
 /// The requests of an input, named by their ids or by where they stand.
@@ -138,17 +98,9 @@ fn print(record: &CaptionRecord, out: &mut dyn Write) -> io::Result<()> {
 }
 
 impl CapFiltArgs {
-    fn settings(&self) -> anyhow::Result<Settings> {
-        local::check_rate(self.max_failure_rate)?;
-        let mut settings = self.config.load()?.settings;
-        let (model, filter) = (&mut settings.model, &mut settings.filter);
-        model.source = self.model.clone().unwrap_or_else(|| model.source.clone());
-        if !self.device.is_empty() {
-            model.devices.clone_from(&self.device);
-        }
-        model.dtype = self.dtype.clone().unwrap_or_else(|| model.dtype.clone());
-        model.prompt = self.prompt.clone().or_else(|| model.prompt.clone());
-        self.generation.permit(model);
+    fn settings(&self) -> anyhow::Result<(Settings, RequestParams)> {
+        let (mut settings, params) = self.options.settings(&self.inputs)?;
+        let filter = &mut settings.filter;
         filter.source = self.filter.clone().or_else(|| filter.source.clone());
         filter.threshold = self.threshold.unwrap_or(filter.threshold);
         if filter.source.is_none() {
@@ -157,17 +109,13 @@ impl CapFiltArgs {
         if !(0.0..=1.0).contains(&filter.threshold) {
             return Err(Usage("--threshold is a probability between 0 and 1".into()).into());
         }
-        if settings.batch.max_size == 0 {
-            settings.batch.max_size = caption::BATCH;
-        }
-        local::open_to_the_user(&mut settings, &self.inputs, &self.allow_network);
-        Ok(settings)
+        Ok((settings, params))
     }
 
-    fn read(&self, settings: &Settings) -> Inputs {
+    fn read(&self, settings: &Settings, params: RequestParams) -> Inputs {
         let builder = Builder {
             prompt: None,
-            params: self.generation.params(),
+            params,
             filter: true,
             text_column: Some(self.text_column.clone()),
             meta: Map::new(),

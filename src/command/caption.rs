@@ -2,16 +2,9 @@
 
 use std::io::{self, Write};
 
-use super::generation::GenerationOptions;
-use super::local::{self, Form};
-use super::{Exit, Usage, input, models, telemetry};
-use crate::config::ConfigOptions;
+use super::local::{self, CaptionerOptions, Form};
+use super::{Exit, input, models, telemetry};
 use crate::message::{CaptionRecord, Request};
-use crate::settings::Settings;
-use crate::stage::check_params;
-
-/// Batch size where none is given: a folder is too short for a warm-up.
-pub const BATCH: usize = 8;
 
 /// Arguments of `caption`.
 #[derive(Debug, clap::Args)]
@@ -33,46 +26,22 @@ pub struct CaptionArgs {
     /// Form of the output; text is the image's name, a tab and its caption, a line for each caption of it
     #[arg(long, value_enum, default_value_t = Form::Text)]
     output: Form,
-    /// Folder, hub id, or `demo` for the small bundled model
-    #[arg(long, value_name = "DIR|HUB-ID")]
-    model: Option<String>,
-    /// `auto`, `all` (every GPU), `cpu` or `cuda:N`, which may be given several times
-    #[arg(long)]
-    device: Vec<String>,
-    /// `auto`, `f32`, `bf16`, `f16` or `int8`
-    #[arg(long)]
-    dtype: Option<String>,
-    /// Images a device takes at once
-    #[arg(long, value_name = "N")]
-    max_batch_size: Option<usize>,
-    /// Text that the captions begin with
-    #[arg(long)]
-    prompt: Option<String>,
-    /// A network that may be reached although it is not public, e.g. 10.0.0.0/8; may be given several times
-    #[arg(long, value_name = "CIDR")]
-    allow_network: Vec<ipnet::IpNet>,
-    /// Exit with 3 when a larger share of the images fails
-    #[arg(long, value_name = "SHARE", default_value_t = 0.0)]
-    max_failure_rate: f64,
     #[command(flatten)]
-    config: ConfigOptions,
-    #[command(flatten)]
-    generation: GenerationOptions,
+    options: CaptionerOptions,
 }
 
 /// Runs the command.
 pub fn run(args: CaptionArgs) -> anyhow::Result<Exit> {
-    let settings = args.settings()?;
+    let (mut settings, params) = args.options.settings(&args.images)?;
+    // Nothing here asks for it.
+    settings.filter.source = None;
     telemetry::init(&telemetry::quiet(&settings.log))?;
-    let model = models::load(&settings)?;
-    let parts = models::parts(&settings, model)?;
-    let params = args.generation.params();
-    check_params(&settings.model, &params).map_err(Usage)?;
+    let parts = models::parts(&settings, models::load(&settings)?)?;
     let requests = input::images(args.images).map(move |argument| {
         let request = local::request(&argument?);
         Ok(request.map(|request| Request { params: params.clone(), ..request }))
     });
-    local::run(&settings, parts, requests, (args.output, print), args.max_failure_rate)
+    local::run(&settings, parts, requests, (args.output, print), args.options.max_failure_rate)
 }
 
 fn print(record: &CaptionRecord, out: &mut dyn Write) -> io::Result<()> {
@@ -80,33 +49,4 @@ fn print(record: &CaptionRecord, out: &mut dyn Write) -> io::Result<()> {
         return writeln!(out, "{}\t{}", record.id, record.text);
     }
     record.candidates.iter().try_for_each(|one| writeln!(out, "{}\t{}", record.id, one.text))
-}
-
-impl CaptionArgs {
-    fn settings(&self) -> anyhow::Result<Settings> {
-        let mut settings = self.config.load()?.settings;
-        if let Some(model) = &self.model {
-            settings.model.source.clone_from(model);
-        }
-        if !self.device.is_empty() {
-            settings.model.devices.clone_from(&self.device);
-        }
-        if let Some(dtype) = &self.dtype {
-            settings.model.dtype.clone_from(dtype);
-        }
-        if self.max_batch_size == Some(0) {
-            return Err(Usage("--max-batch-size must be at least 1".into()).into());
-        }
-        local::check_rate(self.max_failure_rate)?;
-        settings.batch.max_size = self.max_batch_size.unwrap_or(match settings.batch.max_size {
-            0 => BATCH,
-            size => size,
-        });
-        settings.model.prompt = self.prompt.clone().or(settings.model.prompt);
-        self.generation.permit(&mut settings.model);
-        // Nothing here asks for it.
-        settings.filter.source = None;
-        local::open_to_the_user(&mut settings, &self.images, &self.allow_network);
-        Ok(settings)
-    }
 }

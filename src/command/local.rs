@@ -11,15 +11,17 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 use tokio::runtime::Handle;
 
+use super::generation::GenerationOptions;
 use super::{Exit, Usage, broken_pipe, input, runtime};
+use crate::config::ConfigOptions;
 use crate::disposition::{Failure, Stage};
-use crate::message::{CaptionRecord, ImageRef, Message, Origin, ParseError, Request, Row, Timing};
+use crate::message::{CaptionRecord, ImageRef, Message, Origin, ParseError, Request, RequestParams, Row, Timing};
 use crate::metrics::Metrics;
 use crate::offsets::{Outcome, TopicPartition};
 use crate::pipeline::{Control, Core, Parts};
 use crate::settings::Settings;
 use crate::stage::infer::DeviceFailure;
-use crate::stage::{Finished, Output, failed};
+use crate::stage::{Finished, Output, check_params, failed};
 use crate::tracked::Tracked;
 
 /// How often lost rows are looked for.
@@ -34,6 +36,72 @@ pub enum Form {
     Text,
     /// One JSON object a line
     Jsonl,
+}
+
+/// Batch size where none is given: a folder is too short for a warm-up.
+const BATCH: usize = 8;
+
+/// What the commands that caption without Kafka have in common.
+#[derive(Debug, clap::Args)]
+pub struct CaptionerOptions {
+    /// Folder, hub id, or `demo` for the small bundled model
+    #[arg(long, value_name = "DIR|HUB-ID")]
+    model: Option<String>,
+    /// `auto`, `all` (every GPU), `cpu` or `cuda:N`, which may be given several times
+    #[arg(long)]
+    device: Vec<String>,
+    /// `auto`, `f32`, `bf16`, `f16` or `int8`
+    #[arg(long)]
+    dtype: Option<String>,
+    /// Images a device takes at once
+    #[arg(long, value_name = "N")]
+    max_batch_size: Option<usize>,
+    /// Text that the captions begin with
+    #[arg(long)]
+    prompt: Option<String>,
+    /// A network that may be reached although it is not public, e.g. 10.0.0.0/8; may be given several times
+    #[arg(long, value_name = "CIDR")]
+    allow_network: Vec<ipnet::IpNet>,
+    /// Exit with 3 when a larger share of the images fails
+    #[arg(long, value_name = "SHARE", default_value_t = 0.0)]
+    pub max_failure_rate: f64,
+    #[command(flatten)]
+    config: ConfigOptions,
+    #[command(flatten)]
+    generation: GenerationOptions,
+}
+
+impl CaptionerOptions {
+    /// The settings, with what the flags change of them, and the parameters of the captions.
+    ///
+    /// # Errors
+    /// A flag or the configuration is wrong.
+    pub fn settings(&self, images: &[String]) -> anyhow::Result<(Settings, RequestParams)> {
+        let mut settings = self.config.load()?.settings;
+        if let Some(model) = &self.model {
+            settings.model.source.clone_from(model);
+        }
+        if !self.device.is_empty() {
+            settings.model.devices.clone_from(&self.device);
+        }
+        if let Some(dtype) = &self.dtype {
+            settings.model.dtype.clone_from(dtype);
+        }
+        if self.max_batch_size == Some(0) {
+            return Err(Usage("--max-batch-size must be at least 1".into()).into());
+        }
+        check_rate(self.max_failure_rate)?;
+        settings.batch.max_size = self.max_batch_size.unwrap_or(match settings.batch.max_size {
+            0 => BATCH,
+            size => size,
+        });
+        settings.model.prompt = self.prompt.clone().or(settings.model.prompt);
+        self.generation.permit(&mut settings.model);
+        let params = self.generation.params();
+        check_params(&settings.model, &params).map_err(Usage)?;
+        open_to_the_user(&mut settings, images, &self.allow_network);
+        Ok((settings, params))
+    }
 }
 
 /// A record, or the name of an image and why it has none.

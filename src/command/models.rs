@@ -9,8 +9,8 @@ use super::{Usage, assets};
 use crate::caption::config::Architecture;
 use crate::caption::preprocess::Preprocessor;
 use crate::caption::{
-    Backend, BlipEngine, DeviceSpec, DtypeSpec, Engine, ErrorKind, HubSource, LoadError, LoadOptions, Matcher,
-    ModelInfo, ModelSource, NoCaptioner, load_matcher, load_model,
+    BlipEngine, DeviceSpec, Engine, ErrorKind, HubSource, LoadError, LoadOptions, Matcher, ModelInfo, ModelSource,
+    NoCaptioner, load_matcher, load_model,
 };
 use crate::pipeline::{Loaded, Parts};
 use crate::settings::{Batch, Model, Settings};
@@ -93,15 +93,13 @@ pub fn load(settings: &Settings) -> anyhow::Result<LoadedModel> {
     let source = source(&model.source, Architecture::Captioner, model)?;
     let filter = settings.filter.source.as_ref();
     let filter = filter.map(|name| self::source(name, Architecture::Matcher, model)).transpose()?;
-    let dtype: DtypeSpec = model.dtype.parse().map_err(|error| Usage(format!("model.dtype: {error}")))?;
-    let backend: Backend = model.backend.parse().map_err(|error| Usage(format!("model.backend: {error}")))?;
+    let common = options(source, model)?;
     let devices = devices(model)?;
     // What `auto` and `all` found is more than what was written, or it is the only one.
     let named = devices.len() == model.devices.len();
     let (mut all, mut failed) = (None::<LoadedModel>, None);
     for device in devices {
-        let onednn_library = model.onednn_library.clone();
-        let options = LoadOptions { source: source.clone(), device, dtype, backend, onednn_library };
+        let options = LoadOptions { device, ..common.clone() };
         let filter = filter.clone().map(|source| LoadOptions { source, ..options.clone() });
         match load_on_device(&options, filter.as_ref(), settings) {
             Ok(loaded) => match &mut all {
@@ -118,17 +116,22 @@ pub fn load(settings: &Settings) -> anyhow::Result<LoadedModel> {
     all.ok_or_else(|| failed.unwrap_or_else(|| anyhow::anyhow!("model.devices names no device")))
 }
 
+/// How a model is loaded, but for its device.
+fn options(source: ModelSource, model: &Model) -> Result<LoadOptions, Usage> {
+    Ok(LoadOptions {
+        dtype: model.dtype.parse().map_err(|error| Usage(format!("model.dtype: {error}")))?,
+        backend: model.backend.parse().map_err(|error| Usage(format!("model.backend: {error}")))?,
+        onednn_library: model.onednn_library.clone(),
+        ..LoadOptions::new(source)
+    })
+}
+
 /// Loads the filter, without a captioner, on the first of the configured devices.
 pub fn load_filter_alone(settings: &Settings) -> anyhow::Result<LoadedModel> {
     let model = &settings.model;
     let name = settings.filter.source.as_deref().context("filter.source names no model")?;
-    let options = LoadOptions {
-        device: devices(model)?.into_iter().next().unwrap_or(DeviceSpec::Auto),
-        dtype: model.dtype.parse().map_err(|error| Usage(format!("model.dtype: {error}")))?,
-        backend: model.backend.parse().map_err(|error| Usage(format!("model.backend: {error}")))?,
-        onednn_library: model.onednn_library.clone(),
-        ..LoadOptions::new(source(name, Architecture::Matcher, model)?)
-    };
+    let device = devices(model)?.into_iter().next().unwrap_or(DeviceSpec::Auto);
+    let options = LoadOptions { device, ..options(source(name, Architecture::Matcher, model)?, model)? };
     let filter = load_matcher(&options).with_context(|| format!("cannot load the model {name}"))?;
     let (info, preprocessor) = (filter.info().clone(), filter.preprocessor().clone());
     let engine = Box::new(NoCaptioner::new(info.clone()));

@@ -8,26 +8,22 @@ mod send;
 
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal};
-use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
-use async_channel::{Receiver, bounded};
 use indicatif::{HumanCount, ProgressBar, ProgressStyle};
 use serde_json::{Map, Value};
 
 use self::inputs::Inputs;
-use self::request::{Bad, Builder, Item};
+use self::request::Builder;
 use self::send::{Answers, Counts, End, Session, open_output};
 use super::collect::{dead_letters, follow, records};
 use super::generation::GenerationOptions;
-use super::{Exit, Usage, runtime, telemetry};
+use super::{Exit, Usage, local, runtime, telemetry};
 use crate::config::ConfigOptions;
 use crate::kafka::{Follower, From, TopicCheck, check_topics};
 use crate::message::MAX_PROMPT_BYTES;
 use crate::settings::{Kafka, Settings};
 
-/// Records read ahead of the producer; each may be as long as `kafka.max_message_size`.
-const AHEAD: usize = 4;
 /// The brokers answer within this time, or `--timeout` if that is shorter.
 const CONNECT: Duration = Duration::from_secs(15);
 
@@ -135,7 +131,7 @@ pub fn run(args: SubmitArgs) -> anyhow::Result<Exit> {
     let bar = args.progress();
     let timeout = args.timeout;
     let (limit, quiet) = (args.max_failure_rate, args.quiet);
-    let items = read(args.inputs(&settings), args.inputs)?;
+    let items = args.inputs(&settings).start(args.inputs)?;
     let mut session = Session::new(&settings.kafka, &topic, timeout, answers, &bar)?;
     let ended = runtime()?.block_on(session.run(&items));
     bar.finish_and_clear();
@@ -144,23 +140,9 @@ pub fn run(args: SubmitArgs) -> anyhow::Result<Exit> {
     Ok(exit(end, session.counts(), limit))
 }
 
-/// Reads the inputs on a thread of its own, since standard input blocks; `Receiver` closes at their end.
-fn read(inputs: Inputs, arguments: Vec<String>) -> io::Result<Receiver<Result<Item, Bad>>> {
-    let (sender, receiver) = bounded(AHEAD);
-    std::thread::Builder::new().name("inputs".into()).spawn(move || {
-        inputs.read(&arguments, &mut |item| match sender.send_blocking(item) {
-            Ok(()) => ControlFlow::Continue(()),
-            Err(_) => ControlFlow::Break(()),
-        })
-    })?;
-    Ok(receiver)
-}
-
 impl SubmitArgs {
     fn check(&self) -> Result<(), Usage> {
-        if !(0.0..=1.0).contains(&self.max_failure_rate) {
-            return Err(Usage("--max-failure-rate is a share between 0 and 1".into()));
-        }
+        local::check_rate(self.max_failure_rate)?;
         if self.timeout.is_zero() {
             return Err(Usage("--timeout must be longer than 0".into()));
         }

@@ -105,7 +105,7 @@ impl Answers {
     pub fn written(&self, row: Row, image: ImageInfo, ask: Ask, told: Told, by: Writer<'_>) -> Output {
         let told = Arc::new(told);
         if let Some(known) = &self.known {
-            let asked = Asked { sha256: image.sha256.clone(), ask: ask.clone() };
+            let asked = Asked { sha256: image.sha256.clone(), ask };
             let ImageInfo { width, height, ref format, .. } = image;
             let told = told.clone();
             let (model, filter) = (by.model.clone(), by.filter.cloned());

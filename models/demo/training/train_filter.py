@@ -24,7 +24,7 @@ from dataset import load_or_render
 from grammar import COLOURS, COUNT_WORDS, IMPOSSIBLE, KINDS, PLACES, TIMES, WEATHERS, Group, Scene
 from model import config
 from train import learning_rate, make_batch, normalise
-from vocabulary import CLS, PAD, SEP, SPECIAL, UNK, VOCABULARY
+from vocabulary import CLS, PAD, SEP, SPECIAL, UNK, VOCABULARY, pieces
 
 VALIDATION = 512
 CAPTIONER = Path(__file__).resolve().parents[1] / "model.safetensors"
@@ -34,15 +34,7 @@ CONTRAST = 0.2
 
 def tokens(text: str) -> list[int]:
     """[CLS], the text's pieces and [SEP], as the tokenizer makes them."""
-    ids = [CLS]
-    for word in text.split():
-        if word in VOCABULARY:
-            ids.append(VOCABULARY.index(word))
-        elif word.endswith("s") and word[:-1] in VOCABULARY:
-            ids += [VOCABULARY.index(word[:-1]), VOCABULARY.index("##s")]
-        else:
-            ids.append(UNK)
-    return [*ids, SEP]
+    return [CLS, *pieces(text), SEP]
 
 
 def scene_of(facts: np.ndarray, groups: np.ndarray) -> Scene:

@@ -17,15 +17,23 @@ VOCABULARY_SIZE = len(VOCABULARY) + 2
 CAPTION_LENGTH = 18
 
 
-def encode(caption: str) -> list[int]:
-    """The ids of a caption as the decoder is trained on it: [DEC] ... [SEP] and padding."""
-    ids = [DEC]
-    for word in caption.split():
+def pieces(text: str) -> list[int]:
+    """The ids of a text's word pieces."""
+    ids = []
+    for word in text.split():
         if word in VOCABULARY:
             ids.append(VOCABULARY.index(word))
-        else:
-            assert word.endswith("s"), word
+        elif word.endswith("s") and word[:-1] in VOCABULARY:
             ids += [VOCABULARY.index(word[:-1]), VOCABULARY.index("##s")]
+        else:
+            ids.append(UNK)
+    return ids
+
+
+def encode(caption: str) -> list[int]:
+    """The ids of a caption as the decoder is trained on it: [DEC] ... [SEP] and padding."""
+    ids = [DEC, *pieces(caption)]
+    assert UNK not in ids, caption
     ids.append(SEP)
     return ids + [PAD] * (CAPTION_LENGTH - len(ids))
 

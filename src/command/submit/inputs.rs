@@ -5,6 +5,7 @@ use std::io::{self, BufRead, BufReader, Read};
 use std::ops::ControlFlow;
 use std::path::Path;
 
+use async_channel::{Receiver, bounded};
 use bytes::Bytes;
 use serde_json::{Map, Value};
 
@@ -54,7 +55,22 @@ impl Form {
     }
 }
 
+/// Records read ahead of who takes them; each may be as long as `kafka.max_message_size`.
+const AHEAD: usize = 4;
+
 impl Inputs {
+    /// Reads on a thread of its own, since standard input blocks; `Receiver` closes at the end of the inputs.
+    pub fn start(self, arguments: Vec<String>) -> io::Result<Receiver<Result<Item, Bad>>> {
+        let (sender, receiver) = bounded(AHEAD);
+        std::thread::Builder::new().name("inputs".into()).spawn(move || {
+            self.read(&arguments, &mut |item| match sender.send_blocking(item) {
+                Ok(()) => ControlFlow::Continue(()),
+                Err(_) => ControlFlow::Break(()),
+            })
+        })?;
+        Ok(receiver)
+    }
+
     /// Hands every record on, in the order of the arguments, and every input that is none.
     pub fn read(&self, arguments: &[String], emit: &mut Emit<'_>) -> ControlFlow<()> {
         arguments.iter().try_for_each(|argument| self.argument(argument, emit))
