@@ -22,10 +22,13 @@ demo: setup ## Run the main job: embedded broker, image server, worker, demo mod
 
 # The system's oneDNN is of version 2 on some releases, of version 3 on others; the tests want version 3 in any case.
 ONEDNN := target/tools/onednn
-test-setup: setup ## Install what the tests need, too (Java 17, Maven, kcat, oneDNN, libjpeg-turbo, images of other decoders)
+SCHEMATHESIS := target/tools/schemathesis
+test-setup: setup ## Install what the tests need, too (Java 17, Maven, kcat, oneDNN, libjpeg-turbo, schemathesis, images of other decoders)
 	@ops/system-deps.sh --tests
 	@test -e $(ONEDNN)/lib/libdnnl.so.3 || \
 		{ python3 -m venv $(ONEDNN) && $(ONEDNN)/bin/pip install --quiet onednn-cpu-gomp==2023.2.0; } || test -z "$$CI"
+	@test -x $(SCHEMATHESIS)/bin/schemathesis || \
+		{ python3 -m venv $(SCHEMATHESIS) && $(SCHEMATHESIS)/bin/pip install --quiet schemathesis==4.32.5; } || test -z "$$CI"
 	@ops/image-corpora || true # It says what it could not have; the test says whether the rest is enough.
 
 kafka: test-setup ## Start Apache Kafka, one node with the topics of the defaults, and print its bootstrap servers

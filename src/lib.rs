@@ -25,6 +25,7 @@ pub mod gate;
 pub mod kafka;
 pub mod retry;
 pub mod tracked;
+pub mod web;
 
 // the captioner: imports nothing above it
 pub mod caption;
@@ -39,3 +40,4 @@ pub mod simulation;
 // floor 4
 pub mod admin;
 pub mod command;
+pub mod endpoint;

@@ -4,6 +4,7 @@
 
 mod blocked;
 mod cache;
+mod endpoint;
 mod fetch;
 mod filter;
 mod labels;
@@ -18,6 +19,7 @@ use prometheus::{
     IntGauge, IntGaugeVec, Registry, TextEncoder,
 };
 
+use self::endpoint::EndpointMetrics;
 use self::filter::FilterMetrics;
 use self::registrar::{Registrar, opts};
 use crate::disposition::{Code, Stage};
@@ -25,6 +27,7 @@ use crate::disposition::{Code, Stage};
 use self::blocked::Stopwatch;
 
 pub use blocked::Blocked;
+pub use endpoint::Route;
 pub use labels::{FetchCache, Flush, Phase, PoolName, ResponseClass, State};
 pub use registrar::Family;
 
@@ -81,6 +84,7 @@ pub struct Metrics {
     caption_cache_saved: Counter,
     caption_cache_bytes: IntGauge,
     filter: FilterMetrics,
+    endpoint: EndpointMetrics,
     fetch_shared: IntCounter,
     fetch_cache: IntCounterVec,
     fetch_put_off: IntCounter,
@@ -202,6 +206,7 @@ impl Metrics {
                 "Time of devices that captions known already have saved.",
             ))),
             filter: FilterMetrics::new(&mut r),
+            endpoint: EndpointMetrics::new(&mut r),
             caption_cache_bytes: r.gauge("caption_cache_bytes", "Memory of captions known already."),
             fetch_shared: r.counter("fetch_shared_total", "Images that came with the fetch of another row."),
             fetch_cache: r.counters("fetch_cache_total", &["result"], "Images looked for in fetch.cache."),

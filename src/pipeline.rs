@@ -1,9 +1,13 @@
 //! The flow: the only module that knows the order of the stages.
 //!
 //! [`Core`] is the middle of it, from rows to captions, and needs no Kafka: `blipstream caption` runs on it, so that its
-//! captions are the pipeline's. [`worker`] puts Kafka at both ends.
+//! captions are the pipeline's. [`worker`] puts Kafka at both ends, and [`Endpoint`] lets rows in that are answered directly;
+//! both ways in meet at the queue for the devices.
 
+mod budget;
 mod control;
+pub mod endpoint;
+pub mod server;
 mod status;
 pub mod worker;
 
@@ -19,13 +23,15 @@ use crate::disposition::Stage;
 use crate::message::Row;
 use crate::metrics::Flush;
 use crate::settings::Settings;
-use crate::stage::batch::{Queue, Take};
+use crate::stage::batch::{Guests, Queue, Take};
 use crate::stage::infer::{Device, DeviceFailure, DeviceStats, Queued};
 use crate::stage::{Answers, Finished, Ready, decode, fetch, infer};
 use crate::tracked::Tracked;
 
 pub use crate::stage::infer::Loaded;
-pub use control::{Budget, Control, Limits, Waiting, Wiring};
+pub use budget::{Budget, Part};
+pub use control::{Control, Limits, Waiting, Wiring};
+pub use endpoint::Endpoint;
 pub use status::{Component, DeviceStatus, PoolStatus, QueueStatus, Readiness, Status, Totals};
 
 /// Rows between two stages that are neither waiting in a stage nor in a device: enough to hide a hand-over, few enough
@@ -56,6 +62,18 @@ pub struct Core {
     pub device_failures: Receiver<DeviceFailure>,
     /// The fetch stage; ends when all rows are fetched, and says so if it panicked.
     pub fetching: JoinHandle<()>,
+    /// The way in for rows that are answered directly, where the budget has a part for them.
+    pub endpoint: Option<Entrance>,
+}
+
+/// A second way to the devices, with a budget of its own.
+pub struct Entrance {
+    /// Where rows go in. The devices end when this and [`Core::rows`] are dropped.
+    pub rows: Sender<Tracked<Row>>,
+    /// Where captions and failures come out; closes when everything that went in has come out.
+    pub finished: Receiver<Finished>,
+    /// The fetch stage; ends when all rows are fetched, and says so if it panicked.
+    pub fetching: JoinHandle<()>,
 }
 
 impl Core {
@@ -66,20 +84,29 @@ impl Core {
     pub fn start(settings: &Settings, parts: Parts, control: &Control) -> anyhow::Result<Self> {
         let model = parts.engines.first().map(|e| e.engine.model().clone());
         let model = model.ok_or_else(|| anyhow::anyhow!("a flow needs at least one engine"))?;
+        let filter = parts.engines.first().and_then(|one| one.filter.as_ref()).map(|filter| filter.model().clone());
         let pixel_bytes = model.image_size * model.image_size * 3;
         let metrics = control.metrics().clone();
         let lanes = Lanes::new(settings);
 
         // infer → publish
         let (finished_in, finished) = bounded(settings.flow.max_images.max(HANDOVER));
-        let queue =
-            Queue::new(room(settings.batch.queue, &parts.engines), &lanes.weights, |queued: &Queued| queued.due);
+        let endpoint = control.budget().endpoint.clone();
+        let (answered_in, answered) = bounded(settings.endpoint.max_in_flight.max(HANDOVER));
+        let room = room(settings.batch.queue, &parts.engines);
+        let due = |queued: &Queued| queued.due;
+        let queue = match &endpoint {
+            Some(part) => Queue::with_guests(room, &lanes.weights, Guests { share: part.share, room }, due),
+            None => Queue::new(room, &lanes.weights, due),
+        };
         let has_filter = parts.engines.iter().all(|loaded| loaded.filter.is_some());
         let answers = Answers::new(settings, has_filter, parts.worker, parts.flag_terms, metrics.clone());
         let answers = Arc::new(answers);
+        let mut ends = vec![finished_in.clone(); lanes.weights.len()];
+        ends.push(answered_in.clone());
         let shared = Arc::new(infer::Shared {
             supply: Box::new(queue.clone()),
-            finished: finished_in.clone(),
+            finished: ends,
             metrics: metrics.clone(),
             model: settings.model.clone(),
             linger: settings.batch.linger,
@@ -88,57 +115,47 @@ impl Core {
         let (failures_in, device_failures) = bounded(parts.engines.len());
         let devices = start_devices(parts.engines, &shared, &queue, failures_in)?;
 
-        // decode → batch
-        let (fetched_in, fetched) = bounded(HANDOVER);
-        let outputs = decode::Outputs {
-            ready: Arc::new({
-                let queue = queue.clone();
-                #[expect(clippy::result_large_err, reason = "the stage gets its row back where a sink refuses it")]
-                move |ready: Tracked<Ready>| {
-                    let lane = lanes.of(&ready.value.row.origin.topic);
-                    if let Err(refused) = queue.push(lane, Queued::new(ready, lane)) {
-                        // No device is left, and the worker stops: the next one reads the message again.
-                        refused.ready.abandon();
-                    }
-                    Ok(())
-                }
-            }),
-            finished: finished_in.clone(),
-            answers: Some(answers),
+        // fetch → decode → batch
+        let config = decode::Config::new(parts.preprocessor, &settings.decode, &settings.output);
+        let outputs = |finished: Sender<Finished>, lane: LaneOf| decode::Outputs {
+            ready: into_queue(&queue, lane),
+            finished,
+            answers: Some(answers.clone()),
             metrics: metrics.clone(),
         };
-        let config = decode::Config::new(parts.preprocessor, &settings.decode, &settings.output);
-        let decoders = decode::spawn(&config, &fetched, &outputs)?;
-        std::thread::Builder::new().name("decode end".into()).spawn({
-            let queue = queue.clone();
-            move || {
-                // A panic outside of a decoder loses its row, which the ledger reports.
-                for thread in decoders {
-                    let _ = thread.join();
-                }
-                queue.close();
-            }
-        })?;
-
-        // fetch → decode
-        let (rows, rows_out) = bounded(HANDOVER);
-        let mut fetcher = fetch::Fetcher::new(&settings.fetch, control.budget().images.clone(), pixel_bytes, metrics)?
-            .looking_for_outages(
-                &settings.fetch,
-                fetch::Surroundings {
-                    gate: control.gate().clone(),
-                    ledger: control.ledger().clone(),
-                    draining: control.draining().clone(),
-                },
-            );
+        let of_endpoint = lanes.weights.len();
+        let mut fetcher =
+            fetch::Fetcher::new(&settings.fetch, control.budget().images.clone(), pixel_bytes, metrics.clone())?
+                .looking_for_outages(
+                    &settings.fetch,
+                    fetch::Surroundings {
+                        gate: control.gate().clone(),
+                        ledger: control.ledger().clone(),
+                        draining: control.draining().clone(),
+                    },
+                );
         if let Some(last) = settings.kafka.retry_topics.last() {
             fetcher = fetcher.leaving_failing_hosts_alone(&settings.fetch, &last.topic);
         }
-        let (before_fetch, before_decode) = (waiting(&rows_out), waiting(&fetched));
-        let fetching = tokio::spawn(fetch::run(Arc::new(fetcher), rows_out, fetched_in, finished_in.clone()));
+        let stream = WayIn::start(fetcher, &config, &outputs(finished_in.clone(), Box::new(move |row| lanes.of(row))))?;
+        let (mut decoders, mut before_fetch, mut before_decode) =
+            (stream.decoders, stream.before_fetch, stream.before_decode);
+        let mut entrance = None;
+        if let Some(part) = endpoint {
+            let fetch = part.fetch(&settings.fetch);
+            let fetcher = fetch::Fetcher::new(&fetch, part.images.clone(), pixel_bytes, metrics.clone())?;
+            let config = decode::Config { threads: part.of(config.threads), ..config };
+            let way = WayIn::start(fetcher, &config, &outputs(answered_in, Box::new(move |_| of_endpoint)))?;
+            decoders.extend(way.decoders);
+            before_fetch = Box::new(move || before_fetch() + (way.before_fetch)());
+            before_decode = Box::new(move || before_decode() + (way.before_decode)());
+            entrance = Some(Entrance { rows: way.rows, finished: answered, fetching: way.fetching });
+        }
+        close_behind(decoders, &queue)?;
 
         control.wired(Wiring {
             model,
+            filter,
             devices,
             queues: vec![
                 (Stage::Fetch, before_fetch),
@@ -147,8 +164,65 @@ impl Core {
                 (Stage::Publish, waiting(&finished)),
             ],
         });
-        Ok(Self { rows, finished, failures: finished_in, device_failures, fetching })
+        Ok(Self {
+            rows: stream.rows,
+            finished,
+            failures: finished_in,
+            device_failures,
+            fetching: stream.fetching,
+            endpoint: entrance,
+        })
     }
+}
+
+/// The lane of a row.
+type LaneOf = Box<dyn Fn(&Row) -> usize + Send + Sync>;
+
+/// Puts rows that are decoded into the queue for the devices.
+fn into_queue(queue: &Queue<Queued>, lane_of: LaneOf) -> Arc<decode::PushReady> {
+    let queue = queue.clone();
+    #[expect(clippy::result_large_err, reason = "the stage gets its row back where a sink refuses it")]
+    Arc::new(move |ready: Tracked<Ready>| {
+        let lane = lane_of(&ready.value.row);
+        if let Err(refused) = queue.push(lane, Queued::new(ready, lane)) {
+            // No device is left, and the worker stops: the next one reads the message again.
+            refused.ready.abandon();
+        }
+        Ok(())
+    })
+}
+
+/// Fetching and decoding, from rows to the queue for the devices.
+struct WayIn {
+    rows: Sender<Tracked<Row>>,
+    fetching: JoinHandle<()>,
+    decoders: Vec<std::thread::JoinHandle<()>>,
+    before_fetch: Waiting,
+    before_decode: Waiting,
+}
+
+impl WayIn {
+    fn start(fetcher: fetch::Fetcher, config: &decode::Config, outputs: &decode::Outputs) -> anyhow::Result<Self> {
+        let (fetched_in, fetched) = bounded(HANDOVER);
+        let decoders = decode::spawn(config, &fetched, outputs)?;
+        let (rows, rows_out) = bounded(HANDOVER);
+        let (before_fetch, before_decode) = (waiting(&rows_out), waiting(&fetched));
+        let fetching = tokio::spawn(fetch::run(Arc::new(fetcher), rows_out, fetched_in, outputs.finished.clone()));
+        Ok(Self { rows, fetching, decoders, before_fetch, before_decode })
+    }
+}
+
+/// Closes the queue when nothing more can come into it.
+fn close_behind(decoders: Vec<std::thread::JoinHandle<()>>, queue: &Queue<Queued>) -> std::io::Result<()> {
+    let queue = queue.clone();
+    std::thread::Builder::new().name("decode end".into()).spawn(move || {
+        // A panic outside of a decoder loses its row, which the ledger reports.
+        for thread in decoders {
+            let _ = thread.join();
+        }
+        queue.close();
+    })?;
+    Ok(())
 }
 
 /// Rows that may wait for a device: as many as are configured, and at least a batch for each device, or no batch could
@@ -225,8 +299,8 @@ impl Lanes {
         }
     }
 
-    fn of(&self, topic: &str) -> usize {
-        self.topics.iter().position(|t| t == topic).unwrap_or(0)
+    fn of(&self, row: &Row) -> usize {
+        self.topics.iter().position(|topic| **topic == *row.origin.topic).unwrap_or(0)
     }
 }
 

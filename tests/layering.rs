@@ -20,10 +20,10 @@ const LONGEST: usize = 500;
 /// The rooms by floor. A room imports rooms of lower floors, and `self`.
 const FLOORS: &[(usize, &[&str])] = &[
     (0, &["budget", "disposition", "message", "metrics", "offsets", "settings"]),
-    (1, &["config", "gate", "kafka", "retry", "tracked", "caption"]),
+    (1, &["config", "gate", "kafka", "retry", "tracked", "web", "caption"]),
     (2, &["stage"]),
     (3, &["pipeline", "simulation"]),
-    (4, &["admin", "command"]),
+    (4, &["admin", "command", "endpoint"]),
 ];
 
 /// Floor 0 is the vocabulary: its rooms may share words (a dead letter says its disposition, a setting its type).

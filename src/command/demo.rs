@@ -124,8 +124,8 @@ async fn show(args: DemoArgs, mut settings: Settings) -> anyhow::Result<Exit> {
     }
     let control = Control::new(&settings.flow, Arc::new(Metrics::new()));
     drain_on_signal(&control)?;
-    let (address, _port) =
-        admin::serve(settings.admin.listen, settings.admin.token.clone(), control.clone(), stop.clone()).await?;
+    let (admin, token) = (&settings.admin, settings.admin.token.clone());
+    let address = admin::serve(admin.listen, token, control.clone(), stop.clone()).await?.address;
     writeln!(out, "metrics  http://{address}/metrics, http://{address}/status\n")?;
 
     let parts = models::parts(&settings, model)?;

@@ -161,7 +161,7 @@ pub fn run(
         let _inside = runtime.enter();
         Core::start(settings, parts, &control)?
     };
-    let Core { rows, finished, failures, device_failures, fetching } = core;
+    let Core { rows, finished, failures, device_failures, fetching, endpoint: _ } = core;
     control.ledger().assign(arguments());
     let feeder = {
         let feeder = Feeder { rows, failures, control: control.clone(), runtime: runtime.handle().clone() };

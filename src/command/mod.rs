@@ -15,6 +15,7 @@ mod local;
 mod models;
 mod plan;
 mod score;
+mod serve;
 mod submit;
 mod telemetry;
 pub mod worker;
@@ -56,6 +57,8 @@ enum Command {
     Capfilt(capfilt::CapFiltArgs),
     /// Judge how well texts describe an image, without Kafka
     Score(score::ScoreArgs),
+    /// Answer over HTTP while clients wait, without Kafka
+    Serve(serve::ServeArgs),
     /// Send requests to Kafka, and wait for the captions if asked to
     Submit(submit::SubmitArgs),
     /// Read captions and dead letters from Kafka
@@ -148,6 +151,7 @@ pub fn run(cli: Cli) -> anyhow::Result<Exit> {
         Command::Caption(args) => caption::run(args),
         Command::Capfilt(args) => capfilt::run(args),
         Command::Score(args) => score::run(args),
+        Command::Serve(args) => serve::run(args),
         Command::Submit(args) => submit::run(args),
         Command::Collect(args) => collect::run(args),
         Command::Dlq(args) => dlq::run(args),

@@ -7,12 +7,12 @@ use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
+use super::serve::Ports;
 use super::{Exit, models, runtime, telemetry};
-use crate::admin;
 use crate::config::ConfigOptions;
 use crate::kafka::{self, Access};
 use crate::metrics::Metrics;
-use crate::pipeline::{Control, Parts, worker};
+use crate::pipeline::{Budget, Control, Parts, worker};
 use crate::settings::{Kafka, Settings};
 
 /// How long the brokers may take to answer before that is told.
@@ -70,13 +70,12 @@ async fn work(
     settings: Settings,
     load: impl FnOnce(&Settings) -> anyhow::Result<Parts> + Send + 'static,
 ) -> anyhow::Result<Exit> {
-    let control = Control::new(&settings.flow, Arc::new(Metrics::new()));
+    let endpoint = settings.endpoint.listen.is_some().then_some(&settings.endpoint);
+    let budget = Budget::new(&settings.flow);
+    let budget = endpoint.map_or(budget.clone(), |endpoint| budget.with_endpoint(endpoint.share));
+    let control = Control::with_budget(budget, Arc::new(Metrics::new()));
     drain_on_signal(&control)?;
-    // The port answers while the model is loaded: /livez says alive, /readyz says not yet.
-    let stop = CancellationToken::new();
-    let (address, port) =
-        admin::serve(settings.admin.listen, settings.admin.token.clone(), control.clone(), stop.clone()).await?;
-    tracing::info!(%address, "admin port: /livez /readyz /metrics /status");
+    let ports = Ports::open(&settings, endpoint, &control).await?;
     let loading = {
         let settings = settings.clone();
         tokio::task::spawn_blocking(move || load(&settings))
@@ -97,9 +96,7 @@ async fn work(
         ready = ready => ready?,
     };
     let summary = worker::run(&settings, parts, &control).await?;
-    stop.cancel();
-    // A client that keeps its connection open must not keep the process.
-    let _ = tokio::time::timeout(Duration::from_secs(1), port).await;
+    ports.close().await;
     tracing::info!(
         captions = summary.totals.captions,
         dead_letters = summary.totals.dead_letters,

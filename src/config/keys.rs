@@ -136,7 +136,8 @@ impl Keys {
             let misplaced = strsim::normalized_damerau_levenshtein(&key.name, name) - 0.01;
             whole.max(misplaced)
         };
-        let scored = self.0.iter().map(|key| (score(key), key)).filter(|(score, _)| *score >= ALIKE);
+        // Of equals the first: the sections of the flow stand before those beside it.
+        let scored = self.0.iter().rev().map(|key| (score(key), key)).filter(|(score, _)| *score >= ALIKE);
         scored.max_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, key)| key)
     }
 }
@@ -236,7 +237,7 @@ mod tests {
         };
         assert_eq!(
             sections,
-            ["kafka", "flow", "fetch", "decode", "model", "filter", "batch", "output", "admin", "log"]
+            ["kafka", "flow", "fetch", "decode", "model", "filter", "batch", "output", "endpoint", "admin", "log"]
         );
         assert!(keys.all().iter().all(|key| !key.help.is_empty()));
         let schema = schema();
@@ -249,7 +250,7 @@ mod tests {
     fn secrets_are_the_keys_that_a_file_can_hold() {
         let keys = Keys::new();
         let secrets: Vec<&str> = keys.all().iter().filter(|key| key.secret).map(|key| key.path.as_str()).collect();
-        assert_eq!(secrets, ["kafka.sasl_password", "admin.token"]);
+        assert_eq!(secrets, ["kafka.sasl_password", "endpoint.token", "admin.token"]);
         assert!(keys.is_secret("kafka.options.ssl.key.password"));
         assert!(!keys.is_secret("kafka.options.fetch.wait.max.ms"));
     }

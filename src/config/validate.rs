@@ -14,11 +14,13 @@ use super::error::{ConfigError, Origin};
 use super::{Given, GivenMap, HIDDEN};
 use crate::message::ObjectRoot;
 use crate::settings::{
-    Admin, Fetch, Flow, Input, Kafka, LONGEST_BREAK, Log, RetryTopic, STORE_OPTIONS, SecurityProtocol, Settings,
-    is_web_address,
+    Admin, Endpoint, Fetch, Flow, Input, Kafka, LONGEST_BREAK, Log, RetryTopic, STORE_OPTIONS, SecurityProtocol,
+    Settings, is_web_address,
 };
 
 const MECHANISMS: [&str; 3] = ["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"];
+/// Far beyond what anybody waits for at one worker.
+const MOST_IN_FLIGHT: usize = 1_000_000;
 /// Longest memory for failed fetches.
 const LONGEST_WINDOW: Duration = Duration::from_secs(3600);
 
@@ -78,6 +80,7 @@ pub(super) fn settings(settings: &Settings) -> Vec<Problem> {
     if let Some(worker) = &settings.output.worker {
         check.header("output.worker", worker);
     }
+    check.endpoint(&settings.endpoint);
     check.admin(&settings.admin);
     check.log(&settings.log);
     check.0
@@ -372,10 +375,41 @@ impl Check {
                 admin.listen
             ),
         );
-        // Anything else cannot stand in an Authorization header.
-        let sendable = |token: &String| !token.is_empty() && token.bytes().all(|byte| byte.is_ascii_graphic());
-        let message = format!("must be printable ASCII without spaces ({HIDDEN})");
-        self.need(admin.token.as_ref().is_none_or(sendable), &["admin.token"], message);
+        self.token("admin.token", admin.token.as_deref());
+    }
+
+    fn endpoint(&mut self, endpoint: &Endpoint) {
+        let open = endpoint.listen.filter(|address| !address.ip().is_loopback());
+        self.need(
+            open.is_none() || endpoint.token.is_some() || endpoint.anonymous,
+            &["endpoint.listen", "endpoint.token_file"],
+            format!(
+                "{} can be reached from other machines: set endpoint.token_file, or endpoint.anonymous = true if \
+                 everybody who reaches it may use it",
+                open.map(|address| address.to_string()).unwrap_or_default()
+            ),
+        );
+        self.token("endpoint.token", endpoint.token.as_deref());
+        let share = endpoint.share;
+        let message = format!("must be more than 0 and less than 1, not {share}");
+        self.need(share > 0.0 && share < 1.0, &["endpoint.share"], message);
+        self.at_least_one("endpoint.max_rows", endpoint.max_rows as u64);
+        let (rows, all) = (endpoint.max_rows, endpoint.max_in_flight);
+        self.need(
+            rows <= all,
+            &["endpoint.max_in_flight", "endpoint.max_rows"],
+            format!("endpoint.max_in_flight ({all}) must be at least endpoint.max_rows ({rows})"),
+        );
+        self.within("endpoint.max_in_flight", all, 1, MOST_IN_FLIGHT);
+        self.within("endpoint.max_body", endpoint.max_body, ByteSize::kib(1), ByteSize::gib(1));
+        self.longer_than_zero("endpoint.timeout", endpoint.timeout);
+        self.no_longer_than("endpoint.timeout", endpoint.timeout, LONGEST_WINDOW);
+    }
+
+    /// Anything else cannot stand in an Authorization header.
+    fn token(&mut self, key: &str, token: Option<&str>) {
+        let sendable = |token: &str| !token.is_empty() && token.bytes().all(|byte| byte.is_ascii_graphic());
+        self.need(token.is_none_or(sendable), &[key], format!("must be printable ASCII without spaces ({HIDDEN})"));
     }
 
     fn log(&mut self, log: &Log) {

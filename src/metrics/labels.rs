@@ -35,6 +35,10 @@ names! {
         Messages = "messages",
         /// Bodies and pixels.
         Images = "images",
+        /// Bodies of requests to the endpoint.
+        EndpointMessages = "endpoint_messages",
+        /// Bodies and pixels of its images.
+        EndpointImages = "endpoint_images",
     }
 }
 

@@ -14,30 +14,14 @@ use crate::caption::ModelInfo;
 use crate::disposition::Stage;
 use crate::gate::{Gate, Reason};
 use crate::metrics::{Metrics, PoolName, Standing, State};
-use crate::offsets::Ledger;
-use crate::settings::Flow;
+use crate::offsets::{Ledger, Lost};
+use crate::settings::{self, Flow};
 use crate::stage::consume::ConsumeView;
 use crate::stage::infer::DeviceStats;
 
+use super::budget::Budget;
 use super::status::{Component, DeviceStatus, PoolStatus, QueueStatus, Readiness, Status, Totals};
-
-/// Permits of everything that is in flight.
-#[derive(Debug, Clone)]
-pub struct Budget {
-    /// Consumed messages.
-    pub messages: Pool,
-    /// Bodies and pixels.
-    pub images: Pool,
-}
-
-impl Budget {
-    /// Pools of the configured sizes.
-    pub fn new(flow: &Flow) -> Self {
-        let messages = Limit { items: flow.max_messages, bytes: flow.max_message_bytes.as_u64() as usize };
-        let images = Limit { items: flow.max_images, bytes: flow.max_image_bytes.as_u64() as usize };
-        Self { messages: Pool::new(messages), images: Pool::new(images) }
-    }
-}
+use super::{Endpoint, Entrance};
 
 /// Steers a flow and tells what it is doing. Cheap to clone.
 #[derive(Clone)]
@@ -46,12 +30,14 @@ pub struct Control(Arc<Inner>);
 struct Inner {
     gate: Gate,
     budget: Budget,
+    has_stream: bool,
     ledger: Ledger,
     metrics: Arc<Metrics>,
     started: Instant,
     drain: CancellationToken,
     wiring: OnceLock<Wiring>,
     consumer: OnceLock<ConsumeView>,
+    endpoint: OnceLock<Endpoint>,
     /// Messages that wait to be parsed.
     messages: OnceLock<Waiting>,
     /// Last reading of the devices' busy time, for the ratio since then.
@@ -68,6 +54,8 @@ pub type Waiting = Box<dyn Fn() -> usize + Send + Sync>;
 pub struct Wiring {
     /// The model.
     pub model: ModelInfo,
+    /// The judge of texts beside it, if there is one.
+    pub filter: Option<ModelInfo>,
     /// The devices.
     pub devices: Vec<Arc<DeviceStats>>,
     /// Rows that wait for each stage.
@@ -105,15 +93,31 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Control {
     /// A handle on a flow that is yet to be wired.
     pub fn new(flow: &Flow, metrics: Arc<Metrics>) -> Self {
+        Self::with_budget(Budget::new(flow), metrics)
+    }
+
+    /// The same with this budget.
+    pub fn with_budget(budget: Budget, metrics: Arc<Metrics>) -> Self {
+        Self::of(budget, metrics, true)
+    }
+
+    /// A handle on a flow that consumes nothing, and only answers directly.
+    pub fn without_stream(budget: Budget, metrics: Arc<Metrics>) -> Self {
+        Self::of(budget, metrics, false)
+    }
+
+    fn of(budget: Budget, metrics: Arc<Metrics>, has_stream: bool) -> Self {
         Self(Arc::new(Inner {
             gate: Gate::new(),
-            budget: Budget::new(flow),
+            budget,
+            has_stream,
             ledger: Ledger::new(),
             metrics,
             started: Instant::now(),
             drain: CancellationToken::new(),
             wiring: OnceLock::new(),
             consumer: OnceLock::new(),
+            endpoint: OnceLock::new(),
             messages: OnceLock::new(),
             busy: Mutex::new((Instant::now(), Vec::new())),
             why_draining: Mutex::default(),
@@ -212,15 +216,14 @@ impl Control {
         if limits.batch_size.is_some() && self.0.wiring.get().is_none() {
             return Err("batch_size cannot be changed yet: the model is being loaded".into());
         }
-        let change = |pool: &Pool, items: Option<usize>, bytes: Option<bytesize::ByteSize>| {
-            let now = pool.limit();
-            let bytes = bytes.map_or(now.bytes, |b| b.as_u64() as usize);
-            pool.set_limit(Limit { items: items.unwrap_or(now.items), bytes });
-            pool.limit()
+        let changed = |now: Limit, items: Option<usize>, bytes: Option<bytesize::ByteSize>| Limit {
+            items: items.unwrap_or(now.items),
+            bytes: bytes.map_or(now.bytes, |b| b.as_u64() as usize),
         };
-        let budget = &self.0.budget;
-        let messages = change(&budget.messages, limits.max_messages, limits.max_message_bytes);
-        let images = change(&budget.images, limits.max_images, limits.max_image_bytes);
+        let (messages, images) = self.0.budget.limits();
+        let messages = changed(messages, limits.max_messages, limits.max_message_bytes);
+        let images = changed(images, limits.max_images, limits.max_image_bytes);
+        self.0.budget.set_limits(messages, images);
         if let Some(in_flight) = limits.in_flight {
             self.0.gate.limit((in_flight > 0).then_some(in_flight));
         }
@@ -250,6 +253,28 @@ impl Control {
         let _ = self.0.messages.set(messages);
     }
 
+    /// Begins to answer rows directly, where the flow has an entrance for them. The task ends with the flow.
+    pub fn answer(
+        &self,
+        entrance: Option<Entrance>,
+        settings: &settings::Endpoint,
+    ) -> Option<tokio::task::JoinHandle<()>> {
+        let part = self.0.budget.endpoint.clone()?;
+        let (endpoint, task) = Endpoint::start(entrance?, part, settings.clone(), self.0.metrics.clone());
+        let _ = self.0.endpoint.set(endpoint);
+        Some(task)
+    }
+
+    /// A message or a row that was dropped without an answer: a bug.
+    pub fn take_lost(&self) -> Option<Lost> {
+        self.0.ledger.take_lost().or_else(|| self.0.endpoint.get()?.take_lost())
+    }
+
+    /// Who is answered directly, once the flow is wired and if it has a part for them.
+    pub fn endpoint(&self) -> Option<&Endpoint> {
+        self.0.endpoint.get()
+    }
+
     /// What waits for each stage, in the order of the flow.
     fn queues(&self) -> impl Iterator<Item = (Stage, usize)> {
         let messages = self.0.messages.get().map(|waiting| (Stage::Parse, waiting()));
@@ -261,6 +286,21 @@ impl Control {
     /// are.
     pub fn alive(&self) -> bool {
         self.0.wiring.get().is_none_or(|w| w.devices.iter().any(|d| !d.broken.load(Ordering::Acquire)))
+    }
+
+    /// The model, once it is loaded.
+    pub fn model(&self) -> Option<ModelInfo> {
+        self.0.wiring.get().map(|wiring| wiring.model.clone())
+    }
+
+    /// The judge of texts beside it, once it is loaded and if there is one.
+    pub fn filter(&self) -> Option<ModelInfo> {
+        self.0.wiring.get().and_then(|wiring| wiring.filter.clone())
+    }
+
+    /// Whether rows can be answered directly: the model is loaded, a device is sound, and nobody has said pause or drain.
+    pub fn answers(&self) -> bool {
+        self.0.endpoint.get().is_some() && self.alive() && self.state() == State::Running
     }
 
     /// Whether the worker can do its job, part by part.
@@ -279,14 +319,20 @@ impl Control {
         let broker = part(brokers > 0, format!("{brokers} connected"), no_broker);
         let partitions = consumer.partitions.len();
         let group = part(consumer.joined, format!("{partitions} partition(s)"), "the group has not settled yet");
-        Readiness { ready: model.ready && broker.ready && group.ready, model, broker, group }
+        if !self.0.has_stream {
+            return Readiness { ready: model.ready, model, broker: None, group: None };
+        }
+        Readiness { ready: model.ready && broker.ready && group.ready, model, broker: Some(broker), group: Some(group) }
     }
 
     /// The metrics as text, with the gauges as of now.
     pub fn render_metrics(&self) -> String {
         let Inner { metrics, budget, gate, .. } = &*self.0;
-        for (name, pool) in [(PoolName::Messages, &budget.messages), (PoolName::Images, &budget.images)] {
+        for (name, pool) in budget.pools() {
             metrics.pool(name, pool.used().bytes, pool.limit().bytes);
+        }
+        if let Some(endpoint) = self.endpoint() {
+            metrics.endpoint_in_flight(endpoint.in_flight());
         }
         let reasons = gate.reasons();
         for reason in Reason::ALL {
@@ -379,7 +425,7 @@ impl Control {
             model: wiring.map(|w| w.model.clone()),
             devices: wiring.map_or_else(Vec::new, |w| w.devices.iter().map(device).collect()),
             messages_in_flight: ledger.open_tickets(),
-            pools: vec![pool(PoolName::Messages, &budget.messages), pool(PoolName::Images, &budget.images)],
+            pools: budget.pools().into_iter().map(|(name, one)| pool(name, one)).collect(),
             queues: self.queues().map(|(stage, items)| QueueStatus { stage: stage.as_str(), items }).collect(),
             consumer: self.0.consumer.get().map(ConsumeView::status),
             totals: self.totals(),

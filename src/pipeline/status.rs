@@ -21,10 +21,12 @@ pub struct Readiness {
     pub ready: bool,
     /// The model is loaded on at least one device.
     pub model: Component,
-    /// A broker was reached.
-    pub broker: Component,
-    /// The consumer has joined its group; an empty assignment counts.
-    pub group: Component,
+    /// A broker was reached; `None` where there is no stream.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub broker: Option<Component>,
+    /// The consumer has joined its group; an empty assignment counts. `None` where there is no stream.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub group: Option<Component>,
 }
 
 /// `/status`: what is in flight and why it waits.

@@ -83,8 +83,9 @@ impl Fault {
 /// not be finished is not committed.
 pub async fn run(settings: &Settings, parts: Parts, control: &Control) -> anyhow::Result<Summary> {
     let worker = parts.worker.clone();
-    let Core { rows, finished, failures, device_failures, fetching } = Core::start(settings, parts, control)?;
+    let Core { rows, finished, failures, device_failures, fetching, endpoint } = Core::start(settings, parts, control)?;
     let metrics = control.metrics().clone();
+    let answering = control.answer(endpoint, &settings.endpoint);
 
     // publish, the last stage
     let consumer = kafka::Consumer::new(&settings.kafka)?;
@@ -160,12 +161,15 @@ pub async fn run(settings: &Settings, parts: Parts, control: &Control) -> anyhow
 
     // Drain, front to back, against one deadline.
     control.gate().shut(Reason::Drain);
+    if let Some(endpoint) = control.endpoint() {
+        endpoint.close();
+    }
     consumer.stop();
     let published = drain(publishing, &give_up, settings.flow.drain_timeout).await;
     while let Ok(failure) = device_failures.try_recv() {
         tracing::error!("{failure}");
     }
-    let lost: Vec<_> = std::iter::from_fn(|| control.ledger().take_lost()).collect();
+    let lost: Vec<_> = std::iter::from_fn(|| control.take_lost()).collect();
     for lost in &lost {
         tracing::error!("{lost}");
     }
@@ -176,6 +180,10 @@ pub async fn run(settings: &Settings, parts: Parts, control: &Control) -> anyhow
             "not finished: the drain deadline (flow.drain_timeout) passed, or an outage held them; the next worker reads \
              them again"
         );
+    }
+    if let Some(answering) = answering {
+        // What is left of it has a client that no longer waits.
+        answering.abort();
     }
     let closed = consumer.close().await;
     if let Some(fault) = fault {
@@ -225,7 +233,7 @@ impl Watched<'_> {
         loop {
             tokio::select! {
                 biased; // a fault counts more than an order to drain: it decides the exit code
-                _ = pulse.tick() => if let Some(lost) = self.control.ledger().take_lost() {
+                _ = pulse.tick() => if let Some(lost) = self.control.take_lost() {
                     return Some(Fault::Lost(lost));
                 },
                 error = self.consumer.failed() => return Some(Fault::Consumer(error)),

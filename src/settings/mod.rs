@@ -3,6 +3,7 @@
 //!
 //! [`crate::config`] fills them from files, environment and flags; the rest of the program only reads them.
 
+mod endpoint;
 mod fetch;
 mod filter;
 mod flow;
@@ -18,6 +19,7 @@ use bytesize::ByteSize;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub use endpoint::Endpoint;
 pub use fetch::{Fetch, LONGEST_BREAK, STORE_OPTIONS, is_web_address};
 pub use filter::Filter;
 pub use flow::Flow;
@@ -45,6 +47,8 @@ pub struct Settings {
     pub batch: Batch,
     /// What a caption record contains.
     pub output: Output,
+    /// The HTTP endpoint that answers directly.
+    pub endpoint: Endpoint,
     /// The HTTP port for health, metrics and control.
     pub admin: Admin,
     /// Logging.

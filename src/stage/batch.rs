@@ -1,94 +1,18 @@
-//! The queue that devices pull from: one for all of them, with a lane for each input topic.
+//! The queue that devices pull from: one for all of them, with a lane for each input topic, and one for who asks directly.
 //!
 //! A free device takes what is there, up to its best batch size. No timer stands between a full queue and an idle
 //! device: waiting for a fuller batch happens only on request, while less than a full one is there and every deadline
 //! allows it.
 
+mod lanes;
 mod policy;
 
-use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+pub use self::lanes::Lanes;
 pub use self::policy::{Decision, Sight, Take};
 use crate::metrics::Flush;
-
-/// Items of several lanes, taken in proportion to the lanes' weights, oldest first within a lane. Pure.
-///
-/// Smooth weighted round-robin (as nginx balances upstreams): before each pick every lane that has items earns its
-/// weight, the richest lane gives an item and pays the sum. A backlog in one lane thus never starves another.
-#[derive(Debug)]
-pub struct Lanes<T> {
-    lanes: Vec<Lane<T>>,
-    len: usize,
-}
-
-#[derive(Debug)]
-struct Lane<T> {
-    weight: i64,
-    credit: i64,
-    items: VecDeque<T>,
-}
-
-impl<T> Lanes<T> {
-    /// Empty lanes of these weights; a weight of 0 counts as 1.
-    pub fn new(weights: &[u32]) -> Self {
-        let lane = |weight: &u32| Lane { weight: i64::from((*weight).max(1)), credit: 0, items: VecDeque::new() };
-        Self { lanes: weights.iter().map(lane).collect(), len: 0 }
-    }
-
-    /// All items, in no particular order.
-    fn iter(&self) -> impl Iterator<Item = &T> {
-        self.lanes.iter().flat_map(|lane| &lane.items)
-    }
-
-    /// Items in all lanes.
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
-    /// Whether all lanes are empty.
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
-    /// Puts an item at the end of a lane; an unknown lane is the last one.
-    pub fn push(&mut self, lane: usize, item: T) {
-        let lane = lane.min(self.lanes.len() - 1);
-        self.lanes[lane].items.push_back(item);
-        self.len += 1;
-    }
-
-    /// Puts an item back at the front of a lane.
-    pub fn put_back(&mut self, lane: usize, item: T) {
-        let lane = lane.min(self.lanes.len() - 1);
-        self.lanes[lane].items.push_front(item);
-        self.len += 1;
-    }
-
-    /// The item whose turn it is.
-    pub fn pop(&mut self) -> Option<T> {
-        let mut total = 0;
-        let mut richest: Option<usize> = None;
-        for index in 0..self.lanes.len() {
-            let lane = &mut self.lanes[index];
-            if lane.items.is_empty() {
-                // An idle lane saves nothing up, or it would flood the devices when it wakes.
-                lane.credit = 0;
-                continue;
-            }
-            lane.credit += lane.weight;
-            total += lane.weight;
-            if richest.is_none_or(|best| self.lanes[index].credit > self.lanes[best].credit) {
-                richest = Some(index);
-            }
-        }
-        let lane = &mut self.lanes[richest?];
-        lane.credit -= total;
-        self.len -= 1;
-        lane.items.pop_front()
-    }
-}
 
 /// The queue. Cheap to clone; every clone is the same queue.
 #[derive(Debug)]
@@ -100,10 +24,21 @@ impl<T> Clone for Queue<T> {
     }
 }
 
+/// What guests may have of a queue.
+#[derive(Debug, Clone, Copy)]
+pub struct Guests {
+    /// Their least share of the places in batches, while they wait; more than 0 and less than 1.
+    pub share: f64,
+    /// How many of them may wait.
+    pub room: usize,
+}
+
 #[derive(Debug)]
 struct Shared<T> {
     state: Mutex<State<T>>,
     capacity: usize,
+    /// Room of the guests' lane.
+    guests: usize,
     /// Until when an item is of use; `None` is for ever.
     due: fn(&T) -> Option<Instant>,
     /// Signals items to devices.
@@ -128,11 +63,26 @@ impl<T> Queue<T> {
     /// An empty queue for `capacity` items (at least one) in lanes of these weights. `due` says until when an item is of
     /// use, if not for ever.
     pub fn new(capacity: usize, weights: &[u32], due: fn(&T) -> Option<Instant>) -> Self {
-        let weights = if weights.is_empty() { &[1][..] } else { weights };
-        let state = State { lanes: Lanes::new(weights), out: 0, lingering: 0, closed: false, abandoned: false };
+        Self::of(Lanes::new(weights), capacity, 0, due)
+    }
+
+    /// The same, with a lane for guests behind the others, who get at least `share` of the places in batches while they wait,
+    /// and room of their own: a queue that is full of the stream keeps no guest out.
+    pub fn with_guests(
+        capacity: usize,
+        weights: &[u32],
+        Guests { share, room }: Guests,
+        due: fn(&T) -> Option<Instant>,
+    ) -> Self {
+        Self::of(Lanes::new(weights).with_guests(share), capacity, room, due)
+    }
+
+    fn of(lanes: Lanes<T>, capacity: usize, guests: usize, due: fn(&T) -> Option<Instant>) -> Self {
+        let state = State { lanes, out: 0, lingering: 0, closed: false, abandoned: false };
         Self(Arc::new(Shared {
             state: Mutex::new(state),
             capacity: capacity.max(1),
+            guests: guests.max(1),
             due,
             filled: Condvar::new(),
             emptied: Condvar::new(),
@@ -146,7 +96,8 @@ impl<T> Queue<T> {
     /// Puts an item at the end of its lane, waiting for room. An item comes back when no device will take it.
     pub fn push(&self, lane: usize, item: T) -> Result<(), T> {
         let mut state = self.lock();
-        while state.lanes.len() >= self.0.capacity && !state.abandoned && !state.closed {
+        let room = if state.lanes.is_of_guests(lane) { self.0.guests } else { self.0.capacity };
+        while state.lanes.len_beside(lane) >= room && !state.abandoned && !state.closed {
             state = self.0.emptied.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         if state.abandoned || state.closed {

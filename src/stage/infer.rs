@@ -126,8 +126,8 @@ pub trait Supply: Send + Sync {
 pub struct Shared {
     /// Where batches come from.
     pub supply: Box<dyn Supply>,
-    /// Where captions and failures go.
-    pub finished: Sender<Finished>,
+    /// Where the captions and failures of each lane go.
+    pub finished: Vec<Sender<Finished>>,
     /// Metrics.
     pub metrics: Arc<Metrics>,
     /// Defaults and limits of a request's parameters.
@@ -345,6 +345,7 @@ impl Runner {
     /// Answers a row of a batch that took so long, `cost` of it for this row.
     fn finish(&self, row: Admitted, result: Result<Told, EngineError>, took: Duration, cost: Duration) {
         let Admitted { queued, ask } = row;
+        let lane = queued.lane;
         let told = match result {
             Ok(told) => told,
             Err(error) => return self.fail(queued, Stage::Infer, &InferError::Params(error)),
@@ -356,16 +357,17 @@ impl Runner {
             let by = Writer { model: &self.model, filter, device: &self.stats.name, cost };
             self.shared.answers.written(row, image, ask, told, by)
         });
-        self.send(finished);
+        self.send(lane, finished);
     }
 
     fn fail(&self, queued: Queued, stage: Stage, error: &InferError) {
         let failure = Failure::new(stage, error);
-        self.send(failed(queued.ready.map(|ready| ready.row), failure));
+        self.send(queued.lane, failed(queued.ready.map(|ready| ready.row), failure));
     }
 
-    fn send(&self, finished: Finished) {
+    fn send(&self, lane: usize, finished: Finished) {
         let Shared { finished: to, metrics, .. } = &*self.shared;
+        let Some(to) = to.get(lane) else { unreachable!("a lane without an end") };
         // Waiting for the publisher is not work.
         self.stats.end();
         if let Err(closed) = send_blocking(to, finished, Stage::Infer, metrics) {

@@ -217,8 +217,8 @@ async fn a_limit_on_messages_in_flight_holds_and_can_be_lifted() {
     let flow = Flow::start(2);
     let worker = flow.worker(FakeOptions { encode_delay: Duration::from_millis(2), ..FakeOptions::default() });
     let stop = CancellationToken::new();
-    let (at, _) =
-        admin::serve("127.0.0.1:0".parse().unwrap(), None, worker.control.clone(), stop.clone()).await.unwrap();
+    let at =
+        admin::serve("127.0.0.1:0".parse().unwrap(), None, worker.control.clone(), stop.clone()).await.unwrap().address;
     let put = "PUT /admin/limits HTTP/1.1";
     let (status, body) = http(at, put, &format!("{{\"in_flight\": {LIMIT}}}")).await;
     assert!(status.contains("200") && body.contains("\"in_flight\":6"), "{status} {body}");
@@ -267,14 +267,14 @@ async fn a_worker_is_not_ready_while_its_model_loads_or_no_broker_answers() {
     let stop = CancellationToken::new();
     let listen = "127.0.0.1:0".parse().unwrap();
     let loading = Control::new(&flow.settings.flow, Arc::new(Metrics::new()));
-    let (at, _) = admin::serve(listen, None, loading, stop.clone()).await.unwrap();
+    let at = admin::serve(listen, None, loading, stop.clone()).await.unwrap().address;
     let (status, body) = http(at, "GET /readyz HTTP/1.1", "").await;
     assert!(status.contains("503") && body.contains("the model is being loaded"), "{status} {body}");
     assert!(http(at, "GET /livez HTTP/1.1", "").await.0.contains("200"), "loading is no reason to be restarted");
 
     flow.embedded().down().unwrap();
     let worker = flow.worker(FakeOptions::default());
-    let (at, _) = admin::serve(listen, None, worker.control.clone(), stop.clone()).await.unwrap();
+    let at = admin::serve(listen, None, worker.control.clone(), stop.clone()).await.unwrap().address;
     eventually("the model is loaded", || worker.control.readiness().model.ready).await;
     let (status, body) = http(at, "GET /readyz HTTP/1.1", "").await;
     let readiness: serde_json::Value = serde_json::from_str(&body).unwrap();
@@ -295,13 +295,13 @@ async fn a_worker_without_a_device_is_not_alive_and_one_that_drained_is() {
     let stop = CancellationToken::new();
     let listen = "127.0.0.1:0".parse().unwrap();
     let worker = flow.worker(FakeOptions { failing_calls: (1..1000).collect(), ..FakeOptions::default() });
-    let (at, _) = admin::serve(listen, None, worker.control.clone(), stop.clone()).await.unwrap();
+    let at = admin::serve(listen, None, worker.control.clone(), stop.clone()).await.unwrap().address;
     assert!(worker.task.await.unwrap().is_err());
     let (status, body) = http(at, "GET /livez HTTP/1.1", "").await;
     assert!(status.contains("503") && body.contains("no device is left"), "{status} {body}");
 
     let worker = flow.worker(FakeOptions::default());
-    let (at, _) = admin::serve(listen, None, worker.control.clone(), stop.clone()).await.unwrap();
+    let at = admin::serve(listen, None, worker.control.clone(), stop.clone()).await.unwrap().address;
     flow.until_answered(1);
     assert!(worker.stop().await.clean());
     assert!(http(at, "GET /livez HTTP/1.1", "").await.0.contains("200"));
@@ -325,7 +325,7 @@ async fn the_admin_port_tells_and_steers() {
     let worker = flow.worker(FakeOptions::default());
     let stop = CancellationToken::new();
     let listen = "127.0.0.1:0".parse().unwrap();
-    let (at, _) = admin::serve(listen, Some("secret".into()), worker.control.clone(), stop.clone()).await.unwrap();
+    let at = admin::serve(listen, Some("secret".into()), worker.control.clone(), stop.clone()).await.unwrap().address;
     eventually("it is ready", || worker.control.readiness().ready).await;
     assert!(http(at, "GET /livez HTTP/1.1", "").await.0.contains("200"));
     let (status, body) = http(at, "GET /readyz HTTP/1.1", "").await;

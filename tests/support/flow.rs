@@ -12,7 +12,7 @@ use blipstream::kafka::{EmbeddedBroker, NewRecord, group_offsets, write_records}
 use blipstream::message::Message;
 use blipstream::metrics::Metrics;
 use blipstream::pipeline::worker::Summary;
-use blipstream::pipeline::{Control, Loaded, Parts, worker};
+use blipstream::pipeline::{Budget, Control, Loaded, Parts, worker};
 use blipstream::settings::{Delivery, Settings};
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use serde_json::{Value, json};
@@ -131,7 +131,10 @@ impl Flow {
 
     /// A worker in this process, with a device for each of `engines`.
     pub fn worker_on(&self, engines: Vec<FakeOptions>) -> Worker {
-        let control = Control::new(&self.settings.flow, Arc::new(Metrics::new()));
+        let endpoint = &self.settings.endpoint;
+        let budget = Budget::new(&self.settings.flow);
+        let budget = if endpoint.listen.is_some() { budget.with_endpoint(endpoint.share) } else { budget };
+        let control = Control::with_budget(budget, Arc::new(Metrics::new()));
         let size = engines.first().map_or(8, |options| options.image_size);
         let loaded = |(replica, options)| Loaded {
             engine: Box::new(FakeEngine::new(options)),

@@ -3,6 +3,7 @@
 
 pub mod client;
 pub mod flow;
+pub mod http;
 pub mod images;
 pub mod kafka;
 pub mod promises;

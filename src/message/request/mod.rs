@@ -47,7 +47,7 @@ pub struct Request {
 
 /// Parameters a request may set, by the names of the reference implementation (`GenerationConfig` in transformers);
 /// unknown names are refused, since a typo would change the meaning.
-#[derive(Debug, Clone, Default, PartialEq, serde::Deserialize, serde::Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, serde::Deserialize, serde::Serialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct RequestParams {
     /// Most tokens generated.

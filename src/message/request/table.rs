@@ -77,7 +77,12 @@ fn cells<'j, 'a>(
     row: &'j Json<'a>,
 ) -> Result<&'j [Json<'a>], ParseError> {
     let place = format!("input_data.data[{at}]");
-    let Json::List(cells) = row else { return Err(expected(reader, &place, "a list", row)) };
+    let cells = match row {
+        Json::List(cells) => cells,
+        // A table of one column may be a list of its values, as pandas has it.
+        Json::Text(_) if columns == 1 => std::slice::from_ref(row),
+        _ => return Err(expected(reader, &place, "a list", row)),
+    };
     if cells.len() != columns {
         let found = cells.len();
         return Err(error(reader, &format!("{place}: {found} values for {columns} columns")));

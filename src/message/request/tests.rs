@@ -207,7 +207,8 @@ fn a_wrong_message_is_refused_by_code_and_place() {
             Code::BadMessage,
             "`image` is missing; did you mean it by `images`",
         ),
-        (table(r#"{"columns":["image"],"data":["x"]}"#), Code::BadMessage, "input_data.data[0]: expected a list"),
+        (table(r#"{"columns":["image"],"data":[7]}"#), Code::BadMessage, "input_data.data[0]: expected a list"),
+        (table(r#"{"columns":["image","id"],"data":["x"]}"#), Code::BadMessage, "input_data.data[0]: expected a list"),
         (
             table(r#"{"columns":["image"],"data":[["x"],[]]}"#),
             Code::BadMessage,

@@ -231,3 +231,38 @@ fn an_urgent_item_that_comes_later_ends_lingering() {
     assert_eq!(names(device.join().unwrap()), ("ab".into(), Flush::Linger));
     assert!(began.elapsed() < EVER);
 }
+
+proptest! {
+    #[test]
+    fn guests_get_their_share_however_many_lanes_the_stream_has(
+        weights in proptest::collection::vec(1u32..5, 1..4),
+        share in 1usize..10,
+    ) {
+        let mut lanes = Lanes::new(&weights).with_guests(share as f64 / 10.0);
+        for lane in 0..=weights.len() {
+            (0..200).for_each(|_| lanes.push(lane, lane));
+        }
+        let picks: Vec<_> = (0..100).filter_map(|_| lanes.pop()).collect();
+        prop_assert_eq!(picks.iter().filter(|lane| **lane == weights.len()).count(), share * 10);
+    }
+}
+
+#[test]
+fn guests_and_the_stream_leave_their_turns_to_each_other_when_they_have_nothing() {
+    let mut lanes = Lanes::new(&[1]).with_guests(0.1);
+    (0..5).for_each(|_| lanes.push(1, "guest"));
+    assert_eq!(std::iter::from_fn(|| lanes.pop()).count(), 5);
+    (0..5).for_each(|_| lanes.push(0, "stream"));
+    assert_eq!(std::iter::from_fn(|| lanes.pop()).count(), 5);
+    assert!(lanes.is_empty());
+}
+
+#[test]
+fn a_queue_that_is_full_of_the_stream_keeps_no_guest_out() {
+    let queue = Queue::with_guests(2, &[1], Guests { share: 0.5, room: 1 }, |_| None);
+    queue.push(0, "stream").unwrap();
+    queue.push(0, "stream").unwrap();
+    queue.push(1, "guest").unwrap();
+    let (batch, _) = queue.take(Take { max: 2, ..NOW }).unwrap();
+    assert!(batch.contains(&"guest") && batch.contains(&"stream"), "{batch:?}");
+}

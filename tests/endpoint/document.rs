@@ -1,0 +1,98 @@
+//! The OpenAPI document, and the program as schemathesis holds it to it.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use super::Server;
+use super::support::http::http;
+
+/// How long the program may take to load the demo model.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Ends the process when the test ends.
+struct Serving(Child);
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A port that was free a moment ago.
+fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_document_names_every_route() {
+    let server = Server::start().await;
+    let document = server.get("/openapi.json").await.json();
+    let paths: Vec<_> = document["paths"].as_object().unwrap().keys().cloned().collect();
+    let expected = [
+        "/score",
+        "/v2",
+        "/v2/health/live",
+        "/v2/health/ready",
+        "/v2/models/{name}",
+        "/v2/models/{name}/infer",
+        "/v2/models/{name}/ready",
+    ];
+    assert_eq!(paths, expected);
+    for path in expected {
+        let method = if document["paths"][path]["post"].is_object() { "POST" } else { "GET" };
+        let path = path.replace("{name}", "caption");
+        let reply = http(server.at, &format!("{method} {path}"), "").await;
+        assert_ne!(reply.status, 404, "{method} {path}");
+        assert_ne!(reply.status, 405, "{method} {path}");
+    }
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_document_allows_is_answered_as_it_says_and_what_it_forbids_is_refused() {
+    let tool = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/tools/schemathesis/bin/schemathesis");
+    if !tool.exists() {
+        assert!(std::env::var_os("CI").is_none(), "schemathesis is not installed: make test-setup");
+        eprintln!("skipped: schemathesis is not installed (make test-setup)");
+        return;
+    }
+    let at = SocketAddr::from(([127, 0, 0, 1], free_port()));
+    let mut serving = Command::new(env!("CARGO_BIN_EXE_blipstream"));
+    serving.args(["serve", "--model", "demo", "--filter", "demo", "--listen", &at.to_string()]);
+    serving.args(["--set", "admin.listen=127.0.0.1:0", "--set", "batch.max_size=4", "--set", "log.filter=warn"]);
+    // Made-up names are not looked up: nothing of this leaves the machine.
+    serving.args(["--set", "fetch.attempts=1", "--set", "endpoint.timeout=5s"]);
+    let _serving = Serving(serving.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap());
+    let begun = Instant::now();
+    loop {
+        assert!(begun.elapsed() < PATIENCE, "the program is not ready");
+        let connected = tokio::net::TcpStream::connect(at).await.is_ok();
+        if connected && http(at, "GET /v2/health/ready", "").await.status == 200 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let report = tempfile::tempdir().unwrap();
+    let ran = Command::new(tool)
+        .args(["run", &format!("http://{at}/openapi.json"), "--seed", "1", "--max-examples", "40", "--workers", "1"])
+        .args(["--phases", "examples,coverage,fuzzing", "--checks", "all", "--generation-database", "none"])
+        .args([
+            "--exclude-checks",
+            "positive_data_acceptance,unsupported_method",
+            "--no-color",
+            "--continue-on-failure",
+        ])
+        .current_dir(report.path())
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&ran.stdout).into_owned();
+    assert!(ran.status.success(), "{text}\n{}", String::from_utf8_lossy(&ran.stderr));
+    println!("{}", text.lines().rev().take(25).collect::<Vec<_>>().into_iter().rev().collect::<Vec<_>>().join("\n"));
+    let value: Value = http(at, "GET /openapi.json", "").await.json();
+    assert_eq!(value["openapi"], "3.1.0", "it still answers");
+}
