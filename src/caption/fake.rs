@@ -76,10 +76,7 @@ pub fn fake_words(pixels: &Pixels) -> Vec<String> {
         let sum: u64 = pixels.data().iter().skip(channel).step_by(3).map(|&byte| u64::from(byte)).sum();
         sum / (pixels.size() * pixels.size()) as u64
     };
-    let hash = pixels
-        .data()
-        .iter()
-        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+    let hash = fnv(pixels.data());
     vec![
         "a".into(),
         mean(0).to_string(),
@@ -88,6 +85,18 @@ pub fn fake_words(pixels: &Pixels) -> Vec<String> {
         "image".into(),
         format!("{hash:016x}"),
     ]
+}
+
+/// FNV-1a.
+fn fnv(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
+/// A point of the sphere, from the hash of a word.
+fn embedding(word: &str) -> Vec<f32> {
+    let point = fnv(word.as_bytes()).to_le_bytes().map(|byte| f32::from(byte) - 127.5);
+    let length = point.iter().map(|x| x * x).sum::<f32>().sqrt();
+    point.iter().map(|x| x / length).collect()
 }
 
 impl FakeEngine {
@@ -241,7 +250,7 @@ impl FakeRow {
 }
 
 /// A filter without a model: a text matches an image if it has the hash of its pixels among its words, as the caption of a
-/// [`FakeEngine`] has.
+/// [`FakeEngine`] has; and the embeddings of both are equal if it is the last of them.
 pub struct FakeFilter {
     model: ModelInfo,
     encode_calls: usize,
@@ -273,16 +282,35 @@ impl Filter for FakeFilter {
 
     fn judge(&mut self, pairs: &[(&Encoded, &str)]) -> Result<Vec<Result<Match, EngineError>>, EngineError> {
         let judge = |(image, text): &(&Encoded, &str)| {
-            if !text.contains(char::is_alphanumeric) {
-                return Err(EngineError::bad_params("the text has no words"));
-            }
-            let words = image.state::<FakeEncoding>().ok_or_else(|| EngineError::bad_input("of another engine"))?;
-            let matches = words.0.last().is_some_and(|hash| text.split_whitespace().any(|word| word == hash));
+            last_word(text)?;
+            let hash = hash_of(image)?;
+            let matches = text.split_whitespace().any(|word| word == hash);
             let logit = if matches { 2.0 } else { -2.0 };
             Ok(Match { itm: 1.0 / (1.0 + f32::exp(-2.0 * logit)), logits: [-logit, logit], itc: logit / 4.0 })
         };
         Ok(pairs.iter().map(judge).collect())
     }
+
+    fn image_embedding(&self, image: &Encoded) -> Result<Vec<f32>, EngineError> {
+        Ok(embedding(&hash_of(image)?))
+    }
+
+    fn text_embeddings(&mut self, texts: &[&str]) -> Result<Vec<Result<Vec<f32>, EngineError>>, EngineError> {
+        Ok(texts.iter().map(|text| last_word(text).map(embedding)).collect())
+    }
+}
+
+/// The word of a fake caption that tells the image.
+fn hash_of(image: &Encoded) -> Result<String, EngineError> {
+    let words = image.state::<FakeEncoding>().ok_or_else(|| EngineError::bad_input("of another engine"))?;
+    words.0.last().cloned().ok_or_else(|| EngineError::internal("a fake caption has words"))
+}
+
+fn last_word(text: &str) -> Result<&str, EngineError> {
+    let mut words = text.split_whitespace().rev();
+    words
+        .find(|word| word.contains(char::is_alphanumeric))
+        .ok_or_else(|| EngineError::bad_params("the text has no words"))
 }
 
 #[cfg(test)]
@@ -316,6 +344,23 @@ mod tests {
         assert_eq!(captions[0].as_ref().unwrap_err().kind(), ErrorKind::BadParams);
         let second = captions[1].as_ref().unwrap();
         assert_eq!((second.text.as_str(), second.finish), ("a photo of a 2", Finish::Length));
+    }
+
+    #[test]
+    fn a_text_that_ends_with_the_hash_of_an_image_is_where_the_image_is() {
+        let mut filter = FakeFilter::default();
+        let images = filter.encode(&[image([1, 2, 3]), image([9, 8, 7])]).unwrap();
+        let of_images: Vec<_> = images.iter().map(|image| filter.image_embedding(image).unwrap()).collect();
+        let caption = fake_words(&image([9, 8, 7])).join(" ");
+        let of_texts = filter.text_embeddings(&[&caption, " ", "a dog"]).unwrap();
+        assert_eq!(of_texts[0].as_ref().unwrap(), &of_images[1]);
+        assert_eq!(of_texts[1].as_ref().unwrap_err().kind(), ErrorKind::BadParams);
+        assert!(of_images[0] != of_images[1] && of_texts[2].as_ref().unwrap() != &of_images[1]);
+        for point in of_images {
+            assert!((point.iter().map(|x| x * x).sum::<f32>() - 1.0).abs() < 1e-6);
+        }
+        let foreign = Encoded::new((), 0);
+        assert_eq!(filter.image_embedding(&foreign).unwrap_err().kind(), ErrorKind::BadInput);
     }
 
     #[test]

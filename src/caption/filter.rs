@@ -22,6 +22,19 @@ pub trait Filter: Send {
     /// # Errors
     /// Of the whole call.
     fn judge(&mut self, pairs: &[(&Encoded, &str)]) -> Result<Vec<Result<Match, EngineError>>, EngineError>;
+
+    /// The embedding of an encoded image, of length 1: its product with a text's is their cosine.
+    ///
+    /// # Errors
+    /// It was encoded by another kind of model.
+    fn image_embedding(&self, image: &Encoded) -> Result<Vec<f32>, EngineError>;
+
+    /// The embeddings of texts, of length 1 and in the space of the images', in the order of the texts. A text's own error, as
+    /// in [`Filter::judge`], stands in its place.
+    ///
+    /// # Errors
+    /// Of the whole call.
+    fn text_embeddings(&mut self, texts: &[&str]) -> Result<Vec<Result<Vec<f32>, EngineError>>, EngineError>;
 }
 
 /// BLIP's own, whose weights may be shared.
@@ -36,5 +49,13 @@ impl Filter for Arc<Matcher> {
 
     fn judge(&mut self, pairs: &[(&Encoded, &str)]) -> Result<Vec<Result<Match, EngineError>>, EngineError> {
         Matcher::judge(self, pairs)
+    }
+
+    fn image_embedding(&self, image: &Encoded) -> Result<Vec<f32>, EngineError> {
+        Matcher::image_embedding(self, image)
+    }
+
+    fn text_embeddings(&mut self, texts: &[&str]) -> Result<Vec<Result<Vec<f32>, EngineError>>, EngineError> {
+        Matcher::text_embeddings(self, texts)
     }
 }

@@ -162,6 +162,20 @@ fn a_text_without_words_or_with_too_many_is_refused_alone() {
 }
 
 #[test]
+fn a_filter_embeds_as_its_model_does() {
+    let (expected, images) = expected("widths");
+    let mut filter: Box<dyn blipstream::caption::Filter> = Box::new(matcher("widths", Backend::Native(None)));
+    let encoded = filter.encode(&images).unwrap();
+    let of_images: Vec<_> = encoded.iter().map(|image| filter.image_embedding(image).unwrap()).collect();
+    let texts: Vec<&str> = expected.texts.iter().map(String::as_str).collect();
+    let of_texts: Vec<_> = filter.text_embeddings(&texts).unwrap().into_iter().map(Result::unwrap).collect();
+    for (found, expected) in [(of_images, expected.image_embeddings), (of_texts, expected.text_embeddings)] {
+        assert_eq!(found.len(), expected.len());
+        assert!(difference(found.iter().map(Vec::as_slice).zip(expected.iter().map(Vec::as_slice))) < TOLERANCE);
+    }
+}
+
+#[test]
 fn a_model_of_another_kind_is_told_by_its_name() {
     let captioner = ModelSource::Dir(crate::fixture::directory("depths"));
     let error = load_matcher(&LoadOptions { device: DeviceSpec::Cpu, ..LoadOptions::new(captioner) }).err().unwrap();
