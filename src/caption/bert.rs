@@ -1,10 +1,11 @@
 //! The language model of BLIP in all its parts: BERT with cross-attention to an image, causal where it writes and both ways
-//! where it reads (`BlipTextModel` of transformers).
+//! where it reads (`BlipTextModel` of transformers). Where answers are written, a question that was read stands for the image.
 
 use candle_core::{Result, Tensor};
+use rayon::prelude::*;
 
 use super::compute::{Hidden, ImageProjection, Isa, LayerNorm, Linear, Packing, elements, self_attention};
-use super::config::{BlipConfig, TextConfig};
+use super::config::TextConfig;
 use super::load::LoadError;
 use super::memory::{ImageMemory, Memory, Sizes};
 use super::weights::{Kept, Scope};
@@ -55,21 +56,19 @@ pub(super) enum Attention<'m> {
 }
 
 impl Bert {
-    /// Reads `embeddings` and `encoder`.
-    pub(super) fn load(scope: &Scope<'_>, config: &BlipConfig) -> std::result::Result<Self, LoadError> {
-        let text = &config.text;
+    /// Reads `embeddings` and `encoder`; `sizes` are those of what it looks at, too.
+    pub(super) fn load(scope: &Scope<'_>, text: &TextConfig, sizes: Sizes) -> std::result::Result<Self, LoadError> {
         let (width, eps) = (text.hidden_size, text.layer_norm_eps);
         let embeddings = scope.part("embeddings");
         let mut layers = Vec::with_capacity(text.num_hidden_layers);
         let mut keys_values = Vec::with_capacity(2 * text.num_hidden_layers);
         for index in 0..text.num_hidden_layers {
             let scope = scope.part("encoder.layer").part(index);
-            layers.push(Layer::load(&scope, text, config.vision.hidden_size)?);
+            layers.push(Layer::load(&scope, text, sizes.image_width)?);
             let attention = scope.part("crossattention.self");
             keys_values.extend(["key", "value"].map(|part| attention.part(part)));
         }
-        let sizes = Sizes::of(config);
-        let projection = || Linear::load_fused(&keys_values, config.vision.hidden_size, width);
+        let projection = || Linear::load_fused(&keys_values, sizes.image_width, width);
         let images = match scope.kept() {
             kept @ Kept::Tensors { .. } if sizes.in_rows(kept) => Images::Rows(projection()?),
             Kept::Tensors { .. } => Images::Projected(projection()?),
@@ -86,13 +85,24 @@ impl Bert {
         })
     }
 
-    /// The memory of an image from its hidden states, `[tokens, image width]`.
-    pub(super) fn remember(&self, image: &Tensor) -> Result<ImageMemory> {
-        let Sizes { layers, heads, head, image_tokens, image_width } = self.sizes;
+    /// The memories of images from their hidden states, `[images · each, image width]`, in their order.
+    pub(super) fn remember(&self, hidden: &Tensor, each: usize) -> Result<Vec<ImageMemory>> {
+        let images = hidden.dim(0)? / each;
+        let remember = |image| self.remember_one(&hidden.narrow(0, image * each, each)?);
+        // On a GPU calls are only given to it, one after the other.
+        if self.positions.device().is_cpu() {
+            (0..images).into_par_iter().map(remember).collect()
+        } else {
+            (0..images).map(remember).collect()
+        }
+    }
+
+    fn remember_one(&self, image: &Tensor) -> Result<ImageMemory> {
+        let Sizes { layers, heads, head, image_width, .. } = self.sizes;
         match &self.images {
             Images::Projected(keys_values) => {
                 let keys_values = keys_values.forward_transposed(image)?;
-                Ok(ImageMemory::Projected(keys_values.reshape((layers, 2, heads, head, image_tokens))?))
+                Ok(ImageMemory::Projected(keys_values.reshape((layers, 2, heads, head, image.dim(0)?))?))
             }
             Images::Rows(keys_values) => Ok(ImageMemory::Rows(keys_values.forward_parts(image, 2 * layers)?)),
             Images::Hidden(packing) => {

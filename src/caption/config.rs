@@ -3,9 +3,13 @@
 //! A key that a file leaves out has the default of transformers' `BlipTextConfig`, `BlipVisionConfig` and
 //! `BlipImageProcessor`.
 
+mod architecture;
+
 use serde::Deserialize;
 
 use super::load::LoadError;
+
+pub use architecture::Architecture;
 
 /// `config.json`, checked.
 #[derive(Clone, Debug, PartialEq)]
@@ -18,33 +22,6 @@ pub struct BlipConfig {
     pub shared_width: usize,
     /// What kind of model it is, where the file says so.
     pub architecture: Option<Architecture>,
-}
-
-/// The kinds of models that are published in one layout, as transformers calls them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Architecture {
-    /// `BlipForConditionalGeneration`: writes captions.
-    Captioner,
-    /// `BlipForImageTextRetrieval`: judges images and texts.
-    Matcher,
-}
-
-impl Architecture {
-    /// What transformers calls it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Captioner => "BlipForConditionalGeneration",
-            Self::Matcher => "BlipForImageTextRetrieval",
-        }
-    }
-
-    /// What it does, to be read after "a model that".
-    fn does(self) -> &'static str {
-        match self {
-            Self::Captioner => "writes captions",
-            Self::Matcher => "judges whether texts match images",
-        }
-    }
 }
 
 /// Sizes and special tokens of the caption decoder.
@@ -191,9 +168,7 @@ impl BlipConfig {
             Some(other) => return Err(invalid("model_type", format!("is {other:?}, and only \"blip\" is known"))),
             None => return Err(invalid("model_type", "is missing; is this the configuration of a BLIP model?")),
         }
-        let known = [Architecture::Captioner, Architecture::Matcher];
-        let named = raw.architectures.unwrap_or_default();
-        let architecture = known.into_iter().find(|known| named.iter().any(|name| name == known.name()));
+        let architecture = Architecture::named(&raw.architectures.unwrap_or_default());
         let shared_width = raw.image_text_hidden_size.unwrap_or(SHARED_WIDTH);
         let text = raw.text_config.unwrap_or_default();
         let raw = raw.vision_config.unwrap_or_default();
@@ -242,48 +217,47 @@ impl BlipConfig {
         Self { vision, ..base }
     }
 
-    /// Refuses a file that says to be of another kind.
-    ///
-    /// # Errors
-    /// It does; the message names both kinds.
-    pub fn is(&self, wanted: Architecture) -> Result<(), LoadError> {
-        match self.architecture {
-            Some(other) if other != wanted => {
-                let what = format!("is {}, a model that {}; one that", other.name(), other.does());
-                Err(invalid("architectures", format!("{what} {} is {}", wanted.does(), wanted.name())))
-            }
-            _ => Ok(()),
-        }
-    }
-
     /// How many parameters a captioner has, with the head's weight shared with the embedding.
     pub fn parameters(&self) -> u64 {
-        let width = self.text.hidden_size;
-        self.common_parameters() + (linear(width, width) + 2 * width + self.text.vocab_size) as u64
+        self.image_encoder() + self.language_model(self.vision.hidden_size) + self.language_head()
     }
 
     /// How many parameters a matcher has.
     pub fn matcher_parameters(&self) -> u64 {
         let projections =
             linear(self.vision.hidden_size, self.shared_width) + linear(self.text.hidden_size, self.shared_width);
-        self.common_parameters() + (projections + linear(self.text.hidden_size, 2)) as u64
+        let reader = self.language_model(self.vision.hidden_size);
+        self.image_encoder() + reader + (projections + linear(self.text.hidden_size, 2)) as u64
     }
 
-    /// The image encoder's and the language model's without a head.
-    fn common_parameters(&self) -> u64 {
-        let (text, vision) = (&self.text, &self.vision);
-        let feed_forward = |width: usize, inner: usize| linear(width, inner) + linear(inner, width);
+    /// How many parameters an answerer has, with the head's weight shared with its decoder's embedding.
+    pub fn answerer_parameters(&self) -> u64 {
+        let reader = self.language_model(self.vision.hidden_size);
+        self.image_encoder() + reader + self.language_model(self.text.hidden_size) + self.language_head()
+    }
+
+    fn image_encoder(&self) -> u64 {
+        let vision = &self.vision;
         let (width, norm) = (vision.hidden_size, 2 * vision.hidden_size);
-        let layer = linear(width, 3 * width) + linear(width, width) + feed_forward(width, vision.intermediate_size);
+        let layer =
+            linear(width, 3 * width) + linear(width, width) + feed_forward(width, vision.intermediate_size) + 2 * norm;
         let embeddings = linear(3 * vision.patch_size * vision.patch_size, width) + (1 + vision.tokens()) * width;
-        let encoder = embeddings + vision.num_hidden_layers * (layer + 2 * norm) + norm;
+        (embeddings + vision.num_hidden_layers * layer + norm) as u64
+    }
+
+    /// Without a head; it looks at hidden states of width `seen`.
+    fn language_model(&self, seen: usize) -> u64 {
+        let text = &self.text;
         let (width, norm) = (text.hidden_size, 2 * text.hidden_size);
-        let layer = 6 * linear(width, width)
-            + 2 * linear(vision.hidden_size, width)
-            + feed_forward(width, text.intermediate_size)
-            + 3 * norm;
+        let attention = 6 * linear(width, width) + 2 * linear(seen, width);
+        let layer = attention + feed_forward(width, text.intermediate_size) + 3 * norm;
         let embeddings = (text.vocab_size + text.max_position_embeddings) * width + norm;
-        (encoder + embeddings + text.num_hidden_layers * layer) as u64
+        (embeddings + text.num_hidden_layers * layer) as u64
+    }
+
+    fn language_head(&self) -> u64 {
+        let width = self.text.hidden_size;
+        (linear(width, width) + 2 * width + self.text.vocab_size) as u64
     }
 
     fn check(&self) -> Result<(), LoadError> {
@@ -342,6 +316,10 @@ impl BlipConfig {
 /// Parameters of a linear layer.
 fn linear(inputs: usize, outputs: usize) -> usize {
     inputs * outputs + outputs
+}
+
+fn feed_forward(width: usize, inner: usize) -> usize {
+    linear(width, inner) + linear(inner, width)
 }
 
 fn not_gelu(activation: &str) -> String {

@@ -1,16 +1,13 @@
-//! The engine: rows of captions in the making, on one model.
+//! The engine: images encoded, and rows of captions in the making, on one model.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Instant;
 
-use candle_core::{Device, Tensor};
-use rayon::prelude::*;
+use candle_core::Device;
 
-use super::generate::{greedy, on_rows};
-use super::memory::{Block, ImageMemory, Memory};
+use super::memory::ImageMemory;
 use super::model::Model;
-use super::search::{Done, Next, Said, Search, Sequence};
+use super::rows::Rows;
 use super::{Caption, Encoded, Engine, EngineError, ModelInfo, Params, Phases, Pixels, RowId};
 
 /// Images encoded at a time on a CPU: more only make the activations outgrow the caches.
@@ -32,24 +29,18 @@ pub(super) fn at_home<T: Send>(device: &Device, work: impl FnOnce() -> T + Send)
 /// BLIP on candle. Several engines may share one model, each on a thread of its own.
 pub struct BlipEngine {
     model: Arc<Model>,
-    memory: Box<dyn Memory>,
-    /// What each row searches for.
-    searches: BTreeMap<RowId, Search>,
-    /// The sequences of all rows, in the order of the memory's.
-    sequences: Vec<Sequence>,
+    rows: Rows,
     /// Images encoded at a time.
     encode_size: usize,
-    next_row: u64,
     phases: Phases,
 }
 
 impl BlipEngine {
     /// An engine without rows.
     pub fn new(model: Arc<Model>) -> Self {
-        let memory = model.new_memory();
+        let rows = Rows::new(model.new_memory());
         let encode_size = encode_size(&model.device);
-        let (searches, sequences) = (BTreeMap::new(), Vec::new());
-        Self { model, memory, searches, sequences, encode_size, next_row: 0, phases: Phases::default() }
+        Self { model, rows, encode_size, phases: Phases::default() }
     }
 
     /// Encodes `images` at a time, one at least, instead of what is best for most machines.
@@ -62,18 +53,6 @@ impl BlipEngine {
     /// How many images it encodes at a time.
     pub fn encode_size(&self) -> usize {
         self.encode_size
-    }
-
-    fn prompt(&self, params: &Params) -> Result<Vec<u32>, EngineError> {
-        let mut tokens = vec![self.model.config.text.bos_token_id];
-        if let Some(prompt) = &params.prompt {
-            tokens.extend(self.model.tokenizer.encode(prompt)?);
-        }
-        let vocabulary = self.model.config.text.vocab_size;
-        if tokens.iter().any(|&token| token as usize >= vocabulary) {
-            return Err(EngineError::bad_params("the prompt has a token that the model does not know"));
-        }
-        Ok(tokens)
     }
 
     fn encode_parts(&mut self, images: &[Pixels]) -> Result<Vec<Encoded>, EngineError> {
@@ -98,156 +77,11 @@ impl BlipEngine {
 
     fn step_rows(&mut self) -> Result<Vec<(RowId, Caption)>, EngineError> {
         let started = Instant::now();
-        let logits = self.forward()?;
-        let next = self.choose(&logits)?;
-        self.phases.tokens += self.sequences.len();
+        self.phases.tokens += self.rows.sequences();
         self.phases.steps += 1;
-        self.go_on(next)?;
-        let finished = self.finished();
+        let finished = self.rows.step(&self.model.writer);
         self.phases.decode += started.elapsed();
         finished
-    }
-
-    /// The tokens that each sequence has to feed next: its prompt, or its latest token; short ones are filled up.
-    fn next_block(&self) -> (Vec<u32>, Block) {
-        let starts: Vec<usize> = self.sequences.iter().map(|one| one.remembered).collect();
-        let counts: Vec<usize> = self.sequences.iter().map(|one| one.tokens.len() - one.remembered).collect();
-        let width = counts.iter().copied().max().unwrap_or(0);
-        let filler = self.model.config.text.pad_token_id;
-        let tokens = self.sequences.iter().flat_map(|one| {
-            let new = one.tokens[one.remembered..].iter().copied();
-            new.chain(std::iter::repeat(filler)).take(width)
-        });
-        (tokens.collect(), Block { width, starts, counts })
-    }
-
-    /// Scores for the token after each sequence's last, `[sequences, vocabulary]`.
-    fn forward(&mut self) -> candle_core::Result<Tensor> {
-        let (tokens, block) = self.next_block();
-        let hidden = self.model.text.forward(&tokens, &block, &mut *self.memory)?;
-        let last = if block.width == 1 {
-            hidden
-        } else {
-            let last = block.counts.iter().enumerate().map(|(row, count)| (row * block.width + count - 1) as u32);
-            hidden.index_select(&Tensor::from_iter(last, hidden.device())?, 0)?
-        };
-        self.model.text.logits(&last)
-    }
-
-    /// How all rows go on: sequences that are named as nobody's parent end here.
-    fn choose(&mut self, logits: &Tensor) -> candle_core::Result<Vec<Next>> {
-        let sequences = &self.sequences;
-        let mut by_row: BTreeMap<RowId, Vec<usize>> = BTreeMap::new();
-        for (index, sequence) in sequences.iter().enumerate() {
-            by_row.entry(sequence.row).or_default().push(index);
-        }
-        let rows = self.searches.iter_mut().map(|(row, search)| {
-            let mut own = by_row.remove(row).unwrap_or_default();
-            own.sort_by_key(|index| sequences[*index].rank);
-            (search, own)
-        });
-        let (plain, mut scored): (Vec<_>, Vec<_>) = rows.partition(|(search, _)| search.is_plain());
-        let mut next = Vec::with_capacity(sequences.len());
-        // First, since the plain choice may bar an end in place.
-        if !scored.is_empty() {
-            let wanted: Vec<usize> = scored.iter().flat_map(|(_, own)| own).copied().collect();
-            let chosen = on_rows(logits, &wanted, |mut scores| {
-                let with_scores = scored.iter_mut().map(|(search, own)| {
-                    let (first, rest) = scores.split_at(own.len());
-                    scores = rest;
-                    (search, own, first)
-                });
-                let with_scores: Vec<_> = with_scores.collect();
-                let chosen = with_scores.into_par_iter().map(|(search, own, scores)| {
-                    let live: Vec<&Sequence> = own.iter().map(|index| &sequences[*index]).collect();
-                    let next = search.advance(&live, &Said::Scores(scores)).into_iter();
-                    next.map(|next| Next { parent: own[next.parent], ..next }).collect::<Vec<_>>()
-                });
-                chosen.collect::<Vec<_>>()
-            })?;
-            next.extend(chosen.into_iter().flatten());
-        }
-        if !plain.is_empty() {
-            let mut held_back = vec![false; sequences.len()];
-            for (search, own) in &plain {
-                for &index in own {
-                    held_back[index] = search.holds_back_the_end(&sequences[index]);
-                }
-            }
-            let choices = greedy(logits, &held_back, self.model.config.text.sep_token_id, self.model.is_fused())?;
-            for (search, own) in plain {
-                for index in own {
-                    let said = Said::Choice(choices[index]);
-                    let went_on = search.advance(&[&sequences[index]], &said).into_iter();
-                    next.extend(went_on.map(|next| Next { parent: index, ..next }));
-                }
-            }
-        }
-        Ok(next)
-    }
-
-    /// Gives each sequence its next token, several copies of it where it goes on in several ways, and forgets those that
-    /// go on in none.
-    fn go_on(&mut self, next: Vec<Next>) -> candle_core::Result<()> {
-        let mut children: Vec<Vec<Next>> = self.sequences.iter().map(|_| Vec::new()).collect();
-        for next in next {
-            children[next.parent].push(next);
-        }
-        let (mut forks, mut vacant) = (Vec::new(), Vec::new());
-        for (index, children) in children.into_iter().enumerate() {
-            let sequence = &mut self.sequences[index];
-            let mut children = children.into_iter();
-            let first = children.next();
-            forks.extend(children.map(|next| {
-                let mut fork = sequence.clone();
-                fork.go_on(&next);
-                (index, fork)
-            }));
-            match first {
-                Some(next) => sequence.go_on(&next),
-                None => vacant.push(index),
-            }
-        }
-        for (parent, sequence) in forks {
-            let place = vacant.pop().unwrap_or(self.sequences.len());
-            self.memory.fork(parent, place)?;
-            if place == self.sequences.len() {
-                self.sequences.push(sequence);
-            } else {
-                self.sequences[place] = sequence;
-            }
-        }
-        // Backwards, since the last takes the place of one that leaves.
-        for place in vacant.into_iter().rev() {
-            self.sequences.swap_remove(place);
-            self.memory.swap_remove(place)?;
-        }
-        Ok(())
-    }
-
-    /// The captions of rows of which no sequence goes on.
-    fn finished(&mut self) -> Result<Vec<(RowId, Caption)>, EngineError> {
-        let live: BTreeSet<RowId> = self.sequences.iter().map(|one| one.row).collect();
-        let ended: Vec<RowId> = self.searches.keys().filter(|row| !live.contains(row)).copied().collect();
-        let mut finished = Vec::with_capacity(ended.len());
-        for row in ended {
-            if let Some(search) = self.searches.remove(&row) {
-                finished.push((row, self.caption(search)?));
-            }
-        }
-        Ok(finished)
-    }
-
-    fn caption(&self, search: Search) -> Result<Caption, EngineError> {
-        let prompt = search.prompt();
-        let captions = search.captions().into_iter().map(|Done { tokens, logprob, finish }| {
-            let text = self.model.tokenizer.decode(&tokens)?;
-            let token_ids = tokens[prompt..].to_vec();
-            Ok(Caption { text, tokens: token_ids.len(), token_ids, logprob, finish, more: Vec::new() })
-        });
-        let mut captions = captions.collect::<Result<Vec<_>, EngineError>>()?.into_iter();
-        let first = captions.next().ok_or_else(|| EngineError::internal("a search ended without a caption"))?;
-        Ok(Caption { more: captions.collect(), ..first })
     }
 }
 
@@ -266,28 +100,11 @@ impl Engine for BlipEngine {
         let image = image
             .state::<ImageMemory>()
             .ok_or_else(|| EngineError::bad_input("the image was encoded by another kind of engine"))?;
-        params.check()?;
-        let most = params.max_new_tokens;
-        let prompt = self.prompt(params)?;
-        let (length, limit) = (prompt.len(), self.model.info().context_length);
-        if length.saturating_add(most) > limit {
-            return Err(EngineError::bad_params(format!(
-                "a prompt of {length} tokens and max_new_tokens of {most} are more than the {limit} tokens that the \
-                 model can see"
-            )));
-        }
-        // The last token of a caption is never fed back.
-        self.memory.admit(&image, length + most - 1)?;
-        let id = RowId(self.next_row);
-        self.next_row += 1;
-        let end = self.model.config.text.sep_token_id;
-        self.searches.insert(id, Search::new(length, end, params));
-        self.sequences.push(Sequence::new(id, prompt));
-        Ok(id)
+        self.rows.admit(&self.model.writer, &image, params)
     }
 
     fn step(&mut self) -> Result<Vec<(RowId, Caption)>, EngineError> {
-        if self.sequences.is_empty() {
+        if self.rows.active() == 0 {
             return Ok(Vec::new());
         }
         let device = self.model.device.clone();
@@ -295,17 +112,15 @@ impl Engine for BlipEngine {
     }
 
     fn active(&self) -> usize {
-        self.searches.len()
+        self.rows.active()
     }
 
     fn state_bytes(&self, rows: usize, tokens: usize) -> usize {
-        self.memory.bytes_for(rows, tokens)
+        self.rows.bytes_for(rows, tokens)
     }
 
     fn clear(&mut self) {
-        self.searches.clear();
-        self.sequences.clear();
-        self.memory.clear();
+        self.rows.clear();
     }
 
     fn take_phases(&mut self) -> Phases {

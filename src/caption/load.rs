@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
 
+use super::answerer::Answerer;
 use super::backend::{Backend, Chosen};
 use super::config::{Architecture, BlipConfig};
 use super::device::{DeviceSpec, DtypeSpec, Gpu};
@@ -162,6 +163,14 @@ pub fn load_matcher(options: &LoadOptions) -> Result<Arc<Matcher>, LoadError> {
     load_as(options, Architecture::Matcher, Matcher::build, Matcher::info).map(Arc::new)
 }
 
+/// Loads a model that answers questions about images.
+///
+/// # Errors
+/// A file is missing or wrong, or is of another kind of model, which the message names; the device or precision cannot be had.
+pub fn load_answerer(options: &LoadOptions) -> Result<Arc<Answerer>, LoadError> {
+    load_as(options, Architecture::Answerer, Answerer::build, Answerer::info).map(Arc::new)
+}
+
 fn load_as<T>(
     options: &LoadOptions,
     architecture: Architecture,
@@ -190,7 +199,7 @@ fn load_as<T>(
     };
     parts.config.is(architecture)?;
     if let Some(gpu) = Gpu::of(&device)? {
-        gpu.holds(&identity.id, parts.config.parameters() * chosen.tensors.size_in_bytes() as u64)?;
+        gpu.holds(&identity.id, parts.config.parameters_of(architecture) * chosen.tensors.size_in_bytes() as u64)?;
     }
     let started = std::time::Instant::now();
     let Chosen { tensors, encoder, decoder, .. } = chosen;

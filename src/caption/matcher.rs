@@ -6,37 +6,28 @@ use std::sync::Arc;
 
 use candle_core::{D, DType, Device, Result, Tensor};
 
-use super::bert::{Attention, Bert};
 use super::compute::Linear;
 use super::config::BlipConfig;
 use super::engine::{at_home, encode_size};
 use super::load::{Built, LoadError};
-use super::memory::{self, Block, ImageMemory, Memory, Sizes};
+use super::memory::ImageMemory;
 use super::preprocess::Preprocessor;
-use super::tokenizer::CaptionTokenizer;
+use super::reader::{Part, Reader, parts};
 use super::vision::VisionEncoder;
-use super::weights::Kept;
 use super::{Encoded, EngineError, ModelInfo, Pixels};
-
-/// Tokens of texts that are read at a time: enough for the products, few enough for the caches of a CPU.
-const TOKENS: usize = 512;
 
 /// A model that judges pairs of images and texts, on a device. Cheap to share.
 pub struct Matcher {
     vision: VisionEncoder,
-    bert: Bert,
-    words: Tensor,
+    reader: Reader,
     /// Two scores, of "does not match" and of "matches".
     head: Linear,
     image_projection: Linear,
     text_projection: Linear,
-    tokenizer: CaptionTokenizer,
     config: BlipConfig,
     preprocessor: Preprocessor,
     device: Device,
     info: ModelInfo,
-    dtype: DType,
-    kept: Kept,
 }
 
 /// How well a text describes an image.
@@ -62,23 +53,18 @@ impl Matcher {
         let Built { config, preprocessor, tokenizer, scope, encoder, identity } = built;
         let (text, vision) = (&config.text, &config.vision);
         let (width, shared) = (text.hidden_size, config.shared_width);
-        let reader = scope.part("text_encoder");
-        let words = reader.tensor("embeddings.word_embeddings.weight", &[text.vocab_size, width])?;
+        let reader = Reader::load(&scope.part("text_encoder"), &config, Arc::new(tokenizer))?;
         let images = scope.part("vision_model").keeping(encoder);
         let info = identity.info(&config, config.matcher_parameters());
         Ok(Self {
             vision: VisionEncoder::load(&images, vision, &preprocessor.normalize())?,
-            bert: Bert::load(&reader, &config)?,
-            words,
+            reader,
             head: Linear::load(&scope.part("itm_head"), width, 2)?,
             image_projection: Linear::load(&scope.part("vision_proj"), vision.hidden_size, shared)?,
             text_projection: Linear::load(&scope.part("text_proj"), width, shared)?,
-            tokenizer,
             preprocessor,
             device: scope.device().clone(),
             info,
-            dtype: scope.dtype(),
-            kept: scope.kept(),
             config,
         })
     }
@@ -114,10 +100,9 @@ impl Matcher {
             let hidden = self.vision.forward(images)?;
             let class = hidden.reshape((images.len(), tokens, width))?.narrow(1, 0, 1)?.squeeze(1)?.contiguous()?;
             let embeddings = normalised(&self.image_projection.forward(&class)?)?;
-            for (index, embedding) in embeddings.into_iter().enumerate() {
-                let memory = Arc::new(self.bert.remember(&hidden.narrow(0, index * tokens, tokens)?)?);
+            for (memory, embedding) in self.reader.remember(&hidden, tokens)?.into_iter().zip(embeddings) {
                 let bytes = memory.bytes() + embedding.len() * size_of::<f32>();
-                encoded.push(Encoded::new(Seen { memory, embedding }, bytes));
+                encoded.push(Encoded::new(Seen { memory: Arc::new(memory), embedding }, bytes));
             }
         }
         Ok(encoded)
@@ -148,9 +133,9 @@ impl Matcher {
         texts: &[&str],
     ) -> std::result::Result<Vec<std::result::Result<Vec<f32>, EngineError>>, EngineError> {
         let mut results: Vec<_> = texts.iter().map(|_| Err(EngineError::internal("a text was lost"))).collect();
-        let read = |(at, text): (usize, &&str)| (at, self.tokens(text));
+        let read = |(at, text): (usize, &&str)| (at, self.reader.tokens(text));
         for part in parts(texts.iter().enumerate().map(read), &mut results) {
-            let first = self.read(&part.tokens, part.texts(), None)?;
+            let first = first_of(&part, &self.reader.read(&part, None)?)?;
             let embeddings = normalised(&self.text_projection.forward(&first)?)?;
             for (at, embedding) in part.places.iter().zip(embeddings) {
                 results[*at] = Ok(embedding);
@@ -188,10 +173,10 @@ impl Matcher {
         }
         let embeddings = self.embed(&texts)?;
         let mut results: Vec<_> = pairs.iter().map(|_| Err(EngineError::internal("a pair was lost"))).collect();
-        let read = |(at, (_, text)): (usize, &(&Encoded, &str))| (at, self.tokens(text));
+        let read = |(at, (_, text)): (usize, &(&Encoded, &str))| (at, self.reader.tokens(text));
         for part in parts(pairs.iter().enumerate().map(read), &mut results) {
-            let own: Vec<&Seen> = part.places.iter().map(|at| &*images[*at]).collect();
-            let first = self.read(&part.tokens, part.texts(), Some(&own))?;
+            let own: Vec<_> = part.places.iter().map(|at| &images[*at].memory).collect();
+            let first = first_of(&part, &self.reader.read(&part, Some(&own))?)?;
             let logits = self.head.forward(&first)?.to_dtype(DType::F32)?.to_vec2::<f32>()?;
             for (at, logits) in part.places.iter().zip(logits) {
                 let Ok(text) = &embeddings[different[pairs[*at].1]] else { continue };
@@ -201,56 +186,11 @@ impl Matcher {
         }
         Ok(results)
     }
-
-    /// The last hidden states of the first token of texts of one length, `[texts, width]`, read in the sight of their images
-    /// or of none.
-    fn read(&self, tokens: &[u32], texts: usize, images: Option<&[&Seen]>) -> Result<Tensor> {
-        let length = tokens.len() / texts;
-        let words = self.words.index_select(&Tensor::new(tokens, &self.device)?, 0)?;
-        let positions = (0..tokens.len()).map(|at| at % length);
-        let hidden = match images {
-            None => self.bert.forward(&words, positions, Attention::Whole(texts))?,
-            Some(images) => {
-                let mut memory = memory::new(Sizes::of(&self.config), &self.device, self.dtype, self.kept);
-                look(&mut *memory, images, length)?;
-                self.bert.forward(&words, positions, Attention::WholeAndImage(texts, &mut *memory))?
-            }
-        };
-        hidden.reshape((texts, length, ()))?.narrow(1, 0, 1)?.squeeze(1)?.contiguous()
-    }
-
-    /// `[CLS]`, the text and `[SEP]`, as the reference's processor has it.
-    fn tokens(&self, text: &str) -> std::result::Result<Vec<u32>, EngineError> {
-        let words = self.tokenizer.encode(text)?;
-        let limit = self.info.context_length;
-        if !text.contains(char::is_alphanumeric) {
-            return Err(EngineError::bad_params("the text has no words"));
-        }
-        if words.len() + 2 > limit {
-            return Err(EngineError::bad_params(format!(
-                "the text has {} tokens; the model can see {} beside the two that mark its ends",
-                words.len(),
-                limit - 2
-            )));
-        }
-        if words.iter().any(|&token| token as usize >= self.config.text.vocab_size) {
-            return Err(EngineError::bad_params("the text has a token that the model does not know"));
-        }
-        let begin = self.tokenizer.special("[CLS]").unwrap_or(self.config.text.bos_token_id);
-        let end = self.tokenizer.special("[SEP]").unwrap_or(self.config.text.sep_token_id);
-        Ok([begin].into_iter().chain(words).chain([end]).collect())
-    }
 }
 
-/// Announces texts of one length, each with its image; equal images that follow each other are shared.
-fn look(memory: &mut dyn Memory, images: &[&Seen], length: usize) -> Result<()> {
-    for (row, image) in images.iter().enumerate() {
-        match row.checked_sub(1) {
-            Some(before) if Arc::ptr_eq(&images[before].memory, &image.memory) => memory.fork(before, row)?,
-            _ => memory.admit(&image.memory, length)?,
-        }
-    }
-    memory.begin(&Block { width: length, starts: vec![0; images.len()], counts: vec![length; images.len()] })
+/// The last hidden states of the first token of each text, `[texts, width]`.
+fn first_of(part: &Part, hidden: &Tensor) -> Result<Tensor> {
+    hidden.reshape((part.texts(), part.length(), ()))?.narrow(1, 0, 1)?.squeeze(1)?.contiguous()
 }
 
 fn seen(image: &Encoded) -> std::result::Result<Arc<Seen>, EngineError> {
@@ -272,46 +212,4 @@ impl Match {
         }
         Ok(Self { itm, logits, itc })
     }
-}
-
-/// Texts of one length that are read together.
-struct Part {
-    /// Where they stand among all.
-    places: Vec<usize>,
-    /// One after the other.
-    tokens: Vec<u32>,
-}
-
-impl Part {
-    fn texts(&self) -> usize {
-        self.places.len()
-    }
-}
-
-/// Parts of texts of one length: nothing is filled up, and no text depends on what it is read with. A text that cannot be
-/// read is an error in `results`.
-fn parts<T>(
-    texts: impl Iterator<Item = (usize, std::result::Result<Vec<u32>, EngineError>)>,
-    results: &mut [std::result::Result<T, EngineError>],
-) -> Vec<Part> {
-    let mut by_length: BTreeMap<usize, Vec<Part>> = BTreeMap::new();
-    for (at, tokens) in texts {
-        let tokens = match tokens {
-            Ok(tokens) => tokens,
-            Err(error) => {
-                results[at] = Err(error);
-                continue;
-            }
-        };
-        let length = tokens.len();
-        let parts = by_length.entry(length).or_default();
-        match parts.last_mut() {
-            Some(part) if part.tokens.len() + length <= TOKENS => {
-                part.places.push(at);
-                part.tokens.extend(tokens);
-            }
-            _ => parts.push(Part { places: vec![at], tokens }),
-        }
-    }
-    by_length.into_values().flatten().collect()
 }

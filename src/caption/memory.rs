@@ -17,7 +17,7 @@ use candle_core::{DType, Device, Result, Tensor};
 
 use super::compute::fused::takes_heads_of;
 use super::compute::{Hidden, ImageProjection};
-use super::config::BlipConfig;
+use super::config::{BlipConfig, TextConfig};
 use super::weights::Kept;
 
 pub(super) use device::DeviceMemory;
@@ -103,14 +103,20 @@ pub(super) struct Sizes {
 }
 
 impl Sizes {
+    /// Of a language model that looks at images.
     pub(super) fn of(config: &BlipConfig) -> Self {
-        let text = &config.text;
+        let (image_tokens, image_width) = (config.vision.tokens(), config.vision.hidden_size);
+        Self { image_tokens, image_width, ..Self::of_texts(&config.text) }
+    }
+
+    /// Of one that looks at texts, as long as any, in the place of images.
+    pub(super) fn of_texts(text: &TextConfig) -> Self {
         Self {
             layers: text.num_hidden_layers,
             heads: text.num_attention_heads,
             head: text.hidden_size / text.num_attention_heads,
-            image_tokens: config.vision.tokens(),
-            image_width: config.vision.hidden_size,
+            image_tokens: text.max_position_embeddings,
+            image_width: text.hidden_size,
         }
     }
 

@@ -8,6 +8,7 @@
 //!
 //! [`caption()`] runs a batch from start to end on top of it.
 
+mod answerer;
 mod backend;
 mod bert;
 mod compute;
@@ -30,6 +31,8 @@ mod params;
 pub mod pictures;
 pub mod preprocess;
 mod random;
+mod reader;
+mod rows;
 mod search;
 mod task;
 mod text;
@@ -37,6 +40,7 @@ mod tokenizer;
 mod vision;
 mod weights;
 mod work;
+mod writer;
 
 use std::any::Any;
 use std::fmt;
@@ -45,6 +49,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+pub use answerer::Answerer;
 pub use backend::Backend;
 pub use compute::Isa;
 #[doc(hidden)]
@@ -54,7 +59,7 @@ pub use engine::BlipEngine;
 pub use error::{EngineError, ErrorKind};
 pub use filter::Filter;
 pub use hub::HubSource;
-pub use load::{LoadError, LoadOptions, ModelSource, load, load_matcher, load_model};
+pub use load::{LoadError, LoadOptions, ModelSource, load, load_answerer, load_matcher, load_model};
 pub use matcher::{Match, Matcher};
 pub use model::Model;
 pub use none::NoCaptioner;

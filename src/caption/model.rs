@@ -1,31 +1,27 @@
 //! A loaded model: weights, tokenizer and what is known of them. Engines share it.
 
 use candle_core::{DType, Device, Result, Tensor};
-use rayon::prelude::*;
 
 use super::config::BlipConfig;
 use super::error::EngineError;
 use super::load::{Built, LoadError};
-use super::memory::{self, Block, ImageMemory, Memory, Sizes};
+use super::memory::{Block, ImageMemory, Memory, Sizes};
 use super::preprocess::Preprocessor;
-use super::text::TextDecoder;
-use super::tokenizer::CaptionTokenizer;
 use super::vision::VisionEncoder;
 use super::weights::Kept;
+use super::writer::Writer;
 use super::{Ceilings, ModelInfo, Pixels, Work};
 use std::sync::Arc;
 
 /// A BLIP captioning model on a device.
 pub struct Model {
     pub(super) vision: VisionEncoder,
-    pub(super) text: TextDecoder,
-    pub(super) tokenizer: CaptionTokenizer,
-    pub(super) config: BlipConfig,
+    pub(super) writer: Writer,
+    config: BlipConfig,
     preprocessor: Preprocessor,
     pub(super) device: Device,
     dtype: DType,
     encoder: Kept,
-    decoder: Kept,
     info: ModelInfo,
 }
 
@@ -48,11 +44,11 @@ impl Model {
         let Built { config, preprocessor, tokenizer, scope, encoder, identity } = built;
         let images = scope.part("vision_model").keeping(encoder);
         let vision = VisionEncoder::load(&images, &config.vision, &preprocessor.normalize())?;
-        let text = TextDecoder::load(&scope.part("text_decoder"), &config)?;
-        let untied = if text.is_tied() { 0 } else { config.text.vocab_size * config.text.hidden_size };
-        let info = identity.info(&config, config.parameters() + untied as u64);
-        let (device, dtype, decoder) = (scope.device().clone(), scope.dtype(), scope.kept());
-        Ok(Self { vision, text, tokenizer, config, preprocessor, device, dtype, encoder, decoder, info })
+        let writer = scope.part("text_decoder");
+        let writer = Writer::load(&writer, &config.text, Sizes::of(&config), Arc::new(tokenizer))?;
+        let info = identity.info(&config, config.parameters() + writer.untied());
+        let (device, dtype) = (scope.device().clone(), scope.dtype());
+        Ok(Self { vision, writer, config, preprocessor, device, dtype, encoder, info })
     }
 
     /// The model and where it runs.
@@ -62,17 +58,12 @@ impl Model {
 
     /// What its captions cost at least.
     pub fn work(&self) -> Work {
-        self.config.work(!self.decoder.are_tensors())
-    }
-
-    /// Whether its decoder runs on fused steps.
-    pub(super) fn is_fused(&self) -> bool {
-        self.decoder.is_fused()
+        self.config.work(!self.writer.kept.are_tensors())
     }
 
     /// Bytes of one weight of the decoder's linear layers.
     pub fn weight_bytes(&self) -> usize {
-        self.decoder.bytes().unwrap_or_else(|| self.dtype.size_in_bytes())
+        self.writer.kept.bytes().unwrap_or_else(|| self.dtype.size_in_bytes())
     }
 
     /// What the device under it can give, measured for a few seconds, on a CPU on all cores.
@@ -114,27 +105,21 @@ impl Model {
         self.info.check_images(std::slice::from_ref(image))?;
         let hidden = self.vision.forward(std::slice::from_ref(image))?;
         let mut memory = self.new_memory();
-        memory.admit(&Arc::new(self.text.remember(&hidden)?), tokens.len())?;
+        for image in self.remember(&hidden)? {
+            memory.admit(&Arc::new(image), tokens.len())?;
+        }
         let block = Block { width: tokens.len(), starts: vec![0], counts: vec![tokens.len()] };
-        let hidden = self.text.forward(tokens, &block, &mut *memory)?;
-        Ok(self.text.logits(&hidden)?.to_dtype(DType::F32)?.to_vec2()?)
+        let hidden = self.writer.text.forward(tokens, &block, &mut *memory)?;
+        Ok(self.writer.text.logits(&hidden)?.to_dtype(DType::F32)?.to_vec2()?)
     }
 
     pub(super) fn new_memory(&self) -> Box<dyn Memory> {
-        memory::new(Sizes::of(&self.config), &self.device, self.dtype, self.decoder)
+        self.writer.new_memory(self.config.vision.tokens())
     }
 
     /// The memory of each image of `hidden`, `[images · tokens, width]`.
     pub(super) fn remember(&self, hidden: &Tensor) -> Result<Vec<ImageMemory>> {
-        let tokens = self.config.vision.tokens();
-        let images = hidden.dim(0)? / tokens;
-        let remember = |image| self.text.remember(&hidden.narrow(0, image * tokens, tokens)?);
-        // On a GPU calls are only given to it, one after the other.
-        if self.device.is_cpu() {
-            (0..images).into_par_iter().map(remember).collect()
-        } else {
-            (0..images).map(remember).collect()
-        }
+        self.writer.text.remember(hidden, self.config.vision.tokens())
     }
 
     /// Waits for the device, so that phases can be told apart; nothing on a CPU.

@@ -1,15 +1,15 @@
-//! The caption decoder: a causal language model (`BlipTextLMHeadModel` of transformers).
+//! The decoder of captions and answers: a causal language model (`BlipTextLMHeadModel` of transformers).
 
 use candle_core::{Result, Tensor};
 
 use super::bert::{Attention, Bert};
 use super::compute::{LayerNorm, Linear};
-use super::config::{BlipConfig, TextConfig};
+use super::config::TextConfig;
 use super::load::LoadError;
-use super::memory::{Block, ImageMemory, Memory};
+use super::memory::{Block, ImageMemory, Memory, Sizes};
 use super::weights::Scope;
 
-/// The caption decoder.
+/// The decoder.
 pub(super) struct TextDecoder {
     bert: Bert,
     words: Words,
@@ -33,9 +33,9 @@ struct Head {
 
 impl TextDecoder {
     /// Reads `bert` and `cls`.
-    pub(super) fn load(scope: &Scope<'_>, config: &BlipConfig) -> std::result::Result<Self, LoadError> {
-        let (words, head) = Head::load(scope, &config.text)?;
-        Ok(Self { bert: Bert::load(&scope.part("bert"), config)?, words, head })
+    pub(super) fn load(scope: &Scope<'_>, config: &TextConfig, sizes: Sizes) -> std::result::Result<Self, LoadError> {
+        let (words, head) = Head::load(scope, config)?;
+        Ok(Self { bert: Bert::load(&scope.part("bert"), config, sizes)?, words, head })
     }
 
     /// Whether the head's weight is the embedding of the words.
@@ -43,9 +43,9 @@ impl TextDecoder {
         self.head.tied
     }
 
-    /// The memory of an image from its hidden states, `[tokens, image width]`.
-    pub(super) fn remember(&self, image: &Tensor) -> Result<ImageMemory> {
-        self.bert.remember(image)
+    /// See [`Bert::remember`].
+    pub(super) fn remember(&self, hidden: &Tensor, each: usize) -> Result<Vec<ImageMemory>> {
+        self.bert.remember(hidden, each)
     }
 
     /// The hidden states `[rows · width, hidden]` of a block of tokens, which `memory` remembers from then on.

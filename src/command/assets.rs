@@ -25,10 +25,10 @@ macro_rules! file {
 
 static WEIGHTS: &[u8] = include_bytes!("../../models/demo/model.safetensors");
 
-/// The demo model: its captioner, or its filter.
+/// The demo model: its captioner, or its filter. It answers no questions, which the loading of an answerer says.
 pub fn model(architecture: Architecture) -> ModelSource {
     let (id, more) = match architecture {
-        Architecture::Captioner => {
+        Architecture::Captioner | Architecture::Answerer => {
             let files = [("config.json", file!("config.json")), ("model.safetensors", Cow::Borrowed(WEIGHTS))];
             ("blipstream-demo", files.to_vec())
         }

@@ -4,6 +4,7 @@
 //! The fixtures, and the reference's results for them, are written by `tests/reference/make_fixtures.py`. Run with
 //! `-- --nocapture` to see the largest differences.
 
+mod answering;
 mod backends;
 mod batching;
 mod filter;
