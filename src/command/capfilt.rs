@@ -4,7 +4,7 @@ use std::io::{self, Write};
 
 use serde_json::Map;
 
-use super::local::{self, CaptionerOptions, Form, Named};
+use super::local::{self, CaptionerOptions, Form, Named, Tolerance};
 use super::submit::inputs::Inputs;
 use super::submit::request::{Bad, Builder, Item};
 use super::{Exit, Usage, models, telemetry};
@@ -45,6 +45,8 @@ pub struct CapFiltArgs {
     #[arg(long, value_name = "0 TO 1")]
     threshold: Option<f64>,
     #[command(flatten)]
+    tolerance: Tolerance,
+    #[command(flatten)]
     options: CaptionerOptions,
 }
 
@@ -57,7 +59,7 @@ pub fn run(args: CapFiltArgs) -> anyhow::Result<Exit> {
     let items = args.read(&settings, params).start(args.inputs)?;
     let items = std::iter::from_fn(move || items.recv_blocking().ok());
     let requests = items.flat_map(move |item| requests(item, rows)).map(Ok);
-    local::run(&settings, parts, requests, (args.output, print), args.options.max_failure_rate)
+    local::run(&settings, parts, requests, (args.output, print), args.tolerance.max_failure_rate)
 }
 
 /// The requests of an input, named by their ids or by where they stand.

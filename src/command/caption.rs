@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-use super::local::{self, CaptionerOptions, Form};
+use super::local::{self, CaptionerOptions, Form, Tolerance};
 use super::{Exit, input, models, telemetry};
 use crate::message::{CaptionRecord, Request};
 
@@ -27,6 +27,8 @@ pub struct CaptionArgs {
     #[arg(long, value_enum, default_value_t = Form::Text)]
     output: Form,
     #[command(flatten)]
+    tolerance: Tolerance,
+    #[command(flatten)]
     options: CaptionerOptions,
 }
 
@@ -41,7 +43,7 @@ pub fn run(args: CaptionArgs) -> anyhow::Result<Exit> {
         let request = local::request(&argument?);
         Ok(request.map(|request| Request { params: params.clone(), ..request }))
     });
-    local::run(&settings, parts, requests, (args.output, print), args.options.max_failure_rate)
+    local::run(&settings, parts, requests, (args.output, print), args.tolerance.max_failure_rate)
 }
 
 fn print(record: &CaptionRecord, out: &mut dyn Write) -> io::Result<()> {

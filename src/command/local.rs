@@ -9,7 +9,7 @@ use anyhow::Context;
 use async_channel::{Receiver, Sender};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
-use tokio::runtime::Handle;
+use tokio::runtime::{Handle, Runtime};
 
 use super::generation::GenerationOptions;
 use super::{Exit, Usage, broken_pipe, input, runtime};
@@ -62,13 +62,18 @@ pub struct CaptionerOptions {
     /// A network that may be reached although it is not public, e.g. 10.0.0.0/8; may be given several times
     #[arg(long, value_name = "CIDR")]
     allow_network: Vec<ipnet::IpNet>,
-    /// Exit with 3 when a larger share of the images fails
-    #[arg(long, value_name = "SHARE", default_value_t = 0.0)]
-    pub max_failure_rate: f64,
     #[command(flatten)]
     config: ConfigOptions,
     #[command(flatten)]
     generation: GenerationOptions,
+}
+
+/// How many failures are taken as a success.
+#[derive(Debug, clap::Args)]
+pub struct Tolerance {
+    /// Exit with 3 when a larger share of the images fails
+    #[arg(long, value_name = "SHARE", default_value_t = 0.0, value_parser = share)]
+    pub max_failure_rate: f64,
 }
 
 impl CaptionerOptions {
@@ -90,7 +95,6 @@ impl CaptionerOptions {
         if self.max_batch_size == Some(0) {
             return Err(Usage("--max-batch-size must be at least 1".into()).into());
         }
-        check_rate(self.max_failure_rate)?;
         settings.batch.max_size = self.max_batch_size.unwrap_or(match settings.batch.max_size {
             0 => BATCH,
             size => size,
@@ -141,6 +145,51 @@ pub fn check_rate(max_failure_rate: f64) -> Result<(), Usage> {
     Err(Usage("--max-failure-rate is a share between 0 and 1".into()))
 }
 
+/// A share on the command line.
+fn share(text: &str) -> Result<f64, String> {
+    let share = text.parse::<f64>().map_err(|error| error.to_string())?;
+    check_rate(share).map(|()| share).map_err(|Usage(why)| why)
+}
+
+/// The flow of a command that has no Kafka, with what it runs on.
+pub struct Flow {
+    /// What its tasks run on.
+    pub runtime: Runtime,
+    /// Its budget and its ledger; rows are opened as offsets of [`arguments`].
+    pub control: Control,
+    /// The flow itself.
+    pub core: Core,
+}
+
+impl Flow {
+    /// Starts the flow.
+    ///
+    /// # Errors
+    /// A thread or a client could not be made.
+    pub fn start(settings: &Settings, parts: Parts) -> anyhow::Result<Self> {
+        let runtime = runtime()?;
+        let control = Control::new(&settings.flow, Arc::new(Metrics::new()));
+        let core = {
+            let _inside = runtime.enter();
+            Core::start(settings, parts, &control)?
+        };
+        control.ledger().assign(arguments());
+        Ok(Self { runtime, control, core })
+    }
+}
+
+/// What a broken device means: nothing but a warning while there is another.
+///
+/// # Errors
+/// It was the last one.
+pub fn heed(failure: DeviceFailure, control: &Control) -> anyhow::Result<()> {
+    if !control.alive() {
+        return Err(failure).context("not every image was captioned");
+    }
+    tracing::warn!("{failure}; going on with the other devices");
+    Ok(())
+}
+
 /// Prints records, each in the text form of a command.
 pub type PrintText = fn(&CaptionRecord, &mut dyn Write) -> io::Result<()>;
 
@@ -155,14 +204,8 @@ pub fn run(
     (form, text): (Form, PrintText),
     max_failure_rate: f64,
 ) -> anyhow::Result<Exit> {
-    let runtime = runtime()?;
-    let control = Control::new(&settings.flow, Arc::new(Metrics::new()));
-    let core = {
-        let _inside = runtime.enter();
-        Core::start(settings, parts, &control)?
-    };
+    let Flow { runtime, control, core } = Flow::start(settings, parts)?;
     let Core { rows, finished, failures, device_failures, fetching, endpoint: _ } = core;
-    control.ledger().assign(arguments());
     let feeder = {
         let feeder = Feeder { rows, failures, control: control.clone(), runtime: runtime.handle().clone() };
         std::thread::Builder::new().name("arguments".into()).spawn(move || feeder.run(requests))?
@@ -193,12 +236,7 @@ async fn print_all(
                 Ok(next) => printer.take(next)?,
                 Err(_) => break,
             },
-            Ok(failure) = device_failures.recv() => {
-                if !control.alive() {
-                    return Err(failure).context("not every image was captioned");
-                }
-                tracing::warn!("{failure}; going on with the other devices");
-            }
+            Ok(failure) = device_failures.recv() => heed(failure, control)?,
             _ = pulse.tick() => if let Some(lost) = control.ledger().take_lost() {
                 anyhow::bail!("{lost}");
             },
@@ -213,7 +251,8 @@ async fn print_all(
     Ok(())
 }
 
-fn arguments() -> TopicPartition {
+/// The partition that stands for the command line.
+pub fn arguments() -> TopicPartition {
     TopicPartition { topic: ARGUMENTS.into(), partition: 0 }
 }
 
@@ -268,7 +307,8 @@ fn size(request: &Named) -> usize {
     request.id.as_ref().map_or(0, String::len) + request.texts.iter().map(String::len).sum::<usize>()
 }
 
-fn row(request: Request, offset: i64) -> Row {
+/// The row of a request without a message.
+pub fn row(request: Request, offset: i64) -> Row {
     let origin = Origin { topic: ARGUMENTS.into(), partition: 0, offset, index: None };
     let message = Message::empty(ARGUMENTS, 0, offset);
     Row { message: Arc::new(message), request, origin, index: 0, only: true, timing: Timing::default() }

@@ -1,6 +1,7 @@
 //! The subcommands, one file each.
 
 mod assets;
+mod batch;
 mod bench;
 mod capfilt;
 mod caption;
@@ -53,6 +54,8 @@ enum Command {
     Worker(worker::WorkerArgs),
     /// Caption local files, folders and URLs, without Kafka
     Caption(caption::CaptionArgs),
+    /// Caption all images of lists, tables, shards and folders, and go on after a stop
+    Batch(batch::BatchArgs),
     /// Caption images and judge the captions together with texts that were found, without Kafka
     Capfilt(capfilt::CapFiltArgs),
     /// Judge how well texts describe an image, without Kafka
@@ -149,6 +152,7 @@ pub fn run(cli: Cli) -> anyhow::Result<Exit> {
         Command::Demo(args) => demo::run(args),
         Command::Worker(args) => worker::run(args),
         Command::Caption(args) => caption::run(args),
+        Command::Batch(args) => batch::run(args),
         Command::Capfilt(args) => capfilt::run(args),
         Command::Score(args) => score::run(args),
         Command::Serve(args) => serve::run(args),

@@ -2,7 +2,7 @@
 
 mod answers;
 pub(super) mod inputs;
-mod lines;
+pub(super) mod lines;
 pub(super) mod request;
 mod send;
 

@@ -14,24 +14,85 @@ use super::request::{Bad, Builder, Given, Item};
 use crate::command::input;
 
 /// Columns that hold the reference where `--column` names none.
-const COLUMNS: [&str; 3] = ["image", "url", "image_url"];
+pub const COLUMNS: [&str; 3] = ["image", "url", "image_url"];
 /// A `.json` file is read as a whole; a longer one should be a `.jsonl` file.
 const MAX_JSON_FILE: u64 = 256 << 20;
 /// Name of standard input in error texts.
 const STDIN: &str = "standard input";
 
 /// Takes an input on, or says that it was the last one wanted.
-pub type Emit<'e> = dyn FnMut(Result<Item, Bad>) -> ControlFlow<()> + 'e;
+pub type Emit<'e, M = Item> = dyn FnMut(Result<M, Bad>) -> ControlFlow<()> + 'e;
+
+/// Makes something of what the inputs name: records to send, or rows of a job.
+pub trait Build {
+    /// What is made.
+    type Made;
+
+    /// Most bytes of a line of a list, and the setting that says so.
+    fn longest_line(&self) -> (u64, &'static str);
+
+    /// Of a reference.
+    fn reference(&self, place: &str, text: &str, given: Given<'_>) -> Result<Self::Made, Bad>;
+
+    /// Of a JSON object, whose list lies in the folder `beside`.
+    fn object(&self, place: &str, text: Bytes, beside: Option<&Path>) -> Result<Self::Made, Bad>;
+
+    /// Of a row of a table, whose list lies in the folder `beside`.
+    fn record(
+        &self,
+        place: &str,
+        columns: &Columns,
+        record: &csv::StringRecord,
+        beside: Option<&Path>,
+    ) -> Result<Self::Made, Bad>;
+}
+
+impl Build for Builder {
+    type Made = Item;
+
+    fn longest_line(&self) -> (u64, &'static str) {
+        (self.max_bytes, "kafka.max_message_size")
+    }
+
+    fn reference(&self, place: &str, text: &str, given: Given<'_>) -> Result<Item, Bad> {
+        Self::reference(self, place, text, given)
+    }
+
+    fn object(&self, place: &str, text: Bytes, _: Option<&Path>) -> Result<Item, Bad> {
+        self.json(place, text)
+    }
+
+    fn record(
+        &self,
+        place: &str,
+        columns: &Columns,
+        record: &csv::StringRecord,
+        beside: Option<&Path>,
+    ) -> Result<Item, Bad> {
+        let cell = |at: usize| record.get(at).filter(|text| !text.is_empty());
+        let Some(image) = cell(columns.image) else {
+            return Err(Bad::new(place, columns.no_image()));
+        };
+        let others = columns.others().filter_map(|at| Some((columns.names[at].clone(), cell(at)?.into())));
+        let given = Given {
+            id: columns.id.and_then(cell).map(str::to_owned),
+            prompt: columns.prompt.and_then(cell).map(str::to_owned),
+            meta: others.collect::<Map<String, Value>>(),
+            beside,
+        };
+        self.reference(place, image, given)
+    }
+}
 
 /// Reads the inputs of the command line.
-pub struct Inputs {
-    pub builder: Builder,
+pub struct Inputs<B = Builder> {
+    pub builder: B,
     /// `--column`.
     pub column: Option<String>,
 }
 
 #[derive(Clone, Copy)]
-enum Form {
+pub enum Form {
     Csv,
     JsonLines,
     Json,
@@ -40,7 +101,7 @@ enum Form {
 
 impl Form {
     /// The form that a file's name tells; `None` for all that is no list.
-    fn of(argument: &str) -> Option<Self> {
+    pub fn of(argument: &str) -> Option<Self> {
         if argument.contains("://") || argument.starts_with("data:") {
             return None;
         }
@@ -70,13 +131,16 @@ impl Inputs {
         })?;
         Ok(receiver)
     }
+}
 
+impl<B: Build> Inputs<B> {
     /// Hands every record on, in the order of the arguments, and every input that is none.
-    pub fn read(&self, arguments: &[String], emit: &mut Emit<'_>) -> ControlFlow<()> {
+    pub fn read(&self, arguments: &[String], emit: &mut Emit<'_, B::Made>) -> ControlFlow<()> {
         arguments.iter().try_for_each(|argument| self.argument(argument, emit))
     }
 
-    fn argument(&self, argument: &str, emit: &mut Emit<'_>) -> ControlFlow<()> {
+    /// Hands on what one argument names.
+    pub fn argument(&self, argument: &str, emit: &mut Emit<'_, B::Made>) -> ControlFlow<()> {
         let path = Path::new(argument);
         if argument == "-" {
             return self.text(&List { name: STDIN, folder: None }, io::stdin().lock(), emit);
@@ -100,7 +164,7 @@ impl Inputs {
         }
     }
 
-    fn folder(&self, argument: &str, emit: &mut Emit<'_>) -> ControlFlow<()> {
+    fn folder(&self, argument: &str, emit: &mut Emit<'_, B::Made>) -> ControlFlow<()> {
         let mut empty = true;
         for image in input::images(vec![argument.to_owned()]) {
             empty = false;
@@ -113,11 +177,12 @@ impl Inputs {
     }
 
     fn lines<R: BufRead>(&self, reader: R) -> Lines<R> {
-        Lines::new(reader, self.builder.max_bytes)
+        let (limit, setting) = self.builder.longest_line();
+        Lines::new(reader, limit, setting)
     }
 
     /// References, or JSON requests, a line each.
-    fn text(&self, list: &List<'_>, reader: impl BufRead, emit: &mut Emit<'_>) -> ControlFlow<()> {
+    fn text(&self, list: &List<'_>, reader: impl BufRead, emit: &mut Emit<'_, B::Made>) -> ControlFlow<()> {
         for (number, line) in self.lines(reader) {
             let place = list.place(number);
             emit(match line {
@@ -129,7 +194,7 @@ impl Inputs {
         ControlFlow::Continue(())
     }
 
-    fn json_lines(&self, list: &List<'_>, reader: impl BufRead, emit: &mut Emit<'_>) -> ControlFlow<()> {
+    fn json_lines(&self, list: &List<'_>, reader: impl BufRead, emit: &mut Emit<'_, B::Made>) -> ControlFlow<()> {
         for (number, line) in self.lines(reader) {
             let place = list.place(number);
             emit(match line {
@@ -141,9 +206,9 @@ impl Inputs {
     }
 
     /// A string is a reference; an object is a request and goes as it is.
-    fn json_line(&self, list: &List<'_>, place: &str, line: String) -> Result<Item, Bad> {
+    fn json_line(&self, list: &List<'_>, place: &str, line: String) -> Result<B::Made, Bad> {
         if line.starts_with('{') {
-            return self.builder.json(place, Bytes::from(line));
+            return self.builder.object(place, Bytes::from(line), list.folder);
         }
         match serde_json::from_str(&line) {
             Ok(Value::String(text)) => self.builder.reference(place, &text, list.given()),
@@ -153,7 +218,7 @@ impl Inputs {
     }
 
     /// One request, one table, or a list of requests and references.
-    fn json(&self, list: &List<'_>, reader: impl BufRead, emit: &mut Emit<'_>) -> ControlFlow<()> {
+    fn json(&self, list: &List<'_>, reader: impl BufRead, emit: &mut Emit<'_, B::Made>) -> ControlFlow<()> {
         let mut text = Vec::new();
         if let Err(error) = reader.take(MAX_JSON_FILE + 1).read_to_end(&mut text) {
             return emit(Err(Bad::new(list.name, error)));
@@ -164,7 +229,7 @@ impl Inputs {
         }
         let first = text.iter().find(|byte| !byte.is_ascii_whitespace());
         if first == Some(&b'{') {
-            return emit(self.builder.json(list.name, text.into()));
+            return emit(self.builder.object(list.name, text.into(), list.folder));
         }
         let values = match serde_json::from_slice(&text) {
             Ok(Value::Array(values)) => values,
@@ -176,14 +241,14 @@ impl Inputs {
             let place = format!("{}[{index}]", list.name);
             emit(match value {
                 Value::String(text) => self.builder.reference(&place, &text, list.given()),
-                Value::Object(_) => self.builder.json(&place, value.to_string().into()),
+                Value::Object(_) => self.builder.object(&place, value.to_string().into(), list.folder),
                 _ => Err(Bad::new(place, "neither a request (an object) nor a reference (a string)")),
             })?;
         }
         ControlFlow::Continue(())
     }
 
-    fn csv(&self, list: &List<'_>, reader: impl Read, emit: &mut Emit<'_>) -> ControlFlow<()> {
+    fn csv(&self, list: &List<'_>, reader: impl Read, emit: &mut Emit<'_, B::Made>) -> ControlFlow<()> {
         let mut reader = csv::ReaderBuilder::new().trim(csv::Trim::All).from_reader(reader);
         let columns = reader.headers().map_err(|error| error.to_string()).and_then(|h| self.columns(h));
         let columns = match columns {
@@ -197,7 +262,7 @@ impl Inputs {
                 Ok(false) => return ControlFlow::Continue(()),
                 Ok(true) => {
                     let place = list.place(record.position().map_or(line, csv::Position::line));
-                    emit(self.csv_row(list, &place, &columns, &record))?;
+                    emit(self.builder.record(&place, &columns, &record, list.folder))?;
                 }
                 Err(error) => {
                     let line = error.position().map_or(line, csv::Position::line);
@@ -210,32 +275,17 @@ impl Inputs {
         }
     }
 
-    fn csv_row(
-        &self,
-        list: &List<'_>,
-        place: &str,
-        columns: &Columns,
-        record: &csv::StringRecord,
-    ) -> Result<Item, Bad> {
-        let cell = |at: usize| record.get(at).filter(|text| !text.is_empty());
-        let Some(image) = cell(columns.image) else {
-            return Err(Bad::new(place, format!("the column {} is empty", columns.names[columns.image])));
-        };
-        let others = columns.others().filter_map(|at| Some((columns.names[at].clone(), cell(at)?.into())));
-        let given = Given {
-            id: columns.id.and_then(cell).map(str::to_owned),
-            prompt: columns.prompt.and_then(cell).map(str::to_owned),
-            meta: others.collect::<Map<String, Value>>(),
-            ..list.given()
-        };
-        self.builder.reference(place, image, given)
-    }
-
     fn columns(&self, header: &csv::StringRecord) -> Result<Columns, String> {
-        let names: Vec<String> = header.iter().map(str::to_owned).collect();
+        Columns::of(header.iter().map(str::to_owned).collect(), self.column.as_deref())
+    }
+}
+
+impl Columns {
+    /// Which column of `names` is what; `column` is `--column`.
+    pub fn of(names: Vec<String>, column: Option<&str>) -> Result<Self, String> {
         let find = |name: &str| names.iter().position(|column| column == name);
         let all = names.join(", ");
-        let image = match (&self.column, names.as_slice()) {
+        let image = match (column, names.as_slice()) {
             (Some(name), _) => find(name).ok_or(format!("has no column {name} (--column); it has {all}"))?,
             (None, [_]) => 0,
             (None, _) => COLUMNS.iter().find_map(|name| find(name)).ok_or(format!(
@@ -244,7 +294,16 @@ impl Inputs {
             ))?,
         };
         let other = |name| find(name).filter(|at| *at != image);
-        Ok(Columns { image, id: other("id"), prompt: other("prompt"), names })
+        Ok(Self { image, id: other("id"), prompt: other("prompt"), names })
+    }
+
+    /// Why a row without a value in the column of the image is none.
+    pub fn no_image(&self) -> String {
+        format!("the column {} is empty", self.names[self.image])
+    }
+
+    fn others(&self) -> impl Iterator<Item = usize> {
+        (0..self.names.len()).filter(|at| *at != self.image && ![self.id, self.prompt].contains(&Some(*at)))
     }
 }
 
@@ -275,17 +334,11 @@ impl<'a> List<'a> {
 }
 
 /// Which column is what.
-struct Columns {
-    names: Vec<String>,
-    image: usize,
+pub struct Columns {
+    pub names: Vec<String>,
+    pub image: usize,
     id: Option<usize>,
     prompt: Option<usize>,
-}
-
-impl Columns {
-    fn others(&self) -> impl Iterator<Item = usize> {
-        (0..self.names.len()).filter(|at| *at != self.image && ![self.id, self.prompt].contains(&Some(*at)))
-    }
 }
 
 #[cfg(test)]

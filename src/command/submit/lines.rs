@@ -7,13 +7,15 @@ use std::io::{self, BufRead, Read};
 pub struct Lines<R> {
     reader: R,
     limit: u64,
+    setting: &'static str,
     number: u64,
     over: bool,
 }
 
 impl<R: BufRead> Lines<R> {
-    pub fn new(reader: R, limit: u64) -> Self {
-        Self { reader, limit, number: 0, over: false }
+    /// Lines of at most `limit` bytes, which `setting` says.
+    pub fn new(reader: R, limit: u64, setting: &'static str) -> Self {
+        Self { reader, limit, setting, number: 0, over: false }
     }
 
     /// The next line as it is; `None` at the end.
@@ -34,7 +36,7 @@ impl<R: BufRead> Lines<R> {
                 self.over = true;
                 return Some(Err(error.to_string()));
             }
-            return Some(Err(format!("longer than {} bytes (kafka.max_message_size)", self.limit)));
+            return Some(Err(format!("longer than {} bytes ({})", self.limit, self.setting)));
         }
         Some(String::from_utf8(line).map_err(|_| "not UTF-8".to_owned()))
     }
@@ -79,7 +81,7 @@ mod tests {
 
     #[test]
     fn comments_and_empty_lines_are_counted_and_passed_over() {
-        let lines: Vec<_> = Lines::new("# a\n\n one \ntwo".as_bytes(), 100).collect();
+        let lines: Vec<_> = Lines::new("# a\n\n one \ntwo".as_bytes(), 100, "limit").collect();
         assert_eq!(lines, [(3, Ok("one".to_owned())), (4, Ok("two".to_owned()))]);
     }
 
@@ -87,7 +89,7 @@ mod tests {
     fn a_bad_line_costs_only_itself() {
         let text = [b"one\n".as_slice(), &[b'x'; 50], b"\ntwo\n\xff\xfe\nthree"].concat();
         // A small buffer, so that the long line spans several.
-        let lines: Vec<_> = Lines::new(io::BufReader::with_capacity(7, &text[..]), 10).collect();
+        let lines: Vec<_> = Lines::new(io::BufReader::with_capacity(7, &text[..]), 10, "limit").collect();
         assert_eq!(lines.iter().map(|(number, _)| *number).collect::<Vec<_>>(), [1, 2, 3, 4, 5]);
         assert_eq!(lines.iter().map(|(_, line)| line.is_ok()).collect::<Vec<_>>(), [true, false, true, false, true]);
         assert!(lines[1].1.as_ref().unwrap_err().contains("10 bytes"));
@@ -97,7 +99,7 @@ mod tests {
         #[test]
         fn short_lines_come_as_they_are(lines in proptest::collection::vec("[a-z]{1,10}", 0..20), capacity in 1usize..16) {
             let text = lines.join("\n");
-            let read: Vec<_> = Lines::new(io::BufReader::with_capacity(capacity, text.as_bytes()), 10).collect();
+            let read: Vec<_> = Lines::new(io::BufReader::with_capacity(capacity, text.as_bytes()), 10, "limit").collect();
             let expected: Vec<_> = (1..).zip(lines.into_iter().map(Ok)).collect();
             prop_assert_eq!(read, expected);
         }

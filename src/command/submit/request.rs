@@ -176,7 +176,7 @@ fn with_filter(text: Bytes) -> Bytes {
 }
 
 /// What a text refers to, and whether it names a local file by its path, not by its address.
-fn find(text: &str, beside: Option<&Path>) -> Result<(ImageRef, bool), ParseError> {
+pub fn find(text: &str, beside: Option<&Path>) -> Result<(ImageRef, bool), ParseError> {
     let path = Path::new(text);
     let near = beside.filter(|_| path.is_relative() && !path.exists()).map(|folder| folder.join(path));
     if let Some(near) = near.filter(|near| near.is_file()) {

@@ -1,0 +1,171 @@
+//! The job under way: what ended is recorded, and whether the job may go on.
+
+use std::collections::HashSet;
+use std::io;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use async_channel::{Receiver, bounded};
+
+use super::cells::Cells;
+use super::index::Done;
+use super::journal::{Caption, Ended, Failed, Journal};
+use super::progress::Progress;
+use super::row::{Problem, Row};
+use super::sources::Sources;
+use crate::disposition::Code;
+
+/// Rows read ahead; each may hold an image.
+const AHEAD: usize = 4;
+/// What is recorded is on the disk after so long, however few rows it is.
+const SYNC: Duration = Duration::from_secs(5);
+/// Most columns of all inputs together: objects with ever new fields are no table.
+const MOST_COLUMNS: usize = 2_000;
+
+/// How a run over the rows ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// Every row ended.
+    Complete,
+    /// By a signal.
+    Interrupted,
+    /// More rows failed than allowed.
+    TooManyFailures,
+}
+
+/// A row on its way.
+#[derive(Debug)]
+pub struct Open {
+    /// Its number in the job.
+    pub row: u64,
+    /// Where it stands in the inputs.
+    pub place: String,
+    /// Its columns.
+    pub cells: Cells,
+    /// Tries begun.
+    pub tries: u32,
+}
+
+/// The job.
+pub struct Job {
+    /// What is done.
+    pub journal: Journal,
+    /// Tells of it.
+    pub progress: Progress,
+    /// `--mini-batch-size`: most rows that are under way, or not on the disk.
+    pub window: u64,
+    /// `--error-threshold`; `None` for any number.
+    pub threshold: Option<u64>,
+    begun: Instant,
+    synced: Instant,
+}
+
+impl Job {
+    pub fn new(journal: Journal, progress: Progress, window: u64, threshold: Option<u64>) -> Self {
+        Self { journal, progress, window, threshold, begun: Instant::now(), synced: Instant::now() }
+    }
+
+    /// From now on time counts: the model is loaded.
+    pub fn begin(&mut self) {
+        self.begun = Instant::now();
+        self.progress.begin();
+    }
+
+    /// Whether one more row may be under way beside so many.
+    pub fn has_room(&self, under_way: usize) -> bool {
+        (under_way as u64) + self.journal.unsynced() < self.window
+    }
+
+    /// A row ended.
+    pub fn end(&mut self, open: Open, result: Result<Caption, Failed>) -> anyhow::Result<()> {
+        let (caption, error) = match result {
+            Ok(caption) => (Some(caption), None),
+            Err(error) => (None, Some(error)),
+        };
+        let Open { row, place, cells, tries } = open;
+        let second = self.journal.earlier() + self.begun.elapsed().as_secs_f64();
+        let second = (second * 1e3).round() / 1e3;
+        let ended = Ended { row, place, second, tries: tries.max(1), cells, caption, error };
+        self.journal.record(&ended).context("cannot write the journal")?;
+        if self.journal.unsynced() >= (self.window / 2).max(1) {
+            self.sync()?;
+        }
+        Ok(())
+    }
+
+    /// A row that cannot be tried.
+    pub fn refuse(&mut self, row: u64, place: String, cells: Cells, problem: Problem) -> anyhow::Result<()> {
+        let Problem { code, message } = problem;
+        let failed = Failed { code: code.as_str().into(), message };
+        self.end(Open { row, place, cells, tries: 1 }, Err(failed))
+    }
+
+    /// What has to be done now and then.
+    pub fn pulse(&mut self) -> anyhow::Result<()> {
+        if self.journal.unsynced() > 0 && self.synced.elapsed() >= SYNC {
+            self.sync()?;
+        }
+        let index = self.journal.index();
+        self.progress.show(index.done(), index.failed());
+        Ok(())
+    }
+
+    /// Puts on the disk what is recorded.
+    pub fn sync(&mut self) -> anyhow::Result<()> {
+        self.synced = Instant::now();
+        self.journal.sync().context("cannot write the journal")
+    }
+
+    /// Whether more rows failed than allowed.
+    pub fn failed_too_often(&self) -> bool {
+        self.threshold.is_some_and(|most| self.journal.index().failed() > most)
+    }
+}
+
+/// Rows with their numbers in the job.
+pub type Numbered = Receiver<(u64, Row)>;
+
+/// Reads the rows that are not done on a thread of its own, which returns how many rows there are in all; the receiver
+/// closes behind the last one.
+pub fn read_rows(sources: Arc<Sources>, done: Done) -> io::Result<(Numbered, JoinHandle<u64>)> {
+    let (sender, receiver) = bounded(AHEAD);
+    let reader = std::thread::Builder::new().name("inputs".into()).spawn(move || {
+        let mut columns = HashSet::new();
+        let mut rows = 0;
+        // It breaks off where nobody wants more.
+        let _ = sources.read(&mut |row| {
+            let number = rows;
+            rows += 1;
+            let row = limit_columns(row, &mut columns);
+            if done.has(number) {
+                return ControlFlow::Continue(());
+            }
+            match sender.send_blocking((number, row)) {
+                Ok(()) => ControlFlow::Continue(()),
+                Err(_) => ControlFlow::Break(()),
+            }
+        });
+        rows
+    })?;
+    Ok((receiver, reader))
+}
+
+/// Refuses a row that would be the one column too many.
+fn limit_columns(mut row: Row, columns: &mut HashSet<String>) -> Row {
+    for (name, _) in &row.cells.0 {
+        if columns.contains(name) {
+            continue;
+        }
+        if columns.len() == MOST_COLUMNS {
+            let why = format!("the field {name}: the inputs have more than {MOST_COLUMNS} columns together");
+            row.request = Err(Problem::new(Code::BadMessage, why));
+            row.cells = Cells::default();
+            break;
+        }
+        columns.insert(name.clone());
+    }
+    row
+}

@@ -1,0 +1,313 @@
+//! What is done of a job, in a file beside its output: the identity of the job, and a line for each row that ended.
+//!
+//! Lines are only ever added. The last line of a row is its result; a torn last line, which a crash leaves, is dropped.
+//! Whoever writes holds the lock of the file.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{self, BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+
+use serde::de::IgnoredAny;
+use serde::{Deserialize, Serialize};
+
+use super::cells::Cells;
+use super::identity::Identity;
+use super::index::{Index, State};
+
+/// The end of a row.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Ended {
+    /// Number of the row in the job, from 0.
+    pub row: u64,
+    /// Where it stands in the inputs.
+    pub place: String,
+    /// When it ended: seconds of work on the job, over all runs.
+    pub second: f64,
+    /// Tries made.
+    pub tries: u32,
+    /// The columns of the input.
+    pub cells: Cells,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub caption: Option<Caption>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<Failed>,
+}
+
+/// A caption, and what it describes.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Caption {
+    pub text: String,
+    pub logprob: Option<f32>,
+    pub tokens: Option<u64>,
+    pub finish: Option<String>,
+    /// All captions, where more than one was asked for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub texts: Vec<String>,
+    pub image: Picture,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Picture {
+    pub sha256: String,
+    pub width: u64,
+    pub height: u64,
+    pub bytes: u64,
+    pub format: String,
+}
+
+/// Why there is none.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failed {
+    pub code: String,
+    pub message: String,
+}
+
+/// What happened to the job as a whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Mark {
+    /// All rows ended.
+    Finished,
+    /// More rows failed than allowed.
+    Stopped,
+    /// The failed rows are open again.
+    Retry,
+}
+
+/// A line, as far as it is needed to go on.
+#[derive(Deserialize)]
+struct Head {
+    row: Option<u64>,
+    #[serde(default)]
+    second: f64,
+    error: Option<IgnoredAny>,
+    mark: Option<Mark>,
+}
+
+/// Why a journal cannot be gone on with.
+#[derive(Debug, thiserror::Error)]
+pub enum JournalError {
+    #[error("another process works on this job: {} is locked", .0.display())]
+    Locked(PathBuf),
+    #[error(
+        "{} is the journal of another job ({}). Name another --output, or begin anew with --restart, which gives up its \
+         results", .0.display(), .1.join("; ")
+    )]
+    OtherJob(PathBuf, Vec<String>),
+    #[error(
+        "line {line} of the journal {} is damaged ({why}), and others follow; --restart begins anew", file.display()
+    )]
+    Damaged { file: PathBuf, line: u64, why: String },
+    #[error("{}", .0.display())]
+    Io(PathBuf, #[source] io::Error),
+}
+
+/// The open journal of a job.
+#[derive(Debug)]
+pub struct Journal {
+    path: PathBuf,
+    file: File,
+    length: u64,
+    unsynced: u64,
+    index: Index,
+    mark: Option<Mark>,
+    /// Seconds of work in earlier runs.
+    earlier: f64,
+    /// When the last row ended, on the same clock.
+    latest: f64,
+}
+
+impl Journal {
+    /// Where the journal of an output lies.
+    pub fn path_of(output: &Path) -> PathBuf {
+        let mut name = output.as_os_str().to_owned();
+        name.push(".journal.jsonl");
+        name.into()
+    }
+
+    /// Opens the journal of a job, or begins one; `restart` gives up what an earlier one has.
+    ///
+    /// # Errors
+    /// It is locked, of another job, damaged, or cannot be read or written.
+    pub fn open(path: &Path, identity: &Identity, restart: bool) -> Result<Self, JournalError> {
+        let failed = |error| JournalError::Io(path.to_owned(), error);
+        let file = OpenOptions::new().read(true).append(true).create(true).open(path).map_err(failed)?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(JournalError::Locked(path.to_owned())),
+            Err(TryLockError::Error(error)) => return Err(failed(error)),
+        }
+        let (path, index) = (path.to_owned(), Index::default());
+        let mut journal = Self { path, file, length: 0, unsynced: 0, index, mark: None, earlier: 0.0, latest: 0.0 };
+        if !restart {
+            journal.read(identity)?;
+            journal.earlier = journal.latest;
+        }
+        // A torn line, or all of what is given up.
+        journal.file.set_len(journal.length).map_err(|error| journal.failed(error))?;
+        if journal.length == 0 {
+            journal.write(&Begin { job: identity }).and_then(|()| journal.sync()).map_err(|e| journal.failed(e))?;
+            let folder = journal.path.parent().filter(|folder| !folder.as_os_str().is_empty());
+            File::open(folder.unwrap_or(Path::new("."))).and_then(|f| f.sync_all()).map_err(|e| journal.failed(e))?;
+        }
+        Ok(journal)
+    }
+
+    fn failed(&self, error: io::Error) -> JournalError {
+        JournalError::Io(self.path.clone(), error)
+    }
+
+    fn read(&mut self, identity: &Identity) -> Result<(), JournalError> {
+        let failed = |error| JournalError::Io(self.path.clone(), error);
+        let mut reader = BufReader::with_capacity(1 << 20, &self.file);
+        let mut line = Vec::new();
+        let mut damaged = None;
+        for number in 1.. {
+            line.clear();
+            reader.read_until(b'\n', &mut line).map_err(failed)?;
+            if line.last() != Some(&b'\n') {
+                break;
+            }
+            if let Some((line, why)) = damaged {
+                return Err(JournalError::Damaged { file: self.path.clone(), line, why });
+            }
+            if number == 1 {
+                match serde_json::from_slice::<Begun>(&line) {
+                    Ok(begun) => {
+                        let differences = identity.differences(&begun.job);
+                        if !differences.is_empty() {
+                            return Err(JournalError::OtherJob(self.path.clone(), differences));
+                        }
+                    }
+                    Err(error) => {
+                        return Err(JournalError::Damaged { file: self.path.clone(), line: 1, why: error.to_string() });
+                    }
+                }
+            } else {
+                match serde_json::from_slice::<Head>(&line) {
+                    Ok(Head { row: Some(row), second, error, .. }) => {
+                        let state = if error.is_some() { State::Failed } else { State::Captioned };
+                        self.index.set(row, self.length, state);
+                        self.latest = self.latest.max(second);
+                        self.mark = self.mark.filter(|mark| *mark == Mark::Retry);
+                    }
+                    Ok(Head { mark, .. }) => {
+                        if mark == Some(Mark::Retry) {
+                            self.index.reopen_failed();
+                        }
+                        self.mark = mark;
+                    }
+                    // What a crash of the machine left of the last line.
+                    Err(error) => {
+                        damaged = Some((number, error.to_string()));
+                        continue;
+                    }
+                }
+            }
+            self.length += line.len() as u64;
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, line: &impl Serialize) -> io::Result<()> {
+        let mut bytes = serde_json::to_vec(line)?;
+        bytes.push(b'\n');
+        self.file.write_all(&bytes)?;
+        self.length += bytes.len() as u64;
+        Ok(())
+    }
+
+    /// Notes the end of a row. The system has it when this returns, the disk after the next [`Self::sync`].
+    pub fn record(&mut self, ended: &Ended) -> io::Result<()> {
+        let at = self.length;
+        self.write(ended)?;
+        self.unsynced += 1;
+        let state = if ended.error.is_some() { State::Failed } else { State::Captioned };
+        self.index.set(ended.row, at, state);
+        self.latest = self.latest.max(ended.second);
+        self.mark = self.mark.filter(|mark| *mark == Mark::Retry);
+        Ok(())
+    }
+
+    /// Sees to it that a crash of the machine loses nothing that was recorded.
+    pub fn sync(&mut self) -> io::Result<()> {
+        self.file.sync_data()?;
+        self.unsynced = 0;
+        Ok(())
+    }
+
+    /// Notes what happened to the job as a whole, on the disk.
+    pub fn mark(&mut self, mark: Mark) -> io::Result<()> {
+        #[derive(Serialize)]
+        struct Marked {
+            mark: Mark,
+        }
+        self.write(&Marked { mark })?;
+        self.sync()?;
+        if mark == Mark::Retry {
+            self.index.reopen_failed();
+        }
+        self.mark = Some(mark);
+        Ok(())
+    }
+
+    /// Opens the failed rows again, unless a retry is under way already. Returns how many rows are open for a retry.
+    pub fn retry_failed(&mut self) -> io::Result<u64> {
+        if self.mark != Some(Mark::Retry) && self.index.failed() > 0 {
+            self.mark(Mark::Retry)?;
+        }
+        Ok(self.index.reopened())
+    }
+
+    /// Rows recorded since the last [`Self::sync`].
+    pub fn unsynced(&self) -> u64 {
+        self.unsynced
+    }
+
+    /// What is known of every row.
+    pub fn index(&self) -> &Index {
+        &self.index
+    }
+
+    /// Whether all rows ended.
+    pub fn is_finished(&self) -> bool {
+        self.mark == Some(Mark::Finished)
+    }
+
+    /// Seconds of work in earlier runs.
+    pub fn earlier(&self) -> f64 {
+        self.earlier
+    }
+
+    /// Seconds of work until the last row ended, over all runs.
+    pub fn seconds(&self) -> f64 {
+        self.latest
+    }
+
+    /// The result of every row, in their order.
+    pub fn results(&self) -> io::Result<impl Iterator<Item = io::Result<Ended>>> {
+        // A handle of its own, since positions are shared by clones.
+        let mut reader = BufReader::with_capacity(1 << 18, File::open(&self.path)?);
+        let (mut at, mut line) = (0i64, Vec::new());
+        Ok(self.index.offsets().map(move |offset| {
+            reader.seek_relative(offset as i64 - at)?;
+            line.clear();
+            let read = reader.read_until(b'\n', &mut line)?;
+            at = offset as i64 + read as i64;
+            Ok(serde_json::from_slice(&line)?)
+        }))
+    }
+}
+
+#[derive(Serialize)]
+struct Begin<'a> {
+    job: &'a Identity,
+}
+
+#[derive(Deserialize)]
+struct Begun {
+    job: Identity,
+}
+
+#[cfg(test)]
+mod tests;
