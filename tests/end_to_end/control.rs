@@ -87,7 +87,7 @@ fn noise(side: u32) -> Vec<u8> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_flood_of_large_images_pauses_the_partitions_and_takes_no_more_memory_than_its_budgets() {
-    const FIRST: u64 = 12;
+    const FIRST: u64 = 48;
     const COUNT: u64 = 150;
     const MIB: u64 = 1 << 20;
     let mut flow = Flow::start(2);
@@ -124,7 +124,8 @@ async fn a_flood_of_large_images_pauses_the_partitions_and_takes_no_more_memory_
         assert!(std::time::Instant::now() < deadline, "not in time: {metrics}");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    let grown = worker.peak_memory() - before;
+    // The kernel counts by thread and adds up now and then: a peak may be told a little lower later.
+    let grown = worker.peak_memory().saturating_sub(before);
     println!("{} MiB before, {} MiB more for {} MiB of images", before / MIB, grown / MIB, flood / MIB);
     assert!(paused, "the flood never paused a partition");
     // The pools and the prefetch are 6 MiB; the rest is what allocators keep for themselves.
