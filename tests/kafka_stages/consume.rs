@@ -23,8 +23,8 @@ async fn pausing_for_a_spent_pool_loses_and_repeats_nothing() {
         let message = member.next().await;
         seen.push(number(&message.resolve(Outcome::Published)));
     }
-    eventually("caught up", || member.consume.view().caught_up()).await;
-    assert_eq!(member.paused(), 0);
+    // The end may be reached before the consumer has looked at the pool once more.
+    eventually("caught up", || member.consume.view().caught_up() && member.paused() == 0).await;
     seen.sort_unstable();
     assert_eq!(seen, (0..400).collect::<Vec<_>>());
     assert!(member.output.is_empty());
@@ -42,8 +42,7 @@ async fn a_full_queue_loses_and_repeats_nothing() {
     while seen.len() < 300 {
         seen.push(number(&member.next().await.resolve(Outcome::Published)));
     }
-    eventually("caught up", || member.consume.view().caught_up()).await;
-    assert_eq!(member.gate.reasons(), []);
+    eventually("caught up", || member.consume.view().caught_up() && member.gate.reasons().is_empty()).await;
     seen.sort_unstable();
     assert_eq!(seen, (0..300).collect::<Vec<_>>());
     member.close().await.unwrap();
