@@ -13,11 +13,12 @@ use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
+use super::Desk;
 use super::problem::{Problem, status_of};
-use super::{Answered, Desk};
 use crate::caption::ModelInfo;
 use crate::message::{Judged, Message, ParsedRow, parse};
 use crate::metrics::Route;
+use crate::pipeline::endpoint::Answer;
 
 /// A header of the binary extension, which is not offered.
 const BINARY: &str = "inference-header-content-length";
@@ -166,9 +167,7 @@ fn loaded(desk: &Desk, name: &str) -> Result<(Task, ModelInfo), Problem> {
     match info {
         Some(info) => Ok((task, info)),
         // What is not wired yet has no models at all.
-        None if desk.control.model().is_none() => {
-            Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "model_unavailable", "the model is being loaded"))
-        }
+        None if desk.control.model().is_none() => Err(Problem::loading()),
         None => Err(unknown("no model that judges texts is loaded (filter.source)".into())),
     }
 }
@@ -190,15 +189,15 @@ pub(super) async fn infer(
         let (admitted, body) = desk.read(&headers, body).await?;
         let request: Object<InferRequest> =
             serde_json::from_slice(&body).map_err(|error| Problem::unreadable(error.to_string()))?;
-        let request = request.0;
-        let wanted = wanted(task, request.outputs.as_deref())?;
-        let rows = rows(task, &request, desk.settings.max_rows)?;
+        let InferRequest { id, parameters, inputs, outputs } = request.0;
+        let wanted = wanted(task, outputs.as_deref())?;
+        let rows = rows(task, parameters, inputs, desk.settings.max_rows)?;
         let answers = desk.ask(admitted, rows).await?;
         if !wanted.contains(&"error") {
             refuse_failed(&answers)?;
         }
         let outputs = wanted.iter().map(|name| output(name, &answers)).collect();
-        let response = InferResponse { model_name: task.name(), model_version: info.revision, id: request.id, outputs };
+        let response = InferResponse { model_name: task.name(), model_version: info.revision, id, outputs };
         Ok(Json(response).into_response())
     };
     desk.answer(Route::Infer, begun, answer.await)
@@ -222,11 +221,16 @@ fn wanted(task: Task, names: Option<&[Object<Wanted>]>) -> Result<Vec<&'static s
     names.iter().map(known).collect()
 }
 
-/// The requests of the flow that the tensors make.
-fn rows(task: Task, request: &InferRequest, most: usize) -> Result<Vec<ParsedRow>, Problem> {
+/// The requests of the flow that the tensors make, which may be long: their values are moved.
+fn rows(
+    task: Task,
+    mut params: Map<String, Value>,
+    inputs: Vec<Object<Tensor>>,
+    most: usize,
+) -> Result<Vec<ParsedRow>, Problem> {
     let (names, required) = task.inputs();
-    let mut columns: Vec<Option<&Tensor>> = vec![None; names.len()];
-    for Object(tensor) in &request.inputs {
+    let mut columns: Vec<Option<Tensor>> = names.iter().map(|_| None).collect();
+    for Object(tensor) in inputs {
         let Some(at) = names.iter().position(|name| *name == tensor.name) else {
             let text = format!("inputs: the model has no {:?}; it has {}", tensor.name, names.join(", "));
             return Err(Problem::unreadable(text));
@@ -238,20 +242,19 @@ fn rows(task: Task, request: &InferRequest, most: usize) -> Result<Vec<ParsedRow
     if let Some(missing) = (0..required).find(|at| columns[*at].is_none()) {
         return Err(Problem::unreadable(format!("inputs: {} is missing", names[missing])));
     }
-    let count = columns[0].map_or(0, |tensor| tensor.data.len());
+    let count = columns[0].as_ref().map_or(0, |tensor| tensor.data.len());
     if count > most {
         return Err(Problem::unreadable(format!("inputs: {count} images; at most {most} are allowed in one request")));
     }
     for tensor in columns.iter().flatten() {
         check(tensor, count)?;
     }
-    let mut params = request.parameters.clone();
     params.retain(|name, _| !IDLE.contains(&name.as_str()));
     let row = |at: usize| {
         let mut fields = Map::new();
-        for (name, tensor) in names.iter().zip(&columns) {
+        for (name, tensor) in names.iter().zip(&mut columns) {
             if let Some(tensor) = tensor {
-                fields.insert((*name).to_owned(), tensor.data[at].clone());
+                fields.insert((*name).to_owned(), tensor.data[at].take());
             }
         }
         if task == Task::Filter {
@@ -288,8 +291,8 @@ fn check(tensor: &Tensor, count: usize) -> Result<(), Problem> {
 }
 
 /// The protocol knows no errors of rows: one fails all, unless their errors are asked for.
-fn refuse_failed(answers: &[Answered]) -> Result<(), Problem> {
-    let failed = |(at, answer): (usize, &Answered)| Some((at, answer.as_ref().err()?.clone()));
+fn refuse_failed(answers: &[Answer]) -> Result<(), Problem> {
+    let failed = |(at, answer): (usize, &Answer)| Some((at, answer.as_ref().err()?.clone()));
     match answers.iter().enumerate().find_map(failed) {
         None => Ok(()),
         Some((at, failure)) => {
@@ -303,12 +306,12 @@ fn refuse_failed(answers: &[Answered]) -> Result<(), Problem> {
 }
 
 /// An output over all rows; those that failed have an empty value.
-fn output(name: &str, answers: &[Answered]) -> Value {
-    let judged = |answer: &Answered| -> Option<Judged> {
+fn output(name: &str, answers: &[Answer]) -> Value {
+    let judged = |answer: &Answer| -> Option<Judged> {
         answer.as_ref().ok()?.candidates.first().and_then(|candidate| candidate.judged.clone())
     };
-    let texts = |of: &dyn Fn(&Answered) -> String| answers.iter().map(|answer| of(answer).into()).collect();
-    let numbers = |of: &dyn Fn(&Answered) -> Option<f32>| {
+    let texts = |of: &dyn Fn(&Answer) -> String| answers.iter().map(|answer| of(answer).into()).collect();
+    let numbers = |of: &dyn Fn(&Answer) -> Option<f32>| {
         answers.iter().map(|answer| of(answer).unwrap_or_default().into()).collect::<Vec<Value>>()
     };
     let (datatype, data): (_, Vec<Value>) = match name {
@@ -320,7 +323,7 @@ fn output(name: &str, answers: &[Answered]) -> Value {
             ("BOOL", answers.iter().map(|answer| judged(answer).is_some_and(|judged| judged.kept).into()).collect())
         }
         _ => {
-            let error = |answer: &Answered| {
+            let error = |answer: &Answer| {
                 answer
                     .as_ref()
                     .err()

@@ -20,9 +20,9 @@ use tokio_util::sync::CancellationToken;
 use self::problem::Problem;
 use crate::disposition::Failure;
 use crate::gate::Reason;
-use crate::message::{CaptionRecord, Message, ParsedRow, Request};
+use crate::message::{Message, ParsedRow, Request};
 use crate::metrics::Route;
-use crate::pipeline::endpoint::{Admitted, Refused};
+use crate::pipeline::endpoint::{Admitted, Answer, Refused};
 use crate::pipeline::{Control, Endpoint};
 use crate::settings;
 use crate::web::{self, Access, Port};
@@ -30,8 +30,8 @@ use crate::web::{self, Access, Port};
 /// The address of `blipstream serve` where none is configured.
 pub const LISTEN: std::net::SocketAddr =
     std::net::SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 8080);
-/// How long a client that was refused while the model is loaded should wait.
-const LOADING: Duration = Duration::from_secs(5);
+/// How long a client that was refused in a pause should wait.
+const PAUSED: Duration = Duration::from_secs(5);
 
 /// What the routes share.
 #[derive(Clone)]
@@ -75,18 +75,12 @@ async fn index() -> &'static str {
      GET  /openapi.json             all of it, for programs\n"
 }
 
-/// A row's answer.
-type Answered = Result<Box<CaptionRecord>, Failure>;
-
 impl Desk {
     fn endpoint(&self) -> Result<&Endpoint, Problem> {
         if self.control.gate().reasons().contains(&Reason::Operator) {
-            return Err(Problem::busy("an operator has paused this worker", LOADING));
+            return Err(Problem::busy("an operator has paused this worker", PAUSED));
         }
-        self.control.endpoint().ok_or_else(|| {
-            Problem::new(StatusCode::SERVICE_UNAVAILABLE, "model_unavailable", "the model is being loaded")
-                .retry(LOADING)
-        })
+        self.control.endpoint().ok_or_else(Problem::loading)
     }
 
     /// Reads a body, for which there must be room before its first byte.
@@ -117,7 +111,7 @@ impl Desk {
     }
 
     /// The answers to rows, in their order: those that are no requests have their error.
-    async fn ask(&self, admitted: Admitted, rows: Vec<ParsedRow>) -> Result<Vec<Answered>, Problem> {
+    async fn ask(&self, admitted: Admitted, rows: Vec<ParsedRow>) -> Result<Vec<Answer>, Problem> {
         let parse_failure = |error| Failure::new(crate::disposition::Stage::Parse, &error);
         let mut requests: Vec<Request> = Vec::new();
         let mut answers: Vec<Option<Failure>> = Vec::with_capacity(rows.len());

@@ -11,6 +11,9 @@ use crate::disposition::{Code, Disposed};
 use crate::message::ParseError;
 use crate::pipeline::endpoint::Refused;
 
+/// How long a client that was refused while the model is loaded should wait.
+const LOADING: Duration = Duration::from_secs(5);
+
 /// A refusal with its status, a code and a text.
 #[derive(Debug)]
 pub(super) struct Problem {
@@ -28,6 +31,11 @@ impl Problem {
     /// The request cannot be read.
     pub(super) fn unreadable(message: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, Code::BadMessage.as_str(), message)
+    }
+
+    pub(super) fn loading() -> Self {
+        let code = Code::ModelUnavailable.as_str();
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, code, "the model is being loaded").retry(LOADING)
     }
 
     pub(super) fn busy(message: impl Into<String>, after: Duration) -> Self {

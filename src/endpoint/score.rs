@@ -9,11 +9,12 @@ use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 
+use super::Desk;
 use super::problem::Problem;
-use super::{Answered, Desk};
 use crate::disposition::Failure;
 use crate::message::{Candidate, CaptionRecord, Message, parse};
 use crate::metrics::Route;
+use crate::pipeline::endpoint::Answer;
 
 /// What the address may ask for beside the body.
 #[derive(Debug, Deserialize)]
@@ -69,7 +70,7 @@ struct Error {
 }
 
 /// The card's `{"text": …}`, with what was asked for beyond it; or an error.
-fn row(answer: Answered, records: bool) -> Row {
+fn row(answer: Answer, records: bool) -> Row {
     match answer {
         Ok(record) if records => Row::Record(record),
         Ok(record) => {

@@ -13,11 +13,11 @@ use blipstream::message::Message;
 use blipstream::metrics::Metrics;
 use blipstream::pipeline::{Control, Limits};
 use blipstream::settings::Input;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_util::sync::CancellationToken;
 
 use crate::support::client::{PATIENCE, eventually};
 use crate::support::flow::{Answers, CAPTIONS, Flow, REQUESTS, request};
+use crate::support::http::raw;
 use crate::support::images::{Answer, ImageServer, png};
 
 fn inline(seed: usize) -> String {
@@ -311,13 +311,9 @@ async fn a_worker_without_a_device_is_not_alive_and_one_that_drained_is() {
 
 /// A plain HTTP request; returns the status line and the body.
 async fn http(address: std::net::SocketAddr, head: &str, body: &str) -> (String, String) {
-    let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
-    let request = format!("{head}\r\nhost: test\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}", body.len());
-    stream.write_all(request.as_bytes()).await.unwrap();
-    let mut text = String::new();
-    stream.read_to_string(&mut text).await.unwrap();
-    let (head, body) = text.split_once("\r\n\r\n").unwrap();
-    (head.lines().next().unwrap().to_owned(), body.to_owned())
+    let head = format!("{head}\r\nhost: test\r\nconnection: close\r\ncontent-length: {}", body.len());
+    let reply = raw(address, &format!("{head}\r\n\r\n{body}")).await;
+    (reply.head.lines().next().unwrap().to_owned(), reply.body)
 }
 
 #[tokio::test(flavor = "multi_thread")]

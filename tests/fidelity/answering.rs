@@ -10,10 +10,9 @@ use blipstream::caption::{
     Answerer, Backend, BeamSearch, Caption, DeviceSpec, DtypeSpec, Encoded, ErrorKind, LoadOptions, ModelSource,
     Params, Pixels, Sampling, Strategy, load_answerer, load_matcher, load_model, number,
 };
-use candle_core::Device;
 use serde::Deserialize;
 
-use crate::fixture::{TOLERANCE, report};
+use crate::fixture::{self, TOLERANCE, report};
 
 const MODELS: [&str; 3] = ["proportions", "widths", "depths"];
 const BACKENDS: [Backend; 3] = [Backend::Native(None), Backend::Candle, Backend::Fused];
@@ -83,12 +82,7 @@ fn answerer(name: &str, dtype: DtypeSpec, backend: Backend) -> Arc<Answerer> {
 }
 
 fn expected(name: &str) -> (Expected, Vec<Pixels>) {
-    let directory = directory(name);
-    let expected = serde_json::from_slice(&std::fs::read(directory.join("expected.json")).unwrap()).unwrap();
-    let tensors = candle_core::safetensors::load(directory.join("expected.safetensors"), &Device::Cpu).unwrap();
-    let bytes: Vec<Vec<u8>> = tensors["images"].flatten_from(1).unwrap().to_vec2().unwrap();
-    let size = tensors["images"].dim(1).unwrap();
-    (expected, bytes.into_iter().map(|bytes| Pixels::new(size, bytes).unwrap()).collect())
+    fixture::expected(&directory(name))
 }
 
 fn ask<'a>(answerer: &Answerer, images: &[Encoded], asked: impl IntoIterator<Item = &'a Asked>) -> Vec<Caption> {

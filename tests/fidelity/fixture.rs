@@ -159,3 +159,12 @@ pub fn largest_difference(a: &[Vec<f32>], b: &[Vec<f32>]) -> f32 {
 pub fn report(line: &str) {
     println!("{line}");
 }
+
+/// What the reference made of a model: `expected.json`, and the images of `expected.safetensors`.
+pub fn expected<T: serde::de::DeserializeOwned>(directory: &Path) -> (T, Vec<Pixels>) {
+    let expected = serde_json::from_slice(&std::fs::read(directory.join("expected.json")).unwrap()).unwrap();
+    let tensors = candle_core::safetensors::load(directory.join("expected.safetensors"), &Device::Cpu).unwrap();
+    let bytes: Vec<Vec<u8>> = tensors["images"].flatten_from(1).unwrap().to_vec2().unwrap();
+    let size = tensors["images"].dim(1).unwrap();
+    (expected, bytes.into_iter().map(|bytes| Pixels::new(size, bytes).unwrap()).collect())
+}

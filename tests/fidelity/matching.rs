@@ -9,10 +9,9 @@ use blipstream::caption::{
     Backend, DeviceSpec, DtypeSpec, Encoded, ErrorKind, LoadOptions, Match, Matcher, ModelSource, Pixels, load_matcher,
     load_model,
 };
-use candle_core::Device;
 use serde::Deserialize;
 
-use crate::fixture::{TOLERANCE, report};
+use crate::fixture::{self, TOLERANCE, report};
 
 const MODELS: [&str; 3] = ["proportions", "widths", "depths"];
 
@@ -47,12 +46,7 @@ fn matcher(name: &str, backend: Backend) -> Arc<Matcher> {
 }
 
 fn expected(name: &str) -> (Expected, Vec<Pixels>) {
-    let directory = directory(name);
-    let expected = serde_json::from_slice(&std::fs::read(directory.join("expected.json")).unwrap()).unwrap();
-    let tensors = candle_core::safetensors::load(directory.join("expected.safetensors"), &Device::Cpu).unwrap();
-    let bytes: Vec<Vec<u8>> = tensors["images"].flatten_from(1).unwrap().to_vec2().unwrap();
-    let size = tensors["images"].dim(1).unwrap();
-    (expected, bytes.into_iter().map(|bytes| Pixels::new(size, bytes).unwrap()).collect())
+    fixture::expected(&directory(name))
 }
 
 /// The largest difference between numbers.
