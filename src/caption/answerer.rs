@@ -7,13 +7,13 @@ use std::sync::Arc;
 use candle_core::{Device, Result};
 
 use super::config::BlipConfig;
+use super::encoder::{Encoder, EncoderId, Sight};
 use super::engine::{at_home, encode_size};
 use super::load::{Built, LoadError};
 use super::memory::{ImageMemory, Sizes};
 use super::preprocess::Preprocessor;
 use super::reader::{Part, Reader, parts};
 use super::rows::Rows;
-use super::vision::VisionEncoder;
 use super::writer::Writer;
 use super::{Caption, Encoded, EngineError, ModelInfo, Params, Pixels, RowId};
 
@@ -22,7 +22,7 @@ const SEQUENCES: usize = 64;
 
 /// A model that answers questions about images, on a device. Cheap to share.
 pub struct Answerer {
-    vision: VisionEncoder,
+    vision: Encoder,
     /// Of questions.
     reader: Reader,
     /// Of answers.
@@ -46,12 +46,10 @@ struct Question {
 }
 
 impl Answerer {
-    /// Reads `vision_model`, `text_encoder` and `text_decoder`.
+    /// Reads `text_encoder` and `text_decoder`.
     pub(super) fn build(built: Built<'_>) -> std::result::Result<Self, LoadError> {
-        let Built { config, preprocessor, tokenizer, scope, encoder, identity } = built;
+        let Built { config, preprocessor, tokenizer, scope, vision, identity, .. } = built;
         let tokenizer = Arc::new(tokenizer);
-        let images = scope.part("vision_model").keeping(encoder);
-        let vision = VisionEncoder::load(&images, &config.vision, &preprocessor.normalize())?;
         let reader = Reader::load(&scope.part("text_encoder"), &config, Arc::clone(&tokenizer))?;
         let sizes = Sizes::of_texts(&config.text);
         let writer = Writer::load(&scope.part("text_decoder"), &config.text, sizes, tokenizer)?;
@@ -77,16 +75,35 @@ impl Answerer {
     pub fn encode(&self, images: &[Pixels]) -> std::result::Result<Vec<Encoded>, EngineError> {
         self.info.check_images(images)?;
         at_home(&self.device, || {
-            let mut encoded = Vec::with_capacity(images.len());
-            for images in images.chunks(encode_size(&self.device)) {
-                let hidden = self.vision.forward(images)?;
-                for memory in self.reader.remember(&hidden, self.config.vision.tokens())? {
-                    let bytes = memory.bytes();
-                    encoded.push(Encoded::new(Seen(Arc::new(memory)), bytes));
-                }
-            }
-            Ok(encoded)
+            let parts = images.chunks(encode_size(&self.device));
+            let encoded = parts.map(|images| self.remember_part(&self.vision.see(images)?));
+            Ok(encoded.collect::<std::result::Result<Vec<_>, EngineError>>()?.concat())
         })
+    }
+
+    /// Names its image encoder.
+    pub fn encoder(&self) -> EncoderId {
+        self.vision.id()
+    }
+
+    /// The second half of `encode`: images that its image encoder saw for any model.
+    ///
+    /// # Errors
+    /// Another image encoder saw one, or the device fails.
+    pub fn remember(&self, sights: &[Sight]) -> std::result::Result<Vec<Encoded>, EngineError> {
+        at_home(&self.device, || {
+            let parts = sights.chunks(encode_size(&self.device)).map(|sights| self.remember_part(sights));
+            Ok(parts.collect::<std::result::Result<Vec<_>, EngineError>>()?.concat())
+        })
+    }
+
+    fn remember_part(&self, sights: &[Sight]) -> std::result::Result<Vec<Encoded>, EngineError> {
+        let memories = self.reader.remember(&self.vision.recall(sights)?, self.config.vision.tokens())?;
+        let encoded = memories.into_iter().map(|memory| {
+            let bytes = memory.bytes();
+            Encoded::new(Seen(Arc::new(memory)), bytes)
+        });
+        Ok(encoded.collect())
     }
 
     /// Answers questions about images, in their order; a caption's text is the answer. Each question's own errors stand in its

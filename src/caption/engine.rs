@@ -8,7 +8,7 @@ use candle_core::Device;
 use super::memory::ImageMemory;
 use super::model::Model;
 use super::rows::Rows;
-use super::{Caption, Encoded, Engine, EngineError, ModelInfo, Params, Phases, Pixels, RowId};
+use super::{Caption, Encoded, EncoderId, Engine, EngineError, ModelInfo, Params, Phases, Pixels, RowId, Sight};
 
 /// Images encoded at a time on a CPU: more only make the activations outgrow the caches.
 const HOST_IMAGES: usize = 2;
@@ -55,24 +55,26 @@ impl BlipEngine {
         self.encode_size
     }
 
-    fn encode_parts(&mut self, images: &[Pixels]) -> Result<Vec<Encoded>, EngineError> {
-        let mut encoded = Vec::with_capacity(images.len());
-        for images in images.chunks(self.encode_size) {
-            let started = Instant::now();
-            let hidden = self.model.vision.forward(images)?;
-            self.model.wait()?;
-            self.phases.encode += started.elapsed();
-            let started = Instant::now();
-            let memories = self.model.remember(&hidden)?;
-            self.model.wait()?;
-            self.phases.cross_kv += started.elapsed();
-            self.phases.images += images.len();
-            encoded.extend(memories.into_iter().map(|memory| {
-                let bytes = memory.bytes();
-                Encoded::new(memory, bytes)
-            }));
-        }
-        Ok(encoded)
+    /// Encodes images that are encoded at a time.
+    fn see_part(&mut self, images: &[Pixels]) -> Result<Vec<Sight>, EngineError> {
+        let started = Instant::now();
+        let sights = self.model.vision.see(images)?;
+        self.model.wait()?;
+        self.phases.encode += started.elapsed();
+        self.phases.images += images.len();
+        Ok(sights)
+    }
+
+    fn remember_part(&mut self, sights: &[Sight]) -> Result<Vec<Encoded>, EngineError> {
+        let started = Instant::now();
+        let memories = self.model.remember(&self.model.vision.recall(sights)?)?;
+        self.model.wait()?;
+        self.phases.cross_kv += started.elapsed();
+        let encoded = memories.into_iter().map(|memory| {
+            let bytes = memory.bytes();
+            Encoded::new(memory, bytes)
+        });
+        Ok(encoded.collect())
     }
 
     fn step_rows(&mut self) -> Result<Vec<(RowId, Caption)>, EngineError> {
@@ -90,10 +92,38 @@ impl Engine for BlipEngine {
         self.model.info()
     }
 
+    fn encoder(&self) -> EncoderId {
+        self.model.vision.id()
+    }
+
+    fn see(&mut self, images: &[Pixels]) -> Result<Vec<Sight>, EngineError> {
+        self.model.info().check_images(images)?;
+        let (device, size) = (self.model.device.clone(), self.encode_size);
+        at_home(&device, || {
+            let parts = images.chunks(size).map(|images| self.see_part(images));
+            Ok(parts.collect::<Result<Vec<_>, EngineError>>()?.concat())
+        })
+    }
+
+    fn remember(&mut self, sights: &[Sight]) -> Result<Vec<Encoded>, EngineError> {
+        let (device, size) = (self.model.device.clone(), self.encode_size);
+        at_home(&device, || {
+            let parts = sights.chunks(size).map(|sights| self.remember_part(sights));
+            Ok(parts.collect::<Result<Vec<_>, EngineError>>()?.concat())
+        })
+    }
+
+    /// What was seen of some images is forgotten before the next ones are looked at.
     fn encode(&mut self, images: &[Pixels]) -> Result<Vec<Encoded>, EngineError> {
         self.model.info().check_images(images)?;
-        let device = self.model.device.clone();
-        at_home(&device, || self.encode_parts(images))
+        let (device, size) = (self.model.device.clone(), self.encode_size);
+        at_home(&device, || {
+            let parts = images.chunks(size).map(|images| {
+                let sights = self.see_part(images)?;
+                self.remember_part(&sights)
+            });
+            Ok(parts.collect::<Result<Vec<_>, EngineError>>()?.concat())
+        })
     }
 
     fn admit(&mut self, image: &Encoded, params: &Params) -> Result<RowId, EngineError> {

@@ -5,7 +5,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::{
-    Caption, Encoded, Engine, EngineError, ErrorKind, Filter, Finish, Match, ModelInfo, Params, Phases, Pixels, RowId,
+    Caption, Encoded, EncoderId, Engine, EngineError, ErrorKind, Filter, Finish, Match, ModelInfo, Params, Phases,
+    Pixels, RowId, Sight,
 };
 
 /// How a [`FakeEngine`] behaves.
@@ -51,6 +52,7 @@ impl Default for FakeOptions {
 pub struct FakeEngine {
     options: FakeOptions,
     model: ModelInfo,
+    encoder: EncoderId,
     rows: Vec<FakeRow>,
     next_row: u64,
     encode_calls: usize,
@@ -58,6 +60,21 @@ pub struct FakeEngine {
 }
 
 struct FakeEncoding(Vec<String>);
+
+struct FakeSight(Vec<String>, EncoderId);
+
+fn see(images: &[Pixels], by: EncoderId) -> Vec<Sight> {
+    images.iter().map(|image| Sight::new(FakeSight(fake_words(image), by))).collect()
+}
+
+fn remember(sights: &[Sight], own: EncoderId) -> Result<Vec<Encoded>, EngineError> {
+    let remembered = |sight: &Sight| {
+        let seen = sight.state::<FakeSight>().filter(|seen| seen.1 == own);
+        let seen = seen.ok_or_else(|| EngineError::bad_input("the image was seen by another image encoder"))?;
+        Ok(Encoded::new(FakeEncoding(seen.0.clone()), 0))
+    };
+    sights.iter().map(remembered).collect()
+}
 
 struct FakeRow {
     id: RowId,
@@ -112,10 +129,11 @@ impl FakeEngine {
             parameters: 0,
             context_length: options.max_prompt_words,
         };
-        Self { options, model, rows: Vec::new(), next_row: 0, encode_calls: 0, phases: Phases::default() }
+        let encoder = EncoderId::new();
+        Self { options, model, encoder, rows: Vec::new(), next_row: 0, encode_calls: 0, phases: Phases::default() }
     }
 
-    /// How often `encode` was called.
+    /// How often images were looked at.
     pub fn encode_calls(&self) -> usize {
         self.encode_calls
     }
@@ -132,7 +150,11 @@ impl Engine for FakeEngine {
         &self.model
     }
 
-    fn encode(&mut self, images: &[Pixels]) -> Result<Vec<Encoded>, EngineError> {
+    fn encoder(&self) -> EncoderId {
+        self.encoder
+    }
+
+    fn see(&mut self, images: &[Pixels]) -> Result<Vec<Sight>, EngineError> {
         let started = Instant::now();
         self.encode_calls += 1;
         thread::sleep(self.options.encode_delay);
@@ -157,7 +179,11 @@ impl Engine for FakeEngine {
         }
         self.phases.encode += started.elapsed();
         self.phases.images += images.len();
-        Ok(images.iter().map(|image| Encoded::new(FakeEncoding(fake_words(image)), 0)).collect())
+        Ok(see(images, self.encoder))
+    }
+
+    fn remember(&mut self, sights: &[Sight]) -> Result<Vec<Encoded>, EngineError> {
+        remember(sights, self.encoder)
     }
 
     fn admit(&mut self, image: &Encoded, params: &Params) -> Result<RowId, EngineError> {
@@ -253,10 +279,22 @@ impl FakeRow {
 /// [`FakeEngine`] has; and the embeddings of both are equal if it is the last of them.
 pub struct FakeFilter {
     model: ModelInfo,
+    encoder: EncoderId,
     encode_calls: usize,
+    images: usize,
 }
 
 impl FakeFilter {
+    /// With the image encoder of a captioner.
+    pub fn beside(engine: &FakeEngine) -> Self {
+        Self { encoder: engine.encoder, ..Self::default() }
+    }
+
+    /// How many images it encoded itself.
+    pub fn images(&self) -> usize {
+        self.images
+    }
+
     /// How often `encode` was called.
     pub fn encode_calls(&self) -> usize {
         self.encode_calls
@@ -266,7 +304,7 @@ impl FakeFilter {
 impl Default for FakeFilter {
     fn default() -> Self {
         let model = ModelInfo { id: "fake filter".into(), ..FakeEngine::default().model };
-        Self { model, encode_calls: 0 }
+        Self { model, encoder: EncoderId::new(), encode_calls: 0, images: 0 }
     }
 }
 
@@ -277,7 +315,16 @@ impl Filter for FakeFilter {
 
     fn encode(&mut self, images: &[Pixels]) -> Result<Vec<Encoded>, EngineError> {
         self.encode_calls += 1;
-        Ok(images.iter().map(|image| Encoded::new(FakeEncoding(fake_words(image)), 0)).collect())
+        self.images += images.len();
+        remember(&see(images, self.encoder), self.encoder)
+    }
+
+    fn encoder(&self) -> EncoderId {
+        self.encoder
+    }
+
+    fn remember(&mut self, sights: &[Sight]) -> Result<Vec<Encoded>, EngineError> {
+        remember(sights, self.encoder)
     }
 
     fn judge(&mut self, pairs: &[(&Encoded, &str)]) -> Result<Vec<Result<Match, EngineError>>, EngineError> {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::matcher::{Match, Matcher};
-use super::{Encoded, EngineError, ModelInfo, Pixels};
+use super::{Encoded, EncoderId, EngineError, ModelInfo, Pixels, Sight};
 
 /// Judges images and texts with one model on one device. Its owner is one thread.
 pub trait Filter: Send {
@@ -15,6 +15,15 @@ pub trait Filter: Send {
     /// # Errors
     /// Of the whole call: with [`super::ErrorKind::OutOfMemory`] a smaller one may succeed.
     fn encode(&mut self, images: &[Pixels]) -> Result<Vec<Encoded>, EngineError>;
+
+    /// Names its image encoder, whose sights [`Filter::remember`] takes; another model may have the same.
+    fn encoder(&self) -> EncoderId;
+
+    /// The second half of `encode`, for images that its image encoder saw, be it for another model; in their order.
+    ///
+    /// # Errors
+    /// Of the whole call.
+    fn remember(&mut self, sights: &[Sight]) -> Result<Vec<Encoded>, EngineError>;
 
     /// Judges pairs, in their order. A pair's own error (a text without words, or one that is too long) is of kind
     /// [`super::ErrorKind::BadParams`] and stands in its place.
@@ -45,6 +54,14 @@ impl Filter for Arc<Matcher> {
 
     fn encode(&mut self, images: &[Pixels]) -> Result<Vec<Encoded>, EngineError> {
         Matcher::encode(self, images)
+    }
+
+    fn encoder(&self) -> EncoderId {
+        Matcher::encoder(self)
+    }
+
+    fn remember(&mut self, sights: &[Sight]) -> Result<Vec<Encoded>, EngineError> {
+        Matcher::remember(self, sights)
     }
 
     fn judge(&mut self, pairs: &[(&Encoded, &str)]) -> Result<Vec<Result<Match, EngineError>>, EngineError> {

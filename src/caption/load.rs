@@ -13,6 +13,7 @@ use super::answerer::Answerer;
 use super::backend::{Backend, Chosen};
 use super::config::{Architecture, BlipConfig};
 use super::device::{DeviceSpec, DtypeSpec, Gpu};
+use super::encoder::{self, Encoder, Encoders};
 use super::engine::BlipEngine;
 use super::files::ModelFiles;
 use super::hub::{self, HubSource};
@@ -155,12 +156,12 @@ pub fn load(options: &LoadOptions) -> Result<Box<dyn Engine>, LoadError> {
 
 /// Loads a captioner whose weights several engines may share; see [`BlipEngine::new`].
 pub fn load_model(options: &LoadOptions) -> Result<Arc<Model>, LoadError> {
-    load_as(options, Architecture::Captioner, Model::build, Model::info).map(Arc::new)
+    load_as(options, None, Architecture::Captioner, Model::build, Model::info).map(Arc::new)
 }
 
 /// Loads a model that judges images and texts.
 pub fn load_matcher(options: &LoadOptions) -> Result<Arc<Matcher>, LoadError> {
-    load_as(options, Architecture::Matcher, Matcher::build, Matcher::info).map(Arc::new)
+    load_as(options, None, Architecture::Matcher, Matcher::build, Matcher::info).map(Arc::new)
 }
 
 /// Loads a model that answers questions about images.
@@ -168,11 +169,38 @@ pub fn load_matcher(options: &LoadOptions) -> Result<Arc<Matcher>, LoadError> {
 /// # Errors
 /// A file is missing or wrong, or is of another kind of model, which the message names; the device or precision cannot be had.
 pub fn load_answerer(options: &LoadOptions) -> Result<Arc<Answerer>, LoadError> {
-    load_as(options, Architecture::Answerer, Answerer::build, Answerer::info).map(Arc::new)
+    load_as(options, None, Architecture::Answerer, Answerer::build, Answerer::info).map(Arc::new)
+}
+
+impl Encoders {
+    /// As [`load_model`], with the image encoder shared.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn load_model(&mut self, options: &LoadOptions) -> Result<Arc<Model>, LoadError> {
+        load_as(options, Some(self), Architecture::Captioner, Model::build, Model::info).map(Arc::new)
+    }
+
+    /// As [`load_matcher`], with the image encoder shared.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn load_matcher(&mut self, options: &LoadOptions) -> Result<Arc<Matcher>, LoadError> {
+        load_as(options, Some(self), Architecture::Matcher, Matcher::build, Matcher::info).map(Arc::new)
+    }
+
+    /// As [`load_answerer`], with the image encoder shared.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn load_answerer(&mut self, options: &LoadOptions) -> Result<Arc<Answerer>, LoadError> {
+        load_as(options, Some(self), Architecture::Answerer, Answerer::build, Answerer::info).map(Arc::new)
+    }
 }
 
 fn load_as<T>(
     options: &LoadOptions,
+    encoders: Option<&mut Encoders>,
     architecture: Architecture,
     build: impl FnOnce(Built<'_>) -> Result<T, LoadError>,
     info: impl FnOnce(&T) -> &ModelInfo,
@@ -205,7 +233,12 @@ fn load_as<T>(
     let Chosen { tensors, encoder, decoder, .. } = chosen;
     let Parts { config, preprocessor, tokenizer, weights } = parts;
     let scope = Scope::root(&weights, &device, tensors, decoder);
-    let built = build(Built { config, preprocessor, tokenizer, scope, encoder, identity })?;
+    let images = scope.part("vision_model").keeping(encoder);
+    let vision = match encoders {
+        None => encoder::load_alone(&images, &config.vision, &preprocessor.normalize())?,
+        Some(encoders) => encoders.load(&images, &config.vision, preprocessor.normalize(), identity.place())?,
+    };
+    let built = build(Built { config, preprocessor, tokenizer, scope, vision, encoder, identity })?;
     let seconds = started.elapsed().as_secs_f32();
     let info = info(&built);
     tracing::info!(model = %info.id, device = %info.device, dtype = %info.dtype, backend = %info.backend, parameters = info.parameters, seconds, "model loaded");
@@ -222,6 +255,11 @@ pub(super) struct Identity {
 }
 
 impl Identity {
+    /// Device, precision, kernels.
+    fn place(&self) -> [String; 3] {
+        [self.device.clone(), self.dtype.clone(), self.backend.clone()]
+    }
+
     /// What is known of a model of so many parameters.
     pub(super) fn info(self, config: &BlipConfig, parameters: u64) -> ModelInfo {
         ModelInfo {
@@ -237,13 +275,14 @@ impl Identity {
     }
 }
 
-/// What a model of any kind is built from: its files, read, and where its weights go. The linear layers of the image encoder
-/// are kept as `encoder` says.
+/// What a model of any kind is built from: its image encoder, its files, read, and where its weights go. The linear layers of
+/// the image encoder are kept as `encoder` says.
 pub(super) struct Built<'a> {
     pub(super) config: BlipConfig,
     pub(super) preprocessor: Preprocessor,
     pub(super) tokenizer: CaptionTokenizer,
     pub(super) scope: Scope<'a>,
+    pub(super) vision: Encoder,
     pub(super) encoder: Kept,
     pub(super) identity: Identity,
 }

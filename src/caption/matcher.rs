@@ -8,17 +8,17 @@ use candle_core::{D, DType, Device, Result, Tensor};
 
 use super::compute::Linear;
 use super::config::BlipConfig;
+use super::encoder::{Encoder, EncoderId, Sight};
 use super::engine::{at_home, encode_size};
 use super::load::{Built, LoadError};
 use super::memory::ImageMemory;
 use super::preprocess::Preprocessor;
 use super::reader::{Part, Reader, parts};
-use super::vision::VisionEncoder;
 use super::{Encoded, EngineError, ModelInfo, Pixels};
 
 /// A model that judges pairs of images and texts, on a device. Cheap to share.
 pub struct Matcher {
-    vision: VisionEncoder,
+    vision: Encoder,
     reader: Reader,
     /// Two scores, of "does not match" and of "matches".
     head: Linear,
@@ -48,19 +48,17 @@ struct Seen {
 }
 
 impl Matcher {
-    /// Reads `vision_model`, `text_encoder`, `itm_head`, `vision_proj` and `text_proj`.
+    /// Reads `text_encoder`, `itm_head`, `vision_proj` and `text_proj`.
     pub(super) fn build(built: Built<'_>) -> std::result::Result<Self, LoadError> {
-        let Built { config, preprocessor, tokenizer, scope, encoder, identity } = built;
-        let (text, vision) = (&config.text, &config.vision);
-        let (width, shared) = (text.hidden_size, config.shared_width);
+        let Built { config, preprocessor, tokenizer, scope, vision, identity, .. } = built;
+        let (width, shared) = (config.text.hidden_size, config.shared_width);
         let reader = Reader::load(&scope.part("text_encoder"), &config, Arc::new(tokenizer))?;
-        let images = scope.part("vision_model").keeping(encoder);
         let info = identity.info(&config, config.matcher_parameters());
         Ok(Self {
-            vision: VisionEncoder::load(&images, vision, &preprocessor.normalize())?,
+            vision,
             reader,
             head: Linear::load(&scope.part("itm_head"), width, 2)?,
-            image_projection: Linear::load(&scope.part("vision_proj"), vision.hidden_size, shared)?,
+            image_projection: Linear::load(&scope.part("vision_proj"), config.vision.hidden_size, shared)?,
             text_projection: Linear::load(&scope.part("text_proj"), width, shared)?,
             preprocessor,
             device: scope.device().clone(),
@@ -90,22 +88,40 @@ impl Matcher {
     /// An image has another size, or the device fails.
     pub fn encode(&self, images: &[Pixels]) -> std::result::Result<Vec<Encoded>, EngineError> {
         self.info.check_images(images)?;
-        at_home(&self.device, || self.encode_parts(images))
+        at_home(&self.device, || {
+            let parts = images.chunks(encode_size(&self.device));
+            let encoded = parts.map(|images| self.remember_part(&self.vision.see(images)?));
+            Ok(encoded.collect::<std::result::Result<Vec<_>, EngineError>>()?.concat())
+        })
     }
 
-    fn encode_parts(&self, images: &[Pixels]) -> std::result::Result<Vec<Encoded>, EngineError> {
+    /// Names its image encoder.
+    pub fn encoder(&self) -> EncoderId {
+        self.vision.id()
+    }
+
+    /// The second half of `encode`: images that its image encoder saw for any model.
+    ///
+    /// # Errors
+    /// Another image encoder saw one, or the device fails.
+    pub fn remember(&self, sights: &[Sight]) -> std::result::Result<Vec<Encoded>, EngineError> {
+        at_home(&self.device, || {
+            let parts = sights.chunks(encode_size(&self.device)).map(|sights| self.remember_part(sights));
+            Ok(parts.collect::<std::result::Result<Vec<_>, EngineError>>()?.concat())
+        })
+    }
+
+    fn remember_part(&self, sights: &[Sight]) -> std::result::Result<Vec<Encoded>, EngineError> {
         let (tokens, width) = (self.config.vision.tokens(), self.config.vision.hidden_size);
-        let mut encoded = Vec::with_capacity(images.len());
-        for images in images.chunks(encode_size(&self.device)) {
-            let hidden = self.vision.forward(images)?;
-            let class = hidden.reshape((images.len(), tokens, width))?.narrow(1, 0, 1)?.squeeze(1)?.contiguous()?;
-            let embeddings = normalised(&self.image_projection.forward(&class)?)?;
-            for (memory, embedding) in self.reader.remember(&hidden, tokens)?.into_iter().zip(embeddings) {
-                let bytes = memory.bytes() + embedding.len() * size_of::<f32>();
-                encoded.push(Encoded::new(Seen { memory: Arc::new(memory), embedding }, bytes));
-            }
-        }
-        Ok(encoded)
+        let hidden = self.vision.recall(sights)?;
+        let class = hidden.reshape((sights.len(), tokens, width))?.narrow(1, 0, 1)?.squeeze(1)?.contiguous()?;
+        let embeddings = normalised(&self.image_projection.forward(&class)?)?;
+        let both = self.reader.remember(&hidden, tokens)?.into_iter().zip(embeddings);
+        let encoded = both.map(|(memory, embedding)| {
+            let bytes = memory.bytes() + embedding.len() * size_of::<f32>();
+            Encoded::new(Seen { memory: Arc::new(memory), embedding }, bytes)
+        });
+        Ok(encoded.collect())
     }
 
     /// The embedding of an encoded image, of length 1.

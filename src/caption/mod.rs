@@ -14,6 +14,7 @@ mod bert;
 mod compute;
 pub mod config;
 mod device;
+mod encoder;
 mod engine;
 mod error;
 pub mod fake;
@@ -55,6 +56,7 @@ pub use compute::Isa;
 #[doc(hidden)]
 pub use compute::kernels;
 pub use device::{DeviceSpec, DtypeSpec};
+pub use encoder::{EncoderId, Encoders, Sight};
 pub use engine::BlipEngine;
 pub use error::{EngineError, ErrorKind};
 pub use filter::Filter;
@@ -218,7 +220,19 @@ pub trait Engine: Send {
 
     /// Encodes images of the model's size; the result is in the order of `images`. An error concerns the whole call:
     /// with [`ErrorKind::OutOfMemory`] a smaller batch may succeed.
-    fn encode(&mut self, images: &[Pixels]) -> Result<Vec<Encoded>, EngineError>;
+    fn encode(&mut self, images: &[Pixels]) -> Result<Vec<Encoded>, EngineError> {
+        let sights = self.see(images)?;
+        self.remember(&sights)
+    }
+
+    /// Names its image encoder, which another model may have, too.
+    fn encoder(&self) -> EncoderId;
+
+    /// The first half of [`Engine::encode`]: what every model with this image encoder can look at.
+    fn see(&mut self, images: &[Pixels]) -> Result<Vec<Sight>, EngineError>;
+
+    /// The second half: what captions look at, of images that its image encoder saw, be it for another model.
+    fn remember(&mut self, sights: &[Sight]) -> Result<Vec<Encoded>, EngineError>;
 
     /// Adds a row that captions `image`. An error of kind [`ErrorKind::BadParams`] or [`ErrorKind::BadInput`]
     /// concerns this row only and leaves the others as they were.
@@ -248,25 +262,33 @@ pub fn caption(
     engine: &mut dyn Engine,
     items: &[(Pixels, Params)],
 ) -> Result<Vec<Result<Caption, EngineError>>, EngineError> {
-    let results = caption_rows(engine, items);
+    let images: Vec<Pixels> = items.iter().map(|(pixels, _)| pixels.clone()).collect();
+    let encoded = engine.encode(&images)?;
+    write(engine, encoded.into_iter().zip(items.iter().map(|(_, params)| params)).collect())
+}
+
+/// The second half of [`caption()`], for images that the engine encoded.
+fn write(
+    engine: &mut dyn Engine,
+    items: Vec<(Encoded, &Params)>,
+) -> Result<Vec<Result<Caption, EngineError>>, EngineError> {
+    if engine.active() > 0 {
+        return Err(EngineError::internal("a batch was started on an engine that has active rows"));
+    }
+    let results = write_rows(engine, items);
     if results.is_err() {
         engine.clear();
     }
     results
 }
 
-fn caption_rows(
+fn write_rows(
     engine: &mut dyn Engine,
-    items: &[(Pixels, Params)],
+    items: Vec<(Encoded, &Params)>,
 ) -> Result<Vec<Result<Caption, EngineError>>, EngineError> {
-    if engine.active() > 0 {
-        return Err(EngineError::internal("a batch was started on an engine that has active rows"));
-    }
-    let images: Vec<Pixels> = items.iter().map(|(pixels, _)| pixels.clone()).collect();
-    let encoded = engine.encode(&images)?;
     let mut results: Vec<Option<Result<Caption, EngineError>>> = Vec::with_capacity(items.len());
     let mut rows = Vec::with_capacity(items.len());
-    for (index, (image, (_, params))) in encoded.iter().zip(items).enumerate() {
+    for (index, (image, params)) in items.iter().enumerate() {
         match engine.admit(image, params) {
             Ok(row) => {
                 rows.push((row, index));
@@ -276,7 +298,7 @@ fn caption_rows(
             Err(error) => return Err(error),
         }
     }
-    drop(encoded);
+    drop(items);
     while engine.active() > 0 {
         for (row, caption) in engine.step()? {
             if let Some(&(_, index)) = rows.iter().find(|(id, _)| *id == row) {

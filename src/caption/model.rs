@@ -3,11 +3,11 @@
 use candle_core::{DType, Device, Result, Tensor};
 
 use super::config::BlipConfig;
+use super::encoder::{Encoder, EncoderId};
 use super::error::EngineError;
 use super::load::{Built, LoadError};
 use super::memory::{Block, ImageMemory, Memory, Sizes};
 use super::preprocess::Preprocessor;
-use super::vision::VisionEncoder;
 use super::weights::Kept;
 use super::writer::Writer;
 use super::{Ceilings, ModelInfo, Pixels, Work};
@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 /// A BLIP captioning model on a device.
 pub struct Model {
-    pub(super) vision: VisionEncoder,
+    pub(super) vision: Encoder,
     pub(super) writer: Writer,
     config: BlipConfig,
     preprocessor: Preprocessor,
@@ -39,11 +39,9 @@ impl ModelInfo {
 }
 
 impl Model {
-    /// Reads `vision_model` and `text_decoder`.
+    /// Reads `text_decoder`.
     pub(super) fn build(built: Built<'_>) -> std::result::Result<Self, LoadError> {
-        let Built { config, preprocessor, tokenizer, scope, encoder, identity } = built;
-        let images = scope.part("vision_model").keeping(encoder);
-        let vision = VisionEncoder::load(&images, &config.vision, &preprocessor.normalize())?;
+        let Built { config, preprocessor, tokenizer, scope, vision, encoder, identity } = built;
         let writer = scope.part("text_decoder");
         let writer = Writer::load(&writer, &config.text, Sizes::of(&config), Arc::new(tokenizer))?;
         let info = identity.info(&config, config.parameters() + writer.untied());
@@ -54,6 +52,11 @@ impl Model {
     /// The model and where it runs.
     pub fn info(&self) -> &ModelInfo {
         &self.info
+    }
+
+    /// Names its image encoder.
+    pub fn encoder(&self) -> EncoderId {
+        self.vision.id()
     }
 
     /// What its captions cost at least.

@@ -1,14 +1,16 @@
 //! The place of a captioner where there is none.
 
-use super::{Caption, Encoded, Engine, EngineError, ErrorKind, ModelInfo, Params, Phases, Pixels, RowId};
+use super::{
+    Caption, Encoded, EncoderId, Engine, EngineError, ErrorKind, ModelInfo, Params, Phases, Pixels, RowId, Sight,
+};
 
 /// Writes no captions: for a filter that works alone.
-pub struct NoCaptioner(ModelInfo);
+pub struct NoCaptioner(ModelInfo, EncoderId);
 
 impl NoCaptioner {
     /// In the place of a captioner beside the model of which this is known.
     pub fn new(beside: ModelInfo) -> Self {
-        Self(beside)
+        Self(beside, EncoderId::new())
     }
 }
 
@@ -17,8 +19,16 @@ impl Engine for NoCaptioner {
         &self.0
     }
 
-    fn encode(&mut self, images: &[Pixels]) -> Result<Vec<Encoded>, EngineError> {
-        Ok(images.iter().map(|_| Encoded::new((), 0)).collect())
+    fn encoder(&self) -> EncoderId {
+        self.1
+    }
+
+    fn see(&mut self, images: &[Pixels]) -> Result<Vec<Sight>, EngineError> {
+        Ok(images.iter().map(|_| Sight::new(())).collect())
+    }
+
+    fn remember(&mut self, sights: &[Sight]) -> Result<Vec<Encoded>, EngineError> {
+        Ok(sights.iter().map(|_| Encoded::new((), 0)).collect())
     }
 
     fn admit(&mut self, _: &Encoded, _: &Params) -> Result<RowId, EngineError> {

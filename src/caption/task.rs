@@ -1,6 +1,6 @@
 //! What may be asked about an image, and the two passes that answer a batch: captions first, then the judgement of all texts.
 
-use super::{Caption, Encoded, Engine, EngineError, ErrorKind, Filter, Match, Params, Pixels, caption};
+use super::{Caption, Encoded, Engine, EngineError, ErrorKind, Filter, Match, Params, Pixels, Sight, write};
 
 /// Images that are judged at a time: what is remembered of an image takes some 20 MB on a GPU.
 const JUDGED: usize = 32;
@@ -50,17 +50,33 @@ pub fn tell(
     items: &[(Pixels, Ask)],
 ) -> Result<Vec<Result<Told, EngineError>>, EngineError> {
     let mut results: Vec<Result<Told, EngineError>> = items.iter().map(|_| Ok(Told::default())).collect();
-    let asked = |(at, (pixels, ask)): (usize, &(Pixels, Ask))| Some((at, (pixels.clone(), ask.caption.clone()?)));
-    let (places, captions): (Vec<usize>, Vec<_>) = items.iter().enumerate().filter_map(asked).unzip();
-    if !captions.is_empty() {
-        for (at, caption) in places.into_iter().zip(caption(engine, &captions)?) {
+    // What the filter can look at without encoding it again.
+    let mut sights: Vec<Option<Sight>> = vec![None; items.len()];
+    let (places, params): (Vec<usize>, Vec<&Params>) =
+        items.iter().enumerate().filter_map(|(at, (_, ask))| Some((at, ask.caption.as_ref()?))).unzip();
+    if !places.is_empty() {
+        let images: Vec<Pixels> = places.iter().map(|at| items[*at].0.clone()).collect();
+        let encoded = if filter.as_ref().is_some_and(|filter| filter.encoder() == engine.encoder()) {
+            let seen = engine.see(&images)?;
+            let encoded = engine.remember(&seen)?;
+            for (at, sight) in places.iter().zip(seen) {
+                sights[*at] = Some(sight).filter(|_| items[*at].1.filter);
+            }
+            encoded
+        } else {
+            engine.encode(&images)?
+        };
+        for (at, caption) in places.into_iter().zip(write(engine, encoded.into_iter().zip(params).collect())?) {
             results[at] = caption.map(|caption| Told { caption: Some(caption), ..Told::default() });
         }
     }
     let judged: Vec<usize> = (0..items.len()).filter(|at| items[*at].1.filter && results[*at].is_ok()).collect();
     match filter {
         _ if judged.is_empty() => {}
-        Some(filter) => judged.chunks(JUDGED).try_for_each(|places| judge(filter, items, places, &mut results))?,
+        Some(filter) => judged.chunks(JUDGED).try_for_each(|places| {
+            let images = look(filter, items, places, &sights)?;
+            judge(filter, items, places, &images, &mut results)
+        })?,
         None => {
             for at in judged {
                 results[at] = Err(EngineError::new(ErrorKind::Unavailable, "no filter is loaded"));
@@ -70,15 +86,30 @@ pub fn tell(
     Ok(results)
 }
 
+/// Encodes the images at some places for the filter, in the order of the places. Those that were seen are not looked at again.
+fn look(
+    filter: &mut dyn Filter,
+    items: &[(Pixels, Ask)],
+    places: &[usize],
+    sights: &[Option<Sight>],
+) -> Result<Vec<Encoded>, EngineError> {
+    let seen: Vec<Sight> = places.iter().filter_map(|at| sights[*at].clone()).collect();
+    let unseen: Vec<Pixels> =
+        places.iter().filter(|at| sights[**at].is_none()).map(|at| items[*at].0.clone()).collect();
+    let mut remembered = if seen.is_empty() { Vec::new() } else { filter.remember(&seen)? }.into_iter();
+    let mut encoded = if unseen.is_empty() { Vec::new() } else { filter.encode(&unseen)? }.into_iter();
+    let next = places.iter().map(|at| if sights[*at].is_some() { remembered.next() } else { encoded.next() });
+    next.collect::<Option<_>>().ok_or_else(|| EngineError::internal("the filter lost an image"))
+}
+
 /// Judges the captions and texts of the images at some places.
 fn judge(
     filter: &mut dyn Filter,
     items: &[(Pixels, Ask)],
     places: &[usize],
+    images: &[Encoded],
     results: &mut [Result<Told, EngineError>],
 ) -> Result<(), EngineError> {
-    let images: Vec<Pixels> = places.iter().map(|at| items[*at].0.clone()).collect();
-    let images: Vec<Encoded> = filter.encode(&images)?;
     let mut pairs: Vec<(&Encoded, &str)> = Vec::new();
     for (image, at) in images.iter().zip(places) {
         pairs.extend(written(&results[*at]).chain(found(&items[*at].1)).map(|text| (image, text)));
@@ -156,6 +187,14 @@ mod tests {
         assert_eq!((error.kind(), error.to_string().starts_with("text[0]: ")), (ErrorKind::BadParams, true), "{error}");
         // Four images are looked at by the filter, in one call.
         assert_eq!((filter.encode_calls(), engine.encode_calls()), (1, 1));
+        // With one image encoder only those are looked at that had no caption, and all is told as before.
+        let mut engine = FakeEngine::default();
+        let mut filter = FakeFilter::beside(&engine);
+        let again = tell(&mut engine, Some(&mut filter), &items).unwrap();
+        let words =
+            |told: &[Result<Told, EngineError>]| told.iter().map(|told| format!("{told:?}")).collect::<Vec<_>>();
+        assert_eq!(words(&again), words(&told));
+        assert_eq!((filter.images(), engine.take_phases().images), (2, 3));
     }
 
     #[test]

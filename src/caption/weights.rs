@@ -2,6 +2,7 @@
 
 mod stored;
 
+use std::cell::RefCell;
 use std::collections::{BTreeSet, HashMap};
 use std::error::Error;
 use std::path::{Path, PathBuf};
@@ -10,10 +11,12 @@ use candle_core::pickle::PthTensors;
 use candle_core::safetensors::{Load, SliceSafetensors};
 use candle_core::{DType, Device, Tensor};
 use serde::Deserialize;
+use sha2::Sha256;
 
 use self::stored::Stored;
 
 use super::compute::{Isa, Library, Number, Packing};
+use super::encoder;
 use super::files::ModelFiles;
 use super::load::LoadError;
 use super::random::RandomWeights;
@@ -207,12 +210,14 @@ pub(super) struct Scope<'a> {
     dtype: DType,
     kept: Kept,
     prefix: String,
+    /// What tells the weights that were read from others, if that is asked for.
+    digest: Option<&'a RefCell<Sha256>>,
 }
 
 impl<'a> Scope<'a> {
     pub(super) fn root(weights: &'a Weights, device: &'a Device, dtype: DType, kept: Kept) -> Self {
         let dtype = if kept.are_tensors() { dtype } else { DType::F32 };
-        Self { weights, device, dtype, kept, prefix: String::new() }
+        Self { weights, device, dtype, kept, prefix: String::new(), digest: None }
     }
 
     pub(super) fn kept(&self) -> Kept {
@@ -222,6 +227,11 @@ impl<'a> Scope<'a> {
     /// The same, with linear layers kept in another way.
     pub(super) fn keeping(&self, kept: Kept) -> Self {
         Self { kept, ..self.clone() }
+    }
+
+    /// The same; what is read of it is added to `digest`.
+    pub(super) fn digested(&self, digest: &'a RefCell<Sha256>) -> Self {
+        Self { digest: Some(digest), ..self.clone() }
     }
 
     /// The scope of a part: `scope.part("encoder").part("layers.0")`.
@@ -254,11 +264,12 @@ impl<'a> Scope<'a> {
             return Err(fail(format!("has the shape {:?}, but config.json asks for {shape:?}", tensor.dims())));
         }
         // Converted before it moves, so that a GPU never holds both.
-        tensor
-            .to_dtype(self.dtype)
-            .and_then(|tensor| tensor.to_device(self.device))
-            .and_then(|tensor| tensor.contiguous())
-            .map_err(|error| fail(error.to_string()))
+        let tensor = tensor.to_dtype(self.dtype).map_err(|error| fail(error.to_string()))?;
+        if let Some(digest) = self.digest {
+            encoder::digest(digest, &name, &tensor);
+        }
+        let moved = tensor.to_device(self.device).and_then(|tensor| tensor.contiguous());
+        moved.map_err(|error| fail(error.to_string()))
     }
 
     /// An error about a tensor of this scope.

@@ -9,8 +9,8 @@ use super::{Usage, assets};
 use crate::caption::config::Architecture;
 use crate::caption::preprocess::Preprocessor;
 use crate::caption::{
-    BlipEngine, DeviceSpec, Engine, ErrorKind, HubSource, LoadError, LoadOptions, Matcher, ModelInfo, ModelSource,
-    NoCaptioner, load_matcher, load_model,
+    BlipEngine, DeviceSpec, Encoders, Engine, ErrorKind, HubSource, LoadError, LoadOptions, Matcher, ModelInfo,
+    ModelSource, NoCaptioner, load_matcher, load_model,
 };
 use crate::pipeline::{Loaded, Parts};
 use crate::settings::{Batch, Model, Settings};
@@ -152,9 +152,28 @@ fn load_on_device(
     settings: &Settings,
 ) -> anyhow::Result<LoadedModel> {
     let (model, batch) = (&settings.model, &settings.batch);
-    let loaded =
-        load_model(options).with_context(|| format!("cannot load the model {} (model.source)", model.source))?;
-    let filter = filter.map(|options| load_filter(options, loaded.preprocessor())).transpose()?;
+    let cannot = || format!("cannot load the model {} (model.source)", model.source);
+    let (loaded, filter) = match filter {
+        None => (load_model(options).with_context(cannot)?, None),
+        Some(filter) => {
+            let mut encoders = Encoders::default();
+            let loaded = encoders.load_model(options).with_context(cannot)?;
+            let filter = load_filter(&mut encoders, filter, loaded.preprocessor())?;
+            let device = &loaded.info().device;
+            if filter.encoder() == loaded.encoder() {
+                tracing::info!(
+                    device,
+                    "captioner and filter have the same image encoder: an image is encoded once for both"
+                );
+            } else {
+                tracing::info!(
+                    device,
+                    "captioner and filter have different image encoders: an image is encoded for each"
+                );
+            }
+            (loaded, Some(filter))
+        }
+    };
     let mut size = batch.max_size;
     let mut engines = Vec::new();
     for replica in 0..model.replicas.max(1) {
@@ -175,9 +194,14 @@ fn load_on_device(
 }
 
 /// Loads the filter, which looks at the pixels that were made for the captioner.
-fn load_filter(options: &LoadOptions, preprocessor: &Preprocessor) -> anyhow::Result<Arc<Matcher>> {
-    let filter =
-        load_matcher(options).with_context(|| format!("cannot load the model {} (filter.source)", options.source))?;
+fn load_filter(
+    encoders: &mut Encoders,
+    options: &LoadOptions,
+    preprocessor: &Preprocessor,
+) -> anyhow::Result<Arc<Matcher>> {
+    let filter = encoders
+        .load_matcher(options)
+        .with_context(|| format!("cannot load the model {} (filter.source)", options.source))?;
     if filter.preprocessor() == preprocessor {
         return Ok(filter);
     }

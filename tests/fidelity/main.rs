@@ -16,6 +16,7 @@ mod layouts;
 mod matching;
 mod oracle;
 mod precision;
+mod sharing;
 #[path = "../support/turbo.rs"]
 mod turbo;
 

@@ -1,0 +1,128 @@
+//! An image that captioner, filter and answerer look at through equal image encoders is encoded once, and nothing that they
+//! tell of it changes by that.
+
+use blipstream::caption::config::BlipConfig;
+use blipstream::caption::{
+    Ask, Backend, BlipEngine, DeviceSpec, DtypeSpec, Encoders, Engine, ErrorKind, LoadOptions, ModelSource, Params,
+    Pixels, Told, load_matcher, load_model, tell,
+};
+
+use crate::fixture::{self, Fixture, report};
+
+/// Random weights of small sizes; equal seeds give equal ones.
+fn random(seed: u64, backend: Backend) -> LoadOptions {
+    let mut config = BlipConfig::base();
+    config.vision.hidden_size = 64;
+    config.vision.intermediate_size = 128;
+    config.vision.num_hidden_layers = 2;
+    config.vision.num_attention_heads = 4;
+    config.vision.image_size = 48;
+    config.text.hidden_size = 64;
+    config.text.intermediate_size = 128;
+    config.text.num_hidden_layers = 2;
+    config.text.num_attention_heads = 4;
+    let source = ModelSource::Random { id: format!("random {seed}"), config, seed };
+    LoadOptions { device: DeviceSpec::Cpu, dtype: DtypeSpec::F32, backend, ..LoadOptions::new(source) }
+}
+
+const BACKENDS: [Backend; 3] = [Backend::Native(None), Backend::Candle, Backend::Fused];
+
+fn images(count: u64) -> Vec<Pixels> {
+    (0..count).map(|seed| blipstream::caption::pictures::pixels(48, seed).unwrap()).collect()
+}
+
+/// Images with a caption, with a caption and texts that are judged, and with texts alone, in turn.
+fn items() -> Vec<(Pixels, Ask)> {
+    let caption = || Some(Params { max_new_tokens: 6, ..Params::default() });
+    let texts = || vec!["7 8 9".to_owned(), "11".to_owned()];
+    let ask = |at: usize| match at % 3 {
+        0 => Ask { caption: caption(), texts: texts(), filter: true },
+        1 => Ask { caption: caption(), ..Ask::default() },
+        _ => Ask { caption: None, texts: texts(), filter: true },
+    };
+    images(7).into_iter().enumerate().map(|(at, image)| (image, ask(at))).collect()
+}
+
+/// The scores of everything that was judged.
+fn scores(told: &Told) -> Vec<f32> {
+    let all = told.generated.iter().chain(&told.found).map(|judged| judged.as_ref().unwrap());
+    all.flat_map(|judged| [judged.logits[0], judged.logits[1], judged.itc]).collect()
+}
+
+#[test]
+fn a_shared_image_encoder_changes_nothing_that_is_told() {
+    for backend in BACKENDS {
+        let options = random(5, backend);
+        let alone = (load_model(&options).unwrap(), load_matcher(&options).unwrap());
+        assert_ne!(alone.0.encoder(), alone.1.encoder());
+        let mut encoders = Encoders::default();
+        let shared = (encoders.load_model(&options).unwrap(), encoders.load_matcher(&options).unwrap());
+        assert_eq!(shared.0.encoder(), shared.1.encoder());
+
+        let (mut captioner, mut filter) = (BlipEngine::new(alone.0), alone.1);
+        let expected = tell(&mut captioner, Some(&mut filter), &items()).unwrap();
+        let (mut captioner, mut filter) = (BlipEngine::new(shared.0), shared.1);
+        let found = tell(&mut captioner, Some(&mut filter), &items()).unwrap();
+        let mut most = 0f32;
+        for (found, expected) in found.iter().zip(&expected) {
+            let (found, expected) = (found.as_ref().unwrap(), expected.as_ref().unwrap());
+            assert_eq!(found.caption, expected.caption);
+            let (found, expected) = (scores(found), scores(expected));
+            assert_eq!(found.len(), expected.len());
+            most = found.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(most, f32::max);
+        }
+        report(&format!("{backend}: scores differ by at most {most:.1e} where the image encoder is shared"));
+        assert!(most < 1e-5, "{backend}: {most}");
+    }
+}
+
+#[test]
+fn what_was_seen_is_remembered_in_any_order_and_number() {
+    for backend in BACKENDS {
+        // A model whose captions differ from image to image.
+        let fixture = Fixture::all().remove(0);
+        let model = fixture::load_on(&fixture.directory(), DtypeSpec::F32, backend).unwrap();
+        let images: Vec<_> = fixture.images.iter().cycle().take(5).cloned().collect();
+        let mut captioner = BlipEngine::new(model).with_encode_size(3);
+        let sights = captioner.see(&images).unwrap();
+        let mut captions = |order: &[usize]| {
+            let chosen: Vec<_> = order.iter().map(|at| sights[*at].clone()).collect();
+            let encoded = captioner.remember(&chosen).unwrap();
+            let rows: Vec<_> =
+                encoded.iter().map(|image| captioner.admit(image, &Params::default()).unwrap()).collect();
+            let mut captions = vec![Vec::new(); rows.len()];
+            while captioner.active() > 0 {
+                for (row, caption) in captioner.step().unwrap() {
+                    captions[rows.iter().position(|other| *other == row).unwrap()] = caption.token_ids;
+                }
+            }
+            captions
+        };
+        let all = captions(&[0, 1, 2, 3, 4]);
+        assert!(all.iter().any(|caption| *caption != all[0]), "the images differ");
+        for order in [&[4, 2, 0][..], &[1], &[3, 4, 0, 1, 2, 2]] {
+            let expected: Vec<_> = order.iter().map(|at| all[*at].clone()).collect();
+            assert_eq!(captions(order), expected, "{backend}: {order:?}");
+        }
+    }
+}
+
+#[test]
+fn image_encoders_that_differ_in_anything_are_not_shared() {
+    let mut encoders = Encoders::default();
+    let first = encoders.load_model(&random(5, Backend::Candle)).unwrap();
+    let [weights, kernels] = [random(6, Backend::Candle), random(5, Backend::Native(None))];
+    let precision = LoadOptions { dtype: DtypeSpec::Bf16, ..random(5, Backend::Candle) };
+    let others = [weights, kernels, precision].map(|options| encoders.load_matcher(&options).unwrap());
+    for other in &others {
+        assert_ne!(other.encoder(), first.encoder());
+        let sights = BlipEngine::new(first.clone()).see(&images(1)).unwrap();
+        let error = other.remember(&sights).err().unwrap();
+        assert_eq!(error.kind(), ErrorKind::BadInput);
+        assert!(error.to_string().contains("another image encoder"), "{error}");
+    }
+    // One that no model has any more is no longer kept.
+    let id = first.encoder();
+    drop(first);
+    assert_ne!(encoders.load_model(&random(5, Backend::Candle)).unwrap().encoder(), id);
+}
