@@ -9,7 +9,7 @@ CARGO_FUZZ := 0.13.2
 # Where `make kafka` keeps its node.
 KAFKA := ops/kafka/cluster target/kafka/hands-on
 
-.PHONY: help setup test-setup demo kafka test faults hostile fuzz bench fetching parts cuda lint deny
+.PHONY: help setup test-setup demo kafka test faults hostile fuzz bench bench-tasks fetching parts cuda lint deny
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
@@ -71,13 +71,17 @@ fuzz: setup fuzz/Cargo.lock ## Feed made-up input to what reads a stranger's byt
 	test -z "$$failed" || { echo "Failed:$$failed. The inputs are in fuzz/artifacts."; exit 1; }
 
 BENCH := target/bench
-bench: setup ## Measure against transformers and candle-transformers on this CPU (75 min) and write docs/benchmarks.md
+bench: setup ## Measure against transformers and candle-transformers on this CPU (95 min) and write docs/benchmarks.md
 	test -x $(BENCH)/venv/bin/python || python3 -m venv $(BENCH)/venv
 	$(BENCH)/venv/bin/pip install --quiet --requirement benches/requirements.txt
 	test -f $(BENCH)/random-base/vocab.txt || $(BENCH)/venv/bin/python benches/peer.py $(BENCH)/random-base --make
 	$(CARGO) build --locked --bin blipstream --example candle_blip
 	$(BENCH)/venv/bin/python benches/compare.py target/debug/blipstream target/debug/examples/candle_blip \
 		$(BENCH)/random-base --write docs/benchmarks.md $(ARGS)
+
+bench-tasks: setup ## Measure beams, the filter and the endpoint on this CPU (20 min), into their sections of docs/benchmarks.md
+	$(CARGO) build --locked --bin blipstream
+	python3 benches/tasks.py target/debug/blipstream --write docs/benchmarks.md
 
 fetching: setup ## Measure fetch and decode against img2dataset (10 min) and write docs/benchmarks-fetching.md
 	test -x $(BENCH)/fetching-venv/bin/python || python3 -m venv $(BENCH)/fetching-venv

@@ -4,18 +4,18 @@
 
 BLIPSTREAM is the program, CANDLE the example `candle_blip`, MODEL a folder that `peer.py --make` wrote. Each contender
 runs as a process of its own, alone, every other round in reverse order; figures are medians over the rounds. The
-preprocessing and the pipeline are measured once a round, the batching once.
+preprocessing and the pipeline are measured once a round, the batching once; tasks and endpoint as `tasks.py` does.
 """
 
 import argparse
 import datetime
-import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
 from pathlib import Path
+
+import tasks
+from tasks import machine, put, run, table
 
 HERE = Path(__file__).parent
 
@@ -42,26 +42,10 @@ def has_onednn(args):
     return subprocess.run([args.blipstream, "bench", "captioner", *short], capture_output=True).returncode == 0
 
 
-def run(name, command):
-    print(f"{datetime.datetime.now():%H:%M:%S} {name}", file=sys.stderr, flush=True)
-    done = subprocess.run([str(part) for part in command], stdout=subprocess.PIPE, check=True, text=True)
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 def in_turns(commands, rounds):
     """Name and command of each, once a round; every other round backwards, so that nobody is always first."""
     for turn in range(rounds):
         yield from commands[:: -1 if turn % 2 else 1]
-
-
-def machine():
-    flags = cpu = ""
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        key, _, value = line.partition(":")
-        cpu = cpu or (value.strip() if key.startswith("model name") else "")
-        flags = flags or (value if key.startswith("flags") else "")
-    known = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8")
-    return f"{cpu}, {len(os.sched_getaffinity(0))} hardware threads, {' '.join(f for f in known if f in flags.split())}; {platform.system()}"
 
 
 def preprocessing(args):
@@ -137,11 +121,6 @@ class Figures:
 
     def once(self, name, field):
         return statistics.median(run[field] for run in self.runs[name])
-
-
-def table(head, rows):
-    lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
-    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
 
 
 def number(value, digits=2):
@@ -268,6 +247,8 @@ def main():
     figures = Figures(runs)
     others = {part.__name__: part(args) for part in (preprocessing, pipeline, batching)}
     text = page(figures, args, others)
+    for section in (tasks.tasks, tasks.endpoint):
+        text = put(text, section(args.blipstream))
     print(text)
     if args.write:
         args.write.write_text(text)

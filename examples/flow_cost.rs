@@ -132,6 +132,7 @@ impl Running {
             preprocessor: Preprocessor::blip(SIDE),
             flag_terms: Vec::new(),
             worker: "flow-cost".into(),
+            load: None,
         };
         let runtime = runtime("flow")?;
         let (settings, handle) = (settings.clone(), control.clone());

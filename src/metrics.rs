@@ -8,6 +8,7 @@ mod endpoint;
 mod fetch;
 mod filter;
 mod labels;
+mod models;
 mod registrar;
 
 use std::collections::BTreeMap;
@@ -21,6 +22,7 @@ use prometheus::{
 
 use self::endpoint::EndpointMetrics;
 use self::filter::FilterMetrics;
+use self::models::ModelMetrics;
 use self::registrar::{Registrar, opts};
 use crate::disposition::{Code, Stage};
 
@@ -85,6 +87,7 @@ pub struct Metrics {
     caption_cache_bytes: IntGauge,
     filter: FilterMetrics,
     endpoint: EndpointMetrics,
+    models: ModelMetrics,
     fetch_shared: IntCounter,
     fetch_cache: IntCounterVec,
     fetch_put_off: IntCounter,
@@ -207,6 +210,7 @@ impl Metrics {
             ))),
             filter: FilterMetrics::new(&mut r),
             endpoint: EndpointMetrics::new(&mut r),
+            models: ModelMetrics::new(&mut r),
             caption_cache_bytes: r.gauge("caption_cache_bytes", "Memory of captions known already."),
             fetch_shared: r.counter("fetch_shared_total", "Images that came with the fetch of another row."),
             fetch_cache: r.counters("fetch_cache_total", &["result"], "Images looked for in fetch.cache."),

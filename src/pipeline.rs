@@ -7,6 +7,7 @@
 mod budget;
 mod control;
 pub mod endpoint;
+mod models;
 pub mod server;
 mod status;
 pub mod worker;
@@ -24,7 +25,7 @@ use crate::message::Row;
 use crate::metrics::Flush;
 use crate::settings::Settings;
 use crate::stage::batch::{Guests, Queue, Take};
-use crate::stage::infer::{Device, DeviceFailure, DeviceStats, Queued};
+use crate::stage::infer::{Device, DeviceFailure, DeviceStats, Mailbox, Queued};
 use crate::stage::{Answers, Finished, Ready, decode, fetch, infer};
 use crate::tracked::Tracked;
 
@@ -32,6 +33,7 @@ pub use crate::stage::infer::Loaded;
 pub use budget::{Budget, Part};
 pub use control::{Control, Limits, Waiting, Wiring};
 pub use endpoint::Endpoint;
+pub use models::{Load, Models, Named, Refused, Wanted};
 pub use status::{Component, DeviceStatus, PoolStatus, QueueStatus, Readiness, Status, Totals};
 
 /// Rows between two stages that are neither waiting in a stage nor in a device: enough to hide a hand-over, few enough
@@ -48,6 +50,8 @@ pub struct Parts {
     pub flag_terms: Vec<String>,
     /// Name of this worker in records.
     pub worker: String,
+    /// What loads other models while the flow runs; without it they are fixed.
+    pub load: Option<Arc<dyn Load>>,
 }
 
 /// The running middle of the flow: rows in, captions and failures out.
@@ -154,9 +158,8 @@ impl Core {
         close_behind(decoders, &queue)?;
 
         control.wired(Wiring {
-            model,
-            filter,
-            devices,
+            devices: devices.iter().map(|(stats, _)| stats.clone()).collect(),
+            models: Models::new(Named { caption: model, filter }, devices, parts.load, answers, metrics),
             queues: vec![
                 (Stage::Fetch, before_fetch),
                 (Stage::Decode, before_decode),
@@ -238,12 +241,12 @@ fn start_devices(
     shared: &Arc<infer::Shared>,
     queue: &Queue<Queued>,
     failures: Sender<DeviceFailure>,
-) -> anyhow::Result<Vec<Arc<DeviceStats>>> {
+) -> anyhow::Result<Vec<(Arc<DeviceStats>, Arc<Mailbox>)>> {
     let left = Arc::new(AtomicUsize::new(engines.len()));
     let mut all = Vec::with_capacity(engines.len());
     for loaded in engines {
-        let Device { stats, thread } = infer::spawn(loaded, shared.clone())?;
-        all.push(stats.clone());
+        let Device { stats, mailbox, thread } = infer::spawn(loaded, shared.clone())?;
+        all.push((stats.clone(), mailbox));
         let (queue, failures, left) = (queue.clone(), failures.clone(), left.clone());
         std::thread::Builder::new().name(format!("watch {}", stats.name)).spawn(move || {
             let failure = match thread.join() {

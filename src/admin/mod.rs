@@ -1,7 +1,7 @@
 //! The HTTP port for health, metrics and control.
 //!
-//! `/livez`, `/readyz`, `/metrics` and `/status` read; `POST /admin/pause|resume|drain` and `PUT /admin/limits` change
-//! the worker, and need a bearer token where one is configured. Loopback needs none.
+//! `/livez`, `/readyz`, `/metrics`, `/status` and `GET /admin/models` read; `POST /admin/pause|resume|drain|models` and
+//! `PUT /admin/limits` change the worker. All below `/admin` need a bearer token where one is configured. Loopback needs none.
 
 use std::net::SocketAddr;
 
@@ -14,7 +14,7 @@ use axum::{Json, Router};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
-use crate::pipeline::{Control, Limits};
+use crate::pipeline::{Control, Limits, Refused, Wanted};
 use crate::web::{self, Access, Port};
 
 /// Largest body of a request to this port: limits are a handful of numbers.
@@ -39,6 +39,7 @@ fn router(admin: Control, access: Access) -> Router {
         .route("/admin/resume", post(resume))
         .route("/admin/drain", post(drain))
         .route("/admin/limits", put(limits))
+        .route("/admin/models", get(models).post(exchange))
         .layer(axum::extract::DefaultBodyLimit::max(MAX_BODY))
         .layer(middleware::from_fn_with_state(access, web::authorise));
     Router::new()
@@ -52,7 +53,7 @@ fn router(admin: Control, access: Access) -> Router {
 }
 
 async fn index() -> &'static str {
-    "blipstream\n\nGET  /livez /readyz /metrics /status\nPOST /admin/pause /admin/resume /admin/drain\nPUT  /admin/limits\n"
+    "blipstream\n\nGET  /livez /readyz /metrics /status\nPOST /admin/pause /admin/resume /admin/drain\nPUT  /admin/limits\nGET, POST /admin/models\n"
 }
 
 /// The process and its device threads are alive. A full queue or a pause is no reason to be restarted.
@@ -102,5 +103,38 @@ async fn limits(State(control): State<Control>, body: String) -> Response {
     {
         Ok(now) => Json(now).into_response(),
         Err(error) => (StatusCode::UNPROCESSABLE_ENTITY, Json(json!({"error": error}))).into_response(),
+    }
+}
+
+/// A page that says that models are being loaded for the first time.
+fn loading() -> Response {
+    (StatusCode::SERVICE_UNAVAILABLE, Json(json!({"error": "the models are being loaded: try again in a moment"})))
+        .into_response()
+}
+
+async fn models(State(control): State<Control>) -> Response {
+    control.models().map_or_else(loading, |models| Json(models.now()).into_response())
+}
+
+/// Answers when the models are exchanged, which may take minutes. Who does not wait does not stop it.
+async fn exchange(State(control): State<Control>, body: String) -> Response {
+    let refused = |status: StatusCode, error: String| (status, Json(json!({"error": error}))).into_response();
+    let wanted: Wanted = match serde_json::from_str(&body) {
+        Ok(wanted) => wanted,
+        Err(error) => return refused(StatusCode::UNPROCESSABLE_ENTITY, error.to_string()),
+    };
+    let exchange = move || control.models().map(|models| models.exchange(&wanted));
+    match tokio::task::spawn_blocking(exchange).await {
+        Ok(Some(Ok(now))) => Json(now).into_response(),
+        Ok(Some(Err(error))) => {
+            let status = match error {
+                Refused::UnderWay => StatusCode::CONFLICT,
+                Refused::NotNow(_) => StatusCode::SERVICE_UNAVAILABLE,
+                Refused::Order(_) | Refused::Load(_) => StatusCode::UNPROCESSABLE_ENTITY,
+            };
+            refused(status, error.to_string())
+        }
+        Ok(None) => loading(),
+        Err(_) => refused(StatusCode::INTERNAL_SERVER_ERROR, "the loading panicked; the log says more".into()),
     }
 }

@@ -12,6 +12,8 @@ use super::{
 /// How a [`FakeEngine`] behaves.
 #[derive(Clone, Debug)]
 pub struct FakeOptions {
+    /// What its model is called.
+    pub id: String,
     /// Side of the images it takes, in pixels.
     pub image_size: usize,
     /// How long each call of `encode` takes.
@@ -35,6 +37,7 @@ pub struct FakeOptions {
 impl Default for FakeOptions {
     fn default() -> Self {
         Self {
+            id: "fake".into(),
             image_size: 8,
             encode_delay: Duration::ZERO,
             step_delay: Duration::ZERO,
@@ -120,7 +123,7 @@ impl FakeEngine {
     /// An engine that behaves as `options` say.
     pub fn new(options: FakeOptions) -> Self {
         let model = ModelInfo {
-            id: "fake".into(),
+            id: options.id.clone(),
             revision: None,
             dtype: "f32".into(),
             device: "cpu".into(),
@@ -285,6 +288,12 @@ pub struct FakeFilter {
 }
 
 impl FakeFilter {
+    /// One whose model has another name.
+    pub fn called(id: &str) -> Self {
+        let other = Self::default();
+        Self { model: ModelInfo { id: id.into(), ..other.model.clone() }, ..other }
+    }
+
     /// With the image encoder of a captioner.
     pub fn beside(engine: &FakeEngine) -> Self {
         Self { encoder: engine.encoder, ..Self::default() }

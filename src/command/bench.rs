@@ -2,10 +2,12 @@
 
 mod batching;
 mod captioner;
+mod clients;
 mod fetching;
 mod pipeline;
 mod policies;
 mod preprocessing;
+mod tasks;
 
 use std::fs;
 use std::path::PathBuf;
@@ -33,6 +35,8 @@ enum What {
     /// How the captioner is best fed: images to encode at a time, rows to decode at a time, and whether rows should join
     /// a batch under way
     Batching(batching::BatchingArgs),
+    /// What beams and the filter cost beside plain captions, and what a shared image encoder saves
+    Tasks(tasks::TasksArgs),
     /// What ways of batching make of loads and patterns of arrival, simulated
     Policies(policies::PoliciesArgs),
     /// From the bytes of images to the model's pixels, on one thread
@@ -48,6 +52,7 @@ pub fn run(args: BenchArgs) -> anyhow::Result<Exit> {
     match args.what {
         What::Captioner(args) => captioner::run(&args),
         What::Batching(args) => batching::run(&args),
+        What::Tasks(args) => tasks::run(&args),
         What::Policies(args) => policies::run(&args),
         What::Preprocessing(args) => preprocessing::run(&args),
         What::Fetching(args) => fetching::run(&args),
@@ -78,14 +83,19 @@ struct ModelArgs {
 
 impl ModelArgs {
     fn load(&self) -> anyhow::Result<Arc<Model>> {
-        let options = LoadOptions {
-            source: models::source(&self.model, Architecture::Captioner, &settings::Model::default())?,
+        let options = self.options(&self.model, Architecture::Captioner)?;
+        load_model(&options).with_context(|| format!("cannot load {}", self.model))
+    }
+
+    /// How a model of that name is loaded.
+    fn options(&self, name: &str, architecture: Architecture) -> anyhow::Result<LoadOptions> {
+        Ok(LoadOptions {
+            source: models::source(name, architecture, &settings::Model::default())?,
             device: self.device.parse().map_err(|error| Usage(format!("--device: {error}")))?,
             dtype: self.dtype.parse().map_err(|error| Usage(format!("--dtype: {error}")))?,
             backend: self.backend.parse().map_err(|error| Usage(format!("--backend: {error}")))?,
             onednn_library: self.onednn_library.clone(),
-        };
-        load_model(&options).with_context(|| format!("cannot load {}", self.model))
+        })
     }
 }
 

@@ -1,10 +1,13 @@
 //! From the configuration to loaded engines.
 
-use std::sync::Arc;
+mod reload;
+
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::Context;
 
+use self::reload::Reload;
 use super::{Usage, assets};
 use crate::caption::config::Architecture;
 use crate::caption::preprocess::Preprocessor;
@@ -12,7 +15,7 @@ use crate::caption::{
     BlipEngine, DeviceSpec, Encoders, Engine, ErrorKind, HubSource, LoadError, LoadOptions, Matcher, ModelInfo,
     ModelSource, NoCaptioner, load_matcher, load_model,
 };
-use crate::pipeline::{Loaded, Parts};
+use crate::pipeline::{Load, Loaded, Parts};
 use crate::settings::{Batch, Model, Settings};
 use crate::stage::infer::{Measured, WarmUp, most_rows, warm_up};
 
@@ -84,6 +87,8 @@ pub struct LoadedModel {
     pub engines: Vec<Loaded>,
     /// The model's preprocessing.
     pub preprocessor: Preprocessor,
+    /// What loads others in their places.
+    pub load: Option<Arc<dyn Load>>,
 }
 
 /// Loads the configured models once for each device, with their replicas, and finds the best batch sizes. Of the devices
@@ -98,14 +103,18 @@ pub fn load(settings: &Settings) -> anyhow::Result<LoadedModel> {
     // What `auto` and `all` found is more than what was written, or it is the only one.
     let named = devices.len() == model.devices.len();
     let (mut all, mut failed) = (None::<LoadedModel>, None);
+    let (mut encoders, mut of_engines) = (Encoders::default(), Vec::new());
     for device in devices {
         let options = LoadOptions { device, ..common.clone() };
         let filter = filter.clone().map(|source| LoadOptions { source, ..options.clone() });
-        match load_on_device(&options, filter.as_ref(), settings) {
-            Ok(loaded) => match &mut all {
-                Some(all) => all.engines.extend(loaded.engines),
-                None => all = Some(loaded),
-            },
+        match load_on_device(&options, filter.as_ref(), settings, &mut encoders) {
+            Ok(loaded) => {
+                of_engines.extend(loaded.engines.iter().map(|_| device));
+                match &mut all {
+                    Some(all) => all.engines.extend(loaded.engines),
+                    None => all = Some(loaded),
+                }
+            }
             Err(error) if named || !is_of_device(&error) => return Err(error),
             Err(error) => {
                 tracing::warn!(%device, error = format!("{error:#}"), "the device is left out");
@@ -113,7 +122,11 @@ pub fn load(settings: &Settings) -> anyhow::Result<LoadedModel> {
             }
         }
     }
-    all.ok_or_else(|| failed.unwrap_or_else(|| anyhow::anyhow!("model.devices names no device")))
+    let mut all = all.ok_or_else(|| failed.unwrap_or_else(|| anyhow::anyhow!("model.devices names no device")))?;
+    let (model, preprocessor) = (model.clone(), all.preprocessor.clone());
+    let encoders = Mutex::new(encoders);
+    all.load = Some(Arc::new(Reload { model, devices: of_engines, preprocessor, encoders }));
+    Ok(all)
 }
 
 /// How a model is loaded, but for its device.
@@ -136,7 +149,7 @@ pub fn load_filter_alone(settings: &Settings) -> anyhow::Result<LoadedModel> {
     let (info, preprocessor) = (filter.info().clone(), filter.preprocessor().clone());
     let engine = Box::new(NoCaptioner::new(info.clone()));
     let engines = vec![Loaded { engine, filter: Some(Box::new(filter)), batch_size: 1, replica: None }];
-    Ok(LoadedModel { info, engines, preprocessor })
+    Ok(LoadedModel { info, engines, preprocessor, load: None })
 }
 
 /// Whether another device may fare better.
@@ -150,15 +163,15 @@ fn load_on_device(
     options: &LoadOptions,
     filter: Option<&LoadOptions>,
     settings: &Settings,
+    encoders: &mut Encoders,
 ) -> anyhow::Result<LoadedModel> {
     let (model, batch) = (&settings.model, &settings.batch);
     let cannot = || format!("cannot load the model {} (model.source)", model.source);
     let (loaded, filter) = match filter {
         None => (load_model(options).with_context(cannot)?, None),
         Some(filter) => {
-            let mut encoders = Encoders::default();
             let loaded = encoders.load_model(options).with_context(cannot)?;
-            let filter = load_filter(&mut encoders, filter, loaded.preprocessor())?;
+            let filter = load_filter(encoders, filter, loaded.preprocessor())?;
             let device = &loaded.info().device;
             if filter.encoder() == loaded.encoder() {
                 tracing::info!(
@@ -190,7 +203,8 @@ fn load_on_device(
         let filter = filter.clone().map(|filter| Box::new(filter) as _);
         engines.push(Loaded { engine, filter, batch_size: size, replica });
     }
-    Ok(LoadedModel { info: loaded.info().clone(), preprocessor: loaded.preprocessor().clone(), engines })
+    let (info, preprocessor) = (loaded.info().clone(), loaded.preprocessor().clone());
+    Ok(LoadedModel { info, preprocessor, engines, load: None })
 }
 
 /// Loads the filter, which looks at the pixels that were made for the captioner.
@@ -247,6 +261,7 @@ pub fn parts(settings: &Settings, model: LoadedModel) -> anyhow::Result<Parts> {
         preprocessor: model.preprocessor,
         flag_terms: flag_terms(settings)?,
         worker: settings.output.worker.clone().unwrap_or_else(worker_name),
+        load: model.load,
     })
 }
 

@@ -109,7 +109,7 @@ pub struct Judged {
 }
 
 /// The model a caption comes from.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ModelRef {
     /// Hub id, or the name of the folder.
     pub id: String,

@@ -20,6 +20,7 @@ use crate::stage::consume::ConsumeView;
 use crate::stage::infer::DeviceStats;
 
 use super::budget::Budget;
+use super::models::Models;
 use super::status::{Component, DeviceStatus, PoolStatus, QueueStatus, Readiness, Status, Totals};
 use super::{Endpoint, Entrance};
 
@@ -52,10 +53,8 @@ pub type Waiting = Box<dyn Fn() -> usize + Send + Sync>;
 
 /// What the flow tells its handle once it is wired.
 pub struct Wiring {
-    /// The model.
-    pub model: ModelInfo,
-    /// The judge of texts beside it, if there is one.
-    pub filter: Option<ModelInfo>,
+    /// The models.
+    pub models: Models,
     /// The devices.
     pub devices: Vec<Arc<DeviceStats>>,
     /// Rows that wait for each stage.
@@ -288,14 +287,19 @@ impl Control {
         self.0.wiring.get().is_none_or(|w| w.devices.iter().any(|d| !d.broken.load(Ordering::Acquire)))
     }
 
-    /// The model, once it is loaded.
+    /// The models, once they are loaded.
+    pub fn models(&self) -> Option<&Models> {
+        self.0.wiring.get().map(|wiring| &wiring.models)
+    }
+
+    /// The captioner, once it is loaded.
     pub fn model(&self) -> Option<ModelInfo> {
-        self.0.wiring.get().map(|wiring| wiring.model.clone())
+        self.models().map(|models| models.now().caption)
     }
 
     /// The judge of texts beside it, once it is loaded and if there is one.
     pub fn filter(&self) -> Option<ModelInfo> {
-        self.0.wiring.get().and_then(|wiring| wiring.filter.clone())
+        self.models().and_then(|models| models.now().filter)
     }
 
     /// Whether rows can be answered directly: the model is loaded, a device is sound, and nobody has said pause or drain.
@@ -309,7 +313,7 @@ impl Control {
             |ready: bool, yes: String, no: &str| Component { ready, detail: if ready { yes } else { no.to_owned() } };
         let wiring = self.0.wiring.get();
         let devices = wiring.map_or(0, |w| w.devices.iter().filter(|d| d.alive.load(Ordering::Acquire)).count());
-        let id = wiring.map_or_else(String::new, |w| w.model.id.clone());
+        let id = self.model().map_or_else(String::new, |model| model.id);
         let no_model = if wiring.is_some() { "no device is left" } else { "the model is being loaded" };
         let model = part(devices > 0, format!("{id} on {devices} device(s)"), no_model);
         let consumer = self.0.consumer.get().map(ConsumeView::status).unwrap_or_default();
@@ -339,7 +343,7 @@ impl Control {
             metrics.backpressure(reason.as_str(), reasons.contains(reason));
         }
         let wiring = self.0.wiring.get();
-        let pixels = wiring.map_or(0, |wiring| wiring.model.image_size.pow(2) * 3);
+        let pixels = self.model().map_or(0, |model| model.image_size.pow(2) * 3);
         for (stage, items) in self.queues() {
             metrics.queue(stage, items);
             // The bodies before `decode` are counted as they come and go.
@@ -413,7 +417,7 @@ impl Control {
             backend: stats.backend.clone(),
             alive: stats.alive.load(Ordering::Acquire),
             batch_size: stats.batch_size.load(Ordering::Relaxed),
-            max_batch_size: stats.max_batch_size,
+            max_batch_size: stats.max_batch_size(),
             busy_s: stats.busy().as_secs_f64(),
         };
         Status {
@@ -422,7 +426,7 @@ impl Control {
             version: env!("CARGO_PKG_VERSION"),
             uptime_s: self.0.started.elapsed().as_secs_f64(),
             held_by: gate.reasons().into_iter().map(Reason::as_str).collect(),
-            model: wiring.map(|w| w.model.clone()),
+            model: self.model(),
             devices: wiring.map_or_else(Vec::new, |w| w.devices.iter().map(device).collect()),
             messages_in_flight: ledger.open_tickets(),
             pools: budget.pools().into_iter().map(|(name, one)| pool(name, one)).collect(),

@@ -5,13 +5,13 @@ mod candidates;
 mod known;
 mod params;
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use self::known::{Asked, Entry, Known};
 pub use self::params::check_params;
 use super::Output;
-use crate::caption::{Ask, Told};
+use crate::caption::{Ask, ModelInfo, Told};
 use crate::message::{Candidate, CaptionRecord, ImageInfo, Judged, ModelRef, Request, Row, SCHEMA, Tasks, Timing};
 use crate::metrics::Metrics;
 use crate::settings::{self, Settings};
@@ -36,6 +36,8 @@ pub struct Answers {
     flag_terms: Vec<String>,
     /// `None` where nothing is remembered.
     known: Option<Known>,
+    /// The models whose answers may be remembered, once they are others than at the start.
+    models: RwLock<Option<(ModelRef, Option<ModelRef>)>>,
     metrics: Arc<Metrics>,
 }
 
@@ -75,7 +77,23 @@ impl Answers {
         let room = settings.model.caption_cache.as_u64();
         let known = (room > 0).then(|| Known::new(room));
         let settings::Filter { threshold, texts_limit, .. } = settings.filter;
-        Self { model: settings.model.clone(), threshold, texts_limit, has_filter, worker, flag_terms, known, metrics }
+        Self {
+            model: settings.model.clone(),
+            threshold,
+            texts_limit,
+            has_filter,
+            worker,
+            flag_terms,
+            known,
+            models: RwLock::default(),
+            metrics,
+        }
+    }
+
+    /// From now on, what other models have answered counts as forgotten. A device may still be at work with the old ones.
+    pub fn come_from(&self, model: &ModelInfo, filter: Option<&ModelInfo>) {
+        let models = (model_ref(model), filter.map(model_ref));
+        *self.models.write().unwrap_or_else(PoisonError::into_inner) = Some(models);
     }
 
     /// Name of this worker in records.
@@ -121,7 +139,11 @@ impl Answers {
         let known = self.known.as_ref()?;
         // What is wrong with them is told where they are used.
         let ask = self.ask(request, sha256).ok()?;
-        let found = known.get(&Asked { sha256: sha256.to_owned(), ask });
+        let models = self.models.read().unwrap_or_else(PoisonError::into_inner);
+        let of_these = |entry: &Arc<Entry>| {
+            models.as_ref().is_none_or(|(model, filter)| entry.model == *model && entry.filter == *filter)
+        };
+        let found = known.get(&Asked { sha256: sha256.to_owned(), ask }).filter(of_these);
         self.metrics.caption_looked_up(found.as_ref().map(|entry| entry.cost));
         found.map(|entry| Recalled { answers: self.clone(), entry })
     }
@@ -160,6 +182,11 @@ impl Answers {
         };
         Output::Caption { record: Box::new(record), message: row.message, device: by.device.to_owned(), rejected }
     }
+}
+
+/// What records say of a model.
+pub(super) fn model_ref(info: &ModelInfo) -> ModelRef {
+    ModelRef { id: info.id.clone(), revision: info.revision.clone(), dtype: info.dtype.clone() }
 }
 
 /// A caption from memory.

@@ -1,5 +1,6 @@
 //! From pixels to captions: one OS thread owns one device and its model, and pulls batches from the shared queue.
 
+mod exchange;
 mod size;
 mod stats;
 
@@ -12,13 +13,13 @@ use std::time::{Duration, Instant};
 use async_channel::Sender;
 use jiff::Timestamp;
 
+pub use self::exchange::{Mailbox, Replacement};
 pub use self::size::{Measured, WarmUp, best_of, most_rows, warm_up};
 pub use self::stats::DeviceStats;
 use self::stats::Life;
+use super::answers::model_ref;
 use super::{Answers, AskError, Finished, Ready, Writer, failed, send_blocking};
-use crate::caption::{
-    self, Ask, Engine, EngineError, ErrorKind, Filter, ModelInfo, Params, Phases, Pixels, Told, pictures,
-};
+use crate::caption::{self, Ask, Engine, EngineError, ErrorKind, Filter, Params, Phases, Pixels, Told, pictures};
 use crate::disposition::{Code, Disposed, Disposition, Failure, Stage};
 use crate::message::{ModelRef, Timing};
 use crate::metrics::{Flush, Metrics, Phase};
@@ -156,16 +157,12 @@ pub struct Loaded {
     pub replica: Option<usize>,
 }
 
-/// What records say of a model.
-fn model_ref(info: &ModelInfo) -> ModelRef {
-    ModelRef { id: info.id.clone(), revision: info.revision.clone(), dtype: info.dtype.clone() }
-}
-
 /// A running device.
-#[derive(Debug)]
 pub struct Device {
     /// What it has done.
     pub stats: Arc<DeviceStats>,
+    /// Where it finds other models.
+    pub mailbox: Arc<Mailbox>,
     /// Its thread; ends when the queue is closed and empty, or when the device breaks.
     pub thread: JoinHandle<Result<(), DeviceFailure>>,
 }
@@ -186,12 +183,14 @@ pub fn spawn(loaded: Loaded, shared: Arc<Shared>) -> std::io::Result<Device> {
     let stats = Arc::new(DeviceStats::new(name.clone(), info.backend.clone(), batch_size, max_batch_size));
     let model = model_ref(info);
     let judge = filter.as_ref().map(|filter| model_ref(filter.model()));
-    let mut runner = Runner { engine, filter, model, judge, shared, stats: stats.clone(), last: None };
+    let mailbox = Arc::<Mailbox>::default();
+    let inbox = mailbox.clone();
+    let mut runner = Runner { engine, filter, model, judge, shared, stats: stats.clone(), inbox, last: None };
     let thread = thread::Builder::new().name(format!("infer {name}")).spawn(move || {
         let life = Life::of(runner.stats.clone());
         life.over(runner.run())
     })?;
-    Ok(Device { stats, thread })
+    Ok(Device { stats, mailbox, thread })
 }
 
 struct Runner {
@@ -202,6 +201,7 @@ struct Runner {
     judge: Option<ModelRef>,
     shared: Arc<Shared>,
     stats: Arc<DeviceStats>,
+    inbox: Arc<Mailbox>,
     /// How long the last batch took.
     last: Option<Duration>,
 }
@@ -216,6 +216,7 @@ impl Runner {
             // Also when this thread panics, or the other devices would wait for what it may put back.
             let _done = Done(&*shared.supply);
             self.shared.metrics.flushed(reason);
+            self.exchange();
             let begun = Instant::now();
             self.stats.begin();
             let batch = self.admit(batch, begun);
@@ -226,6 +227,20 @@ impl Runner {
                 self.shared.supply.put_back(rest.into_iter().map(|row| row.queued).collect());
                 return Err(DeviceFailure { device: self.stats.name.clone(), error });
             }
+        }
+    }
+
+    /// Takes the models that were left for it, if there are any.
+    fn exchange(&mut self) {
+        let Replacement { engine, filter } = self.inbox.take();
+        if let Some(engine) = engine {
+            self.stats.set_max_batch_size(most_rows(engine.as_ref(), &self.shared.model));
+            self.model = model_ref(engine.model());
+            self.engine = engine;
+        }
+        if let Some(filter) = filter {
+            self.judge = Some(model_ref(filter.model()));
+            self.filter = Some(filter);
         }
     }
 
@@ -252,7 +267,7 @@ impl Runner {
     /// Captions a batch, as much of it at a time as there is memory for: an image of which more than one caption is followed
     /// takes more than one row. An error gives back the rows that are unfinished.
     fn caption_all(&mut self, batch: Vec<Admitted>) -> Result<(), (EngineError, Vec<Admitted>)> {
-        let mut parts = parts(batch, self.stats.max_batch_size, |admitted| admitted.ask.rows()).into_iter();
+        let mut parts = parts(batch, self.stats.max_batch_size(), |admitted| admitted.ask.rows()).into_iter();
         while let Some(part) = parts.next() {
             if let Err((error, mut unfinished)) = self.caption(part) {
                 unfinished.extend(parts.flatten());

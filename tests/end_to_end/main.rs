@@ -7,6 +7,7 @@ mod control;
 mod delivery;
 mod demo_model;
 mod filtering;
+mod models;
 mod outage;
 mod retry;
 mod same_picture;

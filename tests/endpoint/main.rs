@@ -52,6 +52,7 @@ impl Server {
             }],
             flag_terms: Vec::new(),
             worker: "test".into(),
+            load: None,
         };
         let handle = control.clone();
         let task = tokio::spawn(async move { server::run(&settings, parts, &handle).await });

@@ -44,6 +44,7 @@ pub fn run(file: &Path) -> ! {
             preprocessor: Preprocessor::blip(SIDE),
             flag_terms: Vec::new(),
             worker: settings.kafka.bootstrap_servers.clone(),
+            load: None,
         })
     };
     match command::worker::serve(settings, load) {

@@ -12,14 +12,16 @@ use blipstream::kafka::{EmbeddedBroker, NewRecord, group_offsets, write_records}
 use blipstream::message::Message;
 use blipstream::metrics::Metrics;
 use blipstream::pipeline::worker::Summary;
-use blipstream::pipeline::{Budget, Control, Loaded, Parts, worker};
+use blipstream::pipeline::{Budget, Control, Load, Loaded, Parts, Wanted, worker};
 use blipstream::settings::{Delivery, Settings};
+use blipstream::stage::infer::Replacement;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
 use super::client::{PATIENCE, Topics, assert_nothing_was_trimmed, hasty, read_all};
 use super::kafka;
+use super::promises::slow;
 
 /// The topics.
 pub const REQUESTS: &str = "requests";
@@ -142,11 +144,13 @@ impl Flow {
             batch_size: 8,
             replica: Some(replica),
         };
+        let count = engines.len();
         let parts = Parts {
             engines: engines.into_iter().enumerate().map(loaded).collect(),
             preprocessor: Preprocessor::blip(size),
             flag_terms: Vec::new(),
             worker: "test".into(),
+            load: Some(Arc::new(FakeLoad { devices: count })),
         };
         let (settings, handle) = (self.settings.clone(), control.clone());
         let task = tokio::spawn(async move { worker::run(&settings, parts, &handle).await });
@@ -189,6 +193,33 @@ impl Flow {
             .spawn()
             .unwrap();
         Process { child, log, _config: file }
+    }
+}
+
+/// Makes the model that is asked for by its name: `broken` cannot be loaded, `slow` takes half a second, `large` takes larger
+/// images.
+struct FakeLoad {
+    devices: usize,
+}
+
+impl Load for FakeLoad {
+    fn load(&self, wanted: &Wanted, devices: &[usize]) -> anyhow::Result<Vec<Replacement>> {
+        assert!(devices.iter().all(|at| *at < self.devices));
+        let names = [&wanted.caption, &wanted.filter];
+        let named = |name: &str| names.iter().any(|one| one.as_deref() == Some(name));
+        anyhow::ensure!(!named("broken"), "caption: cannot load broken: model.safetensors is missing");
+        if named("slow") {
+            std::thread::sleep(Duration::from_millis(500));
+        }
+        let replacement = |_| Replacement {
+            engine: wanted.caption.as_ref().map(|id| {
+                let image_size = if id == "large" { 16 } else { 8 };
+                let options = FakeOptions { id: id.clone(), image_size, ..slow() };
+                Box::new(FakeEngine::new(options)) as _
+            }),
+            filter: wanted.filter.as_ref().map(|id| Box::new(FakeFilter::called(id)) as _),
+        };
+        Ok(devices.iter().map(replacement).collect())
     }
 }
 

@@ -15,15 +15,17 @@ use serde::Serialize;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
+use super::clients::{Answered, Clients};
 use super::peak_memory;
 use crate::caption::{Engine, Params, caption, pictures};
 use crate::command::models::LoadedModel;
 use crate::command::{Exit, Usage, demo, models, print_json, runtime, telemetry};
 use crate::config::ConfigOptions;
 use crate::disposition::Stage;
+use crate::endpoint;
 use crate::kafka::{EMBEDDED_PARTITION_BYTES, NewRecord, write_records};
 use crate::metrics::Metrics;
-use crate::pipeline::{Control, worker};
+use crate::pipeline::{Budget, Control, worker};
 use crate::settings::{Log, Settings};
 
 /// Partitions of every topic.
@@ -62,6 +64,9 @@ pub(super) struct PipelineArgs {
     /// How long the captioner alone is measured, and the pipeline about as long
     #[arg(long, default_value = "20s", value_name = "TIME", value_parser = humantime::parse_duration)]
     time: Duration,
+    /// Clients that ask the endpoint beside the stream, one image after another each; see endpoint.share
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    clients: usize,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -92,6 +97,8 @@ struct Report {
     pipeline_images_per_second: f64,
     /// Of the captioner's rate.
     ratio: f64,
+    /// What clients of the endpoint got beside it.
+    endpoint: Option<Answered>,
     stages: Vec<StageReport>,
     /// What holds the others up.
     bottleneck: String,
@@ -229,7 +236,7 @@ async fn pipeline(
     settings.kafka.bootstrap_servers = broker.bootstrap_servers()?;
     let stop = CancellationToken::new();
     let jpegs: Arc<Vec<bytes::Bytes>> = Arc::new(jpegs.into_iter().map(Into::into).collect());
-    let app = axum::Router::new().route("/{number}", get(picture)).with_state(jpegs);
+    let app = axum::Router::new().route("/{number}", get(picture)).with_state(jpegs.clone());
     let address = demo::serve(app, stop.clone()).await?;
     settings.fetch.allow_networks.push(ipnet::IpNet::from(address.ip()));
     // The same few pictures again and again, each as if it were another one.
@@ -241,12 +248,16 @@ async fn pipeline(
     let most = PARTITIONS as usize / 2 * EMBEDDED_PARTITION_BYTES / RECORD;
     let images = ((captioner * args.time.as_secs_f64() * 1.5) as usize + under_way + 4 * batch).min(most);
     submit(&settings, address, images).await?;
-    let control = Control::new(&settings.flow, Arc::new(Metrics::new()));
+    let budget = Budget::new(&settings.flow);
+    let budget = if args.clients > 0 { budget.with_endpoint(settings.endpoint.share) } else { budget };
+    let control = Control::with_budget(budget, Arc::new(Metrics::new()));
+    settings.endpoint.listen = (args.clients > 0).then_some(SocketAddr::from(([127, 0, 0, 1], 0)));
     let parts = models::parts(&settings, model)?;
     let worker = {
         let (settings, control) = (settings.clone(), control.clone());
         tokio::spawn(async move { worker::run(&settings, parts, &control).await })
     };
+    let mut clients = None;
     // A batch takes as long as it takes.
     let patience = PATIENCE + Duration::from_secs_f64(4.0 * batch as f64 / captioner);
     let mut bursts = Bursts { seen: 0, quiet: true, last: None };
@@ -271,7 +282,13 @@ async fn pipeline(
         progress = mark.at;
         // The first batch is captioned while everything behind it fills up.
         match first {
-            None if mark.captions >= batch as u64 => first = Some(mark),
+            None if mark.captions >= batch as u64 => {
+                first = Some(mark);
+                if args.clients > 0 {
+                    let port = endpoint::serve(&settings.endpoint, control.clone(), stop.clone()).await?;
+                    clients = Some(Clients::start(args.clients, port.address, &jpegs)?);
+                }
+            }
             None => {}
             Some(first) => {
                 let left = images as u64 - mark.captions;
@@ -290,6 +307,10 @@ async fn pipeline(
         (Stage::Decode, (last.decode - first.decode) / (wall * decoders(&settings))),
     ];
     let stages = stages(&control, &busy);
+    let endpoint = match clients {
+        None => None,
+        Some(clients) => Some(clients.stop([first.at, last.at], measured, settings.endpoint.share).await?),
+    };
     control.drain("measured");
     // What was under way is given up, so its end is not a clean one.
     worker.await.context("the worker panicked")??;
@@ -308,6 +329,7 @@ async fn pipeline(
         captioner_images_per_second: captioner,
         pipeline_images_per_second: rate,
         ratio: rate / captioner,
+        endpoint,
         bottleneck: bottleneck(&stages),
         stages,
         peak_memory: peak_memory(),
@@ -378,6 +400,20 @@ fn show(report: &Report) -> io::Result<()> {
     writeln!(out, "captioner alone   {:8.2} images/s", report.captioner_images_per_second)?;
     let (rate, share) = (report.pipeline_images_per_second, report.ratio * 100.0);
     writeln!(out, "whole pipeline    {rate:8.2} images/s, {share:.0} % of it\n")?;
+    if let Some(Answered { clients, images, images_per_second, share, configured_share, p50_ms, p99_ms, most_ms }) =
+        &report.endpoint
+    {
+        writeln!(
+            out,
+            "endpoint          {images_per_second:8.2} images/s, {:.0} % of all ({:.0} % set), {images} images, {clients} clients",
+            share * 100.0,
+            configured_share * 100.0
+        )?;
+        writeln!(
+            out,
+            "an answer took    {p50_ms:8.0} ms in the middle, {p99_ms:.0} ms at p99, {most_ms:.0} ms at most\n"
+        )?;
+    }
     writeln!(out, "stage     mean ms   at work")?;
     for StageReport { stage, mean_ms, busy } in &report.stages {
         let busy = busy.map_or_else(|| "-".into(), |busy| format!("{:.0} %", busy * 100.0));

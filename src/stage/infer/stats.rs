@@ -14,7 +14,7 @@ pub struct DeviceStats {
     /// Images it takes at once.
     pub batch_size: AtomicUsize,
     /// The most that `batch_size` may be, see [`super::most_rows`].
-    pub max_batch_size: usize,
+    max_batch_size: AtomicUsize,
     /// Whether its thread is at work.
     pub alive: AtomicBool,
     /// Whether its thread has ended by a failure: it was taken out.
@@ -36,7 +36,7 @@ impl DeviceStats {
             name,
             backend,
             batch_size: AtomicUsize::new(batch_size),
-            max_batch_size,
+            max_batch_size: AtomicUsize::new(max_batch_size),
             alive: AtomicBool::new(true),
             broken: AtomicBool::new(false),
             work: Mutex::default(),
@@ -45,7 +45,23 @@ impl DeviceStats {
 
     /// Changes how many images it takes at once, as far as its memory allows.
     pub fn set_batch_size(&self, size: usize) {
-        self.batch_size.store(size.clamp(1, self.max_batch_size), Ordering::Relaxed);
+        self.batch_size.store(size.clamp(1, self.max_batch_size()), Ordering::Relaxed);
+    }
+
+    /// The most images that it may take at once, since the memory of a batch is bounded (`model.max_state`).
+    pub fn max_batch_size(&self) -> usize {
+        self.max_batch_size.load(Ordering::Relaxed)
+    }
+
+    /// Of another model.
+    pub(super) fn set_max_batch_size(&self, most: usize) {
+        self.max_batch_size.store(most, Ordering::Relaxed);
+        self.set_batch_size(self.batch_size.load(Ordering::Relaxed));
+    }
+
+    /// Whether its thread is at work.
+    pub fn is_sound(&self) -> bool {
+        self.alive.load(Ordering::Acquire)
     }
 
     /// Time at work since the start, the batch under way included.

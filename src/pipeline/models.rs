@@ -1,0 +1,146 @@
+//! The models of a running flow, and their exchange for others: no row is lost by it, and none waits for the loading.
+
+use std::sync::{Arc, Mutex, PoisonError, RwLock, TryLockError};
+
+use serde::{Deserialize, Serialize};
+
+use crate::caption::ModelInfo;
+use crate::metrics::Metrics;
+use crate::stage::Answers;
+use crate::stage::infer::{DeviceStats, Mailbox, Replacement};
+
+/// The models of a flow.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Named {
+    /// The captioner.
+    pub caption: ModelInfo,
+    /// The judge of texts, if there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub filter: Option<ModelInfo>,
+}
+
+/// Models to be exchanged, as `model.source` and `filter.source` name them; what is absent stays.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Wanted {
+    /// The captioner.
+    pub caption: Option<String>,
+    /// The judge of texts.
+    pub filter: Option<String>,
+}
+
+/// Loads models for devices that run.
+pub trait Load: Send + Sync {
+    /// A replacement for each of the devices at these places of the flow, in their order. It may take minutes.
+    ///
+    /// # Errors
+    /// A model cannot be loaded, or does not fit what runs: the message says why. Nothing has changed then.
+    fn load(&self, wanted: &Wanted, devices: &[usize]) -> anyhow::Result<Vec<Replacement>>;
+}
+
+/// Why nothing was exchanged.
+#[derive(Debug, thiserror::Error)]
+pub enum Refused {
+    /// Another exchange is not finished.
+    #[error("another exchange of models is under way: try again when it is done")]
+    UnderWay,
+    /// The models are being loaded for the first time, or this flow has no way to load any.
+    #[error("{0}")]
+    NotNow(&'static str),
+    /// The order itself is wrong.
+    #[error("{0}")]
+    Order(String),
+    /// A model was not loaded, or failed.
+    #[error("{0:#}")]
+    Load(anyhow::Error),
+}
+
+/// The models of a flow, for its handle.
+pub struct Models {
+    now: RwLock<Named>,
+    devices: Vec<(Arc<DeviceStats>, Arc<Mailbox>)>,
+    load: Option<Arc<dyn Load>>,
+    answers: Arc<Answers>,
+    /// Held while models are exchanged.
+    exchanging: Mutex<()>,
+    metrics: Arc<Metrics>,
+}
+
+impl Models {
+    pub(super) fn new(
+        now: Named,
+        devices: Vec<(Arc<DeviceStats>, Arc<Mailbox>)>,
+        load: Option<Arc<dyn Load>>,
+        answers: Arc<Answers>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        Self { now: RwLock::new(now), devices, load, answers, exchanging: Mutex::default(), metrics }
+    }
+
+    /// The models that the next batch of every device is worked on with.
+    pub fn now(&self) -> Named {
+        self.now.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Loads other models beside those that run, and gives them to every device that is sound. Each takes them between two
+    /// batches: what it works on is finished with the old ones, and every batch that begins after this has returned with the
+    /// new ones. The old ones are freed then.
+    ///
+    /// Blocks while models are loaded.
+    ///
+    /// # Errors
+    /// Nothing was exchanged, and everything goes on as before; the message says why.
+    pub fn exchange(&self, wanted: &Wanted) -> Result<Named, Refused> {
+        let result = self.try_exchange(wanted);
+        self.metrics.models_exchanged(result.is_ok());
+        match &result {
+            Ok(now) => {
+                let filter = now.filter.as_ref().map(|filter| filter.id.as_str());
+                tracing::info!(caption = now.caption.id, revision = now.caption.revision, filter, "models exchanged");
+            }
+            Err(error) => tracing::warn!("no models were exchanged: {error}"),
+        }
+        result
+    }
+
+    fn try_exchange(&self, wanted: &Wanted) -> Result<Named, Refused> {
+        let Some(load) = &self.load else { return Err(Refused::NotNow("the models of this flow are fixed")) };
+        if *wanted == Wanted::default() {
+            return Err(Refused::Order(
+                "no model is named: {\"caption\": \"…\"} or {\"filter\": \"…\"}, or both".into(),
+            ));
+        }
+        if wanted.filter.is_some() && self.now().filter.is_none() {
+            let text = "filter: this worker was started without a filter; set filter.source and start it anew";
+            return Err(Refused::Order(text.into()));
+        }
+        let _alone = match self.exchanging.try_lock() {
+            Ok(alone) => alone,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return Err(Refused::UnderWay),
+        };
+        let sound: Vec<usize> = (0..self.devices.len()).filter(|at| self.devices[*at].0.is_sound()).collect();
+        let new = load.load(wanted, &sound).map_err(Refused::Load)?;
+        let Some(first) = new.first().filter(|_| new.len() == sound.len()) else {
+            return Err(Refused::NotNow("no device is left"));
+        };
+        let mut now = self.now();
+        if let Some(engine) = &first.engine {
+            let (has, needs) = (engine.model().image_size, now.caption.image_size);
+            if has != needs {
+                let text = format!("caption: the model takes images of side {has}, and what is under way has {needs}");
+                return Err(Refused::Order(text));
+            }
+            now.caption = engine.model().clone();
+        }
+        if let Some(filter) = &first.filter {
+            now.filter = Some(filter.model().clone());
+        }
+        self.answers.come_from(&now.caption, now.filter.as_ref());
+        for (at, replacement) in sound.into_iter().zip(new) {
+            self.devices[at].1.put(replacement);
+        }
+        *self.now.write().unwrap_or_else(PoisonError::into_inner) = now.clone();
+        Ok(now)
+    }
+}

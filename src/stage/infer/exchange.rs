@@ -1,0 +1,41 @@
+//! Other models for a running device, which takes them between two batches.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use crate::caption::{Engine, Filter};
+
+/// Models of one device that take the places of those it has; what is `None` stays.
+#[derive(Default)]
+pub struct Replacement {
+    /// The captioner.
+    pub engine: Option<Box<dyn Engine>>,
+    /// The judge of texts.
+    pub filter: Option<Box<dyn Filter>>,
+}
+
+/// Where a device finds them.
+#[derive(Default)]
+pub struct Mailbox(Mutex<Replacement>);
+
+impl Mailbox {
+    /// Leaves models for the device's next batch, in the place of those that it has not taken yet.
+    pub fn put(&self, new: Replacement) {
+        let Replacement { engine, filter } = new;
+        let mut waiting = self.lock();
+        if engine.is_some() {
+            waiting.engine = engine;
+        }
+        if filter.is_some() {
+            waiting.filter = filter;
+        }
+    }
+
+    /// What was left since the last call.
+    pub(super) fn take(&self) -> Replacement {
+        std::mem::take(&mut self.lock())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Replacement> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
