@@ -6,7 +6,7 @@ use serde_json::Map;
 
 use super::local::{self, CaptionerOptions, Form, Named, Tolerance};
 use super::submit::inputs::Inputs;
-use super::submit::request::{Bad, Builder, Item};
+use super::submit::request::{Bad, Builder, Item, Parcel};
 use super::{Exit, Usage, models, telemetry};
 use crate::message::{CaptionRecord, ImageRef, Message, ParseError, Request, RequestParams, parse};
 use crate::settings::Settings;
@@ -125,7 +125,7 @@ impl CapFiltArgs {
             keyed: false,
             // Read below the roots, which are open to the user, and never taken into a message.
             as_file_url: true,
-            max_bytes: settings.kafka.max_message_size.as_u64(),
+            parcel: Parcel { max_bytes: settings.kafka.max_message_size.as_u64() },
             max_rows: settings.flow.max_rows,
         };
         Inputs { builder, column: self.column.clone() }

@@ -189,9 +189,7 @@ impl Collection {
 
     fn take(&mut self, record: &Message) -> anyhow::Result<()> {
         (self.last, self.grace) = (Instant::now(), Duration::ZERO);
-        let is_letter = *record.topic == *self.dead_letters;
-        let answer = if is_letter { Answer::of_dead_letter(record) } else { Answer::of_caption(record) };
-        match answer {
+        match Answer::of(record, &self.dead_letters) {
             Ok(answer) => {
                 self.taken += 1;
                 self.printer.print(&answer)?;

@@ -3,6 +3,7 @@
 mod answers;
 pub(super) mod inputs;
 pub(super) mod lines;
+pub(super) mod outbox;
 pub(super) mod request;
 mod send;
 
@@ -14,7 +15,7 @@ use indicatif::{HumanCount, ProgressBar, ProgressStyle};
 use serde_json::{Map, Value};
 
 use self::inputs::Inputs;
-use self::request::Builder;
+use self::request::{Builder, Parcel};
 use self::send::{Answers, Counts, End, Session, open_output};
 use super::collect::{dead_letters, follow, records};
 use super::generation::GenerationOptions;
@@ -25,7 +26,7 @@ use crate::message::MAX_PROMPT_BYTES;
 use crate::settings::{Kafka, Settings};
 
 /// The brokers answer within this time, or `--timeout` if that is shorter.
-const CONNECT: Duration = Duration::from_secs(15);
+pub(super) const CONNECT: Duration = Duration::from_secs(15);
 
 /// Arguments of `submit`.
 #[derive(Debug, clap::Args)]
@@ -124,7 +125,7 @@ pub fn run(args: SubmitArgs) -> anyhow::Result<Exit> {
     args.check()?;
     let settings = args.config.load()?.settings;
     telemetry::init(&telemetry::quiet(&settings.log))?;
-    let topic = args.topic(&settings)?;
+    let topic = topic(args.topic.as_deref(), &settings)?;
     let begun = Instant::now();
     // Before anything is sent, so that a missing topic is told at once and no answer is missed.
     let answers = args.prepare(&settings.kafka, &topic)?;
@@ -140,6 +141,12 @@ pub fn run(args: SubmitArgs) -> anyhow::Result<Exit> {
     Ok(exit(end, session.counts(), limit))
 }
 
+/// The topic that requests are sent to: the one that is named, or the first that workers read.
+pub(super) fn topic(named: Option<&str>, settings: &Settings) -> Result<String, Usage> {
+    let first = || settings.kafka.inputs.first().map(|input| input.topic.clone());
+    named.map(str::to_owned).or_else(first).ok_or_else(|| Usage("kafka.inputs is empty: say --topic".into()))
+}
+
 impl SubmitArgs {
     fn check(&self) -> Result<(), Usage> {
         local::check_rate(self.max_failure_rate)?;
@@ -150,11 +157,6 @@ impl SubmitArgs {
             return Err(Usage(format!("--prompt is longer than {MAX_PROMPT_BYTES} bytes")));
         }
         Ok(())
-    }
-
-    fn topic(&self, settings: &Settings) -> Result<String, Usage> {
-        let first = settings.kafka.inputs.first().map(|input| input.topic.clone());
-        self.topic.clone().or(first).ok_or_else(|| Usage("kafka.inputs is empty: say --topic".into()))
     }
 
     fn prepare(&self, kafka: &Kafka, topic: &str) -> anyhow::Result<Option<Answers>> {
@@ -181,7 +183,7 @@ impl SubmitArgs {
             deadline: self.deadline,
             keyed: self.key == Key::Id,
             as_file_url: self.as_file_url,
-            max_bytes: settings.kafka.max_message_size.as_u64(),
+            parcel: Parcel { max_bytes: settings.kafka.max_message_size.as_u64() },
             max_rows: settings.flow.max_rows,
         };
         Inputs { builder, column: self.column.clone() }

@@ -62,11 +62,19 @@ struct HeadOrigin {
 }
 
 impl Answer {
+    /// Reads a record of one of the topics of answers, of which `dead_letters` is one.
+    ///
+    /// # Errors
+    /// Why it is no answer.
+    pub fn of(message: &Message, dead_letters: &str) -> Result<Self, String> {
+        if *message.topic == *dead_letters { Self::of_dead_letter(message) } else { Self::of_caption(message) }
+    }
+
     /// Reads a record of the captions topic.
     ///
     /// # Errors
     /// Why it is no caption record.
-    pub fn of_caption(message: &Message) -> Result<Self, String> {
+    fn of_caption(message: &Message) -> Result<Self, String> {
         let record = message.payload.clone().ok_or("a record without a value")?;
         let head: Head = serde_json::from_slice(&record).map_err(|error| format!("no caption record: {error}"))?;
         let HeadOrigin { topic, partition, offset } = head.origin;
@@ -78,7 +86,7 @@ impl Answer {
     ///
     /// # Errors
     /// Why it is no dead letter.
-    pub fn of_dead_letter(message: &Message) -> Result<Self, String> {
+    fn of_dead_letter(message: &Message) -> Result<Self, String> {
         let text = |name: &str| message.header(name).unwrap_or_default().to_owned();
         let code = message.header(ERROR_CODE_HEADER).ok_or(format!("no dead letter: no header {ERROR_CODE_HEADER}"))?;
         let origin = message.origin();

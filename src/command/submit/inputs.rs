@@ -51,7 +51,7 @@ impl Build for Builder {
     type Made = Item;
 
     fn longest_line(&self) -> (u64, &'static str) {
-        (self.max_bytes, "kafka.max_message_size")
+        (self.parcel.max_bytes, "kafka.max_message_size")
     }
 
     fn reference(&self, place: &str, text: &str, given: Given<'_>) -> Result<Item, Bad> {

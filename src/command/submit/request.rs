@@ -75,8 +75,8 @@ pub struct Builder {
     pub keyed: bool,
     /// Whether local files are sent as addresses.
     pub as_file_url: bool,
-    /// `kafka.max_message_size`.
-    pub max_bytes: u64,
+    /// What fits into a record.
+    pub parcel: Parcel,
     /// `flow.max_rows`.
     pub max_rows: usize,
 }
@@ -89,7 +89,7 @@ impl Builder {
         let (image, is_local) = find(text, given.beside).map_err(|error| bad(&error))?;
         let image = match image {
             ImageRef::File(path) if is_local && !self.as_file_url => {
-                ImageRef::Base64(self.inline(&path).map_err(|why| bad(&why))?)
+                ImageRef::Base64(self.parcel.inline(&path).map_err(|error| bad(&error))?)
             }
             ImageRef::File(path) if is_local && !path.is_file() => return Err(bad(&"no such file")),
             image => image,
@@ -125,42 +125,76 @@ impl Builder {
 
     fn item(&self, place: &str, id: Option<&str>, value: Bytes, rows: usize) -> Result<Item, Bad> {
         let key = id.filter(|_| self.keyed).map(|id| id.as_bytes().to_vec());
-        let size = (RECORD_OVERHEAD + value.len() + key.as_ref().map_or(0, Vec::len)) as u64;
-        if size > self.max_bytes {
-            return Err(Bad::new(place, self.too_long(size, "")));
-        }
+        self.parcel.check(key.as_deref(), &value).map_err(|error| Bad::new(place, error))?;
         Ok(Item { place: place.to_owned(), key, value, rows })
     }
+}
 
+/// What fits into a record.
+#[derive(Debug, Clone, Copy)]
+pub struct Parcel {
+    /// `kafka.max_message_size`.
+    pub max_bytes: u64,
+}
+
+/// Why an image cannot go in a record.
+#[derive(Debug, thiserror::Error)]
+pub enum NotPacked {
+    /// The file cannot be read.
+    #[error(transparent)]
+    Unreadable(#[from] std::io::Error),
+    /// The path names a folder.
+    #[error("a folder cannot be in a list; give it as an argument")]
+    Folder,
+    /// There is nothing in the file.
+    #[error("an empty file")]
+    Empty,
+    /// The record would be over the limit.
+    #[error(
+        "{}{how}, and kafka.max_message_size is {}. Send an address instead: the image's URL, or --as-file-url if \
+         the workers can read the file (fetch.file_roots); or raise kafka.max_message_size here and at the \
+         workers, and max.message.bytes of the topic",
+        ByteSize::b(*size),
+        ByteSize::b(*most)
+    )]
+    TooLong {
+        /// Bytes that it would have.
+        size: u64,
+        /// Of what.
+        how: &'static str,
+        /// The limit.
+        most: u64,
+    },
+}
+
+impl Parcel {
     /// The file as base64.
-    fn inline(&self, path: &Path) -> Result<Bytes, String> {
-        let file = std::fs::File::open(path).map_err(|error| error.to_string())?;
-        let metadata = file.metadata().map_err(|error| error.to_string())?;
+    pub fn inline(self, path: &Path) -> Result<Bytes, NotPacked> {
+        let file = std::fs::File::open(path)?;
+        let metadata = file.metadata()?;
         if metadata.is_dir() {
-            return Err("a folder cannot be in a list; give it as an argument".into());
+            return Err(NotPacked::Folder);
         }
         let encoded = |length: u64| length.div_ceil(3) * 4;
         // What grows meanwhile is not read without end.
         let most = self.max_bytes / 4 * 3 + 3;
         let mut bytes = Vec::new();
-        let length = metadata.len().max(file.take(most).read_to_end(&mut bytes).map_err(|e| e.to_string())? as u64);
+        let length = metadata.len().max(file.take(most).read_to_end(&mut bytes)? as u64);
         if length == 0 {
-            return Err("an empty file".into());
+            return Err(NotPacked::Empty);
         }
-        if encoded(length) > self.max_bytes {
-            return Err(self.too_long(encoded(length), " as base64"));
-        }
+        self.limit(encoded(length), " as base64")?;
         Ok(STANDARD.encode(bytes).into())
     }
 
-    fn too_long(&self, size: u64, how: &str) -> String {
-        format!(
-            "{}{how}, and kafka.max_message_size is {}. Send an address instead: the image's URL, or --as-file-url if \
-             the workers can read the file (fetch.file_roots); or raise kafka.max_message_size here and at the \
-             workers, and max.message.bytes of the topic",
-            ByteSize::b(size),
-            ByteSize::b(self.max_bytes)
-        )
+    /// Whether a record is short enough.
+    pub fn check(self, key: Option<&[u8]>, value: &[u8]) -> Result<(), NotPacked> {
+        self.limit((RECORD_OVERHEAD + value.len() + key.map_or(0, <[u8]>::len)) as u64, "")
+    }
+
+    fn limit(self, size: u64, how: &'static str) -> Result<(), NotPacked> {
+        let most = self.max_bytes;
+        if size > most { Err(NotPacked::TooLong { size, how, most }) } else { Ok(()) }
     }
 }
 

@@ -4,44 +4,23 @@ use std::io::{self, Write};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use async_channel::{Receiver, Sender};
+use async_channel::Receiver;
 use indicatif::ProgressBar;
 
 use super::answers::{Awaited, Taken};
+use super::outbox::{Handed, NotTaken, Outbox, Place};
 use super::request::{Bad, Item};
 use crate::command::broken_pipe;
 use crate::command::collect::answer::Answer;
-use crate::kafka::{Class, Deliver, Error, NotDelivered, NotSent, Producer, Record};
-use crate::message::{Headers, Message};
+use crate::kafka::Error;
+use crate::message::Message;
 use crate::settings::Kafka;
 
-/// Records handed to librdkafka and not acknowledged; its own queue bounds their bytes.
-const WINDOW: usize = 4_096;
-
 /// A record under way.
-#[derive(Debug)]
-pub struct Sent {
+struct Sent {
     number: u64,
     name: String,
     rows: usize,
-    place: Option<(i32, Option<i64>)>,
-}
-
-type Report = (Box<Sent>, Result<(), NotDelivered>);
-
-struct Reports(Sender<Report>);
-
-impl Deliver for Reports {
-    type Tag = Sent;
-
-    fn delivered(&self, tag: Box<Sent>, result: Result<(), NotDelivered>) {
-        // There is room for the whole window; and nobody listens when the command has ended.
-        let _ = self.0.try_send((tag, result));
-    }
-
-    fn placed(&self, tag: &mut Sent, partition: i32, offset: Option<i64>) {
-        tag.place = Some((partition, offset));
-    }
 }
 
 /// How the sending ended.
@@ -95,13 +74,11 @@ pub struct Answers {
 pub struct Session<'a> {
     topic: &'a str,
     timeout: Duration,
-    producer: Producer<Reports>,
-    reports: Receiver<Report>,
+    outbox: Outbox<Sent>,
     answers: Option<Answers>,
     bar: &'a ProgressBar,
     awaited: Awaited,
     next: u64,
-    under_way: usize,
     held: Option<Item>,
     exhausted: bool,
     counts: Counts,
@@ -117,17 +94,14 @@ impl<'a> Session<'a> {
         answers: Option<Answers>,
         bar: &'a ProgressBar,
     ) -> Result<Self, Error> {
-        let (sender, reports) = async_channel::bounded(WINDOW);
         Ok(Self {
             topic,
             timeout,
-            producer: Producer::new(kafka, Reports(sender))?,
-            reports,
+            outbox: Outbox::new(kafka, topic)?,
             answers,
             bar,
             awaited: Awaited::new(topic),
             next: 0,
-            under_way: 0,
             held: None,
             exhausted: false,
             counts: Counts::default(),
@@ -153,9 +127,9 @@ impl<'a> Session<'a> {
                     stopped.context("cannot wait for Ctrl-C")?;
                     return Ok(End::Interrupted);
                 }
-                report = self.reports.recv(), if self.under_way > 0 => {
-                    let (sent, result) = report.context("the producer ended unexpectedly")?;
-                    if let Some(end) = self.delivered(*sent, result)? {
+                report = self.outbox.report(), if self.outbox.under_way() > 0 => {
+                    let (sent, result) = report?;
+                    if let Some(end) = self.delivered(sent, result)? {
                         return Ok(end);
                     }
                 }
@@ -184,11 +158,10 @@ impl<'a> Session<'a> {
 
     /// Why a time-out is one, and what is missing.
     pub fn explain_timeout(&self) -> String {
-        let time = humantime::format_duration(self.timeout);
-        if self.under_way > 0 {
-            let reason = self.producer.last_error().map_or_else(String::new, |(_, reason)| format!(" ({reason})"));
-            return format!("the brokers acknowledged nothing for {time}{reason}; {} records are open", self.under_way);
+        if self.outbox.under_way() > 0 {
+            return self.outbox.explain_silence(self.timeout);
         }
+        let time = humantime::format_duration(self.timeout);
         let (images, missing) = (self.awaited.images(), self.awaited.missing(5));
         let more = if images > missing.len() { ", …" } else { "" };
         format!(
@@ -201,7 +174,7 @@ impl<'a> Session<'a> {
 
     /// Records of which nobody knows whether the brokers have them.
     pub fn unacknowledged(&self) -> usize {
-        self.under_way + usize::from(self.held.is_some())
+        self.outbox.under_way() + usize::from(self.held.is_some())
     }
 
     /// Images without an answer.
@@ -210,7 +183,7 @@ impl<'a> Session<'a> {
     }
 
     fn is_waiting(&self) -> bool {
-        self.under_way > 0 || self.answers.is_some() && self.awaited.images() > 0
+        self.outbox.under_way() > 0 || self.answers.is_some() && self.awaited.images() > 0
     }
 
     fn is_complete(&self) -> bool {
@@ -218,7 +191,7 @@ impl<'a> Session<'a> {
     }
 
     fn wants_items(&self) -> bool {
-        !self.exhausted && self.held.is_none() && self.under_way < WINDOW
+        !self.exhausted && self.held.is_none() && self.outbox.has_room()
     }
 
     fn wants_answers(&self) -> bool {
@@ -228,47 +201,38 @@ impl<'a> Session<'a> {
     fn send_held(&mut self) -> anyhow::Result<()> {
         let Some(item) = self.held.take() else { return Ok(()) };
         let was_waiting = self.is_waiting();
-        let headers = Headers::new();
-        let record = Record {
-            topic: self.topic,
-            key: item.key.as_deref(),
-            value: Some(&item.value),
-            headers: &headers,
-            timestamp_ms: None,
-        };
-        let sent = Sent { number: self.next, name: item.place.clone(), rows: item.rows, place: None };
-        match self.producer.send(record, Box::new(sent)) {
-            Ok(()) => {
+        let sent = Sent { number: self.next, name: item.place.clone(), rows: item.rows };
+        match self.outbox.send(item.key.as_deref(), &item.value, sent)? {
+            Handed::Taken => {
                 self.awaited.sent(self.next);
                 self.next += 1;
-                self.under_way += 1;
                 if !was_waiting {
                     self.last = Instant::now();
                 }
             }
-            // Something under way will make room.
-            Err((NotSent::QueueFull, _)) if self.under_way > 0 => self.held = Some(item),
-            Err((NotSent::QueueFull, _)) => self.refuse(&Bad::new(item.place, "too long for the producer's queue")),
-            Err((NotSent::Refused(failure), _)) => self.not_delivered(item.place, failure)?,
+            Handed::Full(_) => self.held = Some(item),
+            Handed::Refused(sent, NotTaken { why, .. }) => self.refuse(&Bad::new(sent.name, why)),
         }
         Ok(())
     }
 
-    fn delivered(&mut self, sent: Sent, result: Result<(), NotDelivered>) -> anyhow::Result<Option<End>> {
-        self.under_way -= 1;
+    fn delivered(&mut self, sent: Sent, result: Result<Option<Place>, NotTaken>) -> anyhow::Result<Option<End>> {
         self.last = Instant::now();
-        if let Err(failure) = result {
-            self.awaited.settled(sent.number);
-            self.not_delivered(sent.name, failure)?;
-            return Ok(None);
-        }
+        let place = match result {
+            Ok(place) => place,
+            Err(NotTaken { why, .. }) => {
+                self.awaited.settled(sent.number);
+                self.refuse(&Bad::new(sent.name, why));
+                return Ok(None);
+            }
+        };
         self.counts.sent += 1;
         self.counts.images += sent.rows as u64;
         if self.answers.is_none() {
             self.bar.inc(1);
             return Ok(None);
         }
-        let Some((partition, Some(offset))) = sent.place else {
+        let Some((partition, Some(offset))) = place else {
             self.awaited.settled(sent.number);
             let why = "sent, but the broker did not say to where: its answer cannot be told from others";
             self.refuse(&Bad::new(sent.name, why));
@@ -284,25 +248,6 @@ impl<'a> Session<'a> {
         Ok(None)
     }
 
-    fn not_delivered(&mut self, name: String, failure: NotDelivered) -> anyhow::Result<()> {
-        if let Some(fatal) = self.producer.fatal() {
-            return Err(fatal.into());
-        }
-        let reason = format!("{}: {}", self.topic, failure.reason);
-        match failure.class {
-            Class::UnknownTopic => {
-                let setting = "--topic or kafka.inputs".into();
-                Err(Error::UnknownTopic { topic: self.topic.to_owned(), setting }.into())
-            }
-            Class::NotAuthorised => Err(anyhow::anyhow!("the brokers do not permit to write: {reason}")),
-            Class::Authentication => Err(Error::Authentication { reason }.into()),
-            _ => {
-                self.refuse(&Bad::new(name, format!("not taken by the brokers: {reason}")));
-                Ok(())
-            }
-        }
-    }
-
     #[allow(clippy::print_stderr)] // for people, beside the output
     fn refuse(&mut self, bad: &Bad) {
         self.counts.bad += 1;
@@ -310,9 +255,8 @@ impl<'a> Session<'a> {
     }
 
     fn answered(&mut self, record: &Message) -> anyhow::Result<Option<End>> {
-        let is_letter = self.answers.as_ref().is_some_and(|answers| *record.topic == *answers.dead_letters);
-        let answer = if is_letter { Answer::of_dead_letter(record) } else { Answer::of_caption(record) };
-        match answer {
+        let dead_letters = self.answers.as_ref().map_or("", |answers| &answers.dead_letters);
+        match Answer::of(record, dead_letters) {
             Ok(answer) => self.awaited.take(answer).map_or(Ok(None), |taken| self.write(&taken)),
             Err(why) => {
                 tracing::debug!("{}/{}/{}: {why}", record.topic, record.partition, record.offset);

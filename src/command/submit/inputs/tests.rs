@@ -5,6 +5,7 @@ use serde_json::json;
 use tempfile::TempDir;
 
 use super::*;
+use crate::command::submit::request::Parcel;
 use crate::message::RequestParams;
 
 fn inputs() -> Inputs {
@@ -17,7 +18,7 @@ fn inputs() -> Inputs {
         deadline: None,
         keyed: true,
         as_file_url: false,
-        max_bytes: 10_000,
+        parcel: Parcel { max_bytes: 10_000 },
         max_rows: 5,
     };
     Inputs { builder, column: None }
