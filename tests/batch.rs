@@ -1,110 +1,26 @@
 //! The command `batch` as a person runs it: every kind of input to every kind of output, killed and gone on with.
 
 use std::collections::BTreeSet;
-use std::fmt::Write as _;
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::mpsc;
-use std::time::{Duration, Instant};
+use std::path::Path;
 
 use parquet::basic::{LogicalType, Type as Physical};
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::Field;
 use serde_json::{Value, json};
-use tempfile::TempDir;
 
 use self::images::{Answer, ImageServer, jpeg, png};
-use self::ran::Ran;
+use self::place::{Place, finish, signal};
 
 #[allow(dead_code, missing_docs)]
 #[path = "support/images.rs"]
 mod images;
+#[allow(missing_docs)]
+#[path = "support/place.rs"]
+mod place;
 #[allow(dead_code)]
 #[path = "support/ran.rs"]
 mod ran;
-
-/// Far beyond what any job here needs, so that one that hangs fails its test.
-const LIMIT: Duration = Duration::from_secs(120);
-
-/// A folder that a job works in.
-struct Place {
-    folder: TempDir,
-}
-
-impl Place {
-    fn new() -> Self {
-        Self { folder: TempDir::new().unwrap() }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
-    fn write(&self, name: &str, data: impl AsRef<[u8]>) {
-        let path = self.path(name);
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(path, data).unwrap();
-    }
-
-    fn read(&self, name: &str) -> String {
-        fs::read_to_string(self.path(name)).unwrap()
-    }
-
-    /// A list of so many pictures, each another one.
-    fn list(&self, name: &str, count: u32) {
-        let mut list = "number,image\n".to_owned();
-        for number in 0..count {
-            self.write(&format!("images/{number}.png"), png(16 + number / 256, 16, (number % 256) as u8));
-            writeln!(list, "{number},images/{number}.png").unwrap();
-        }
-        self.write(name, list);
-    }
-
-    fn batch(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_blipstream"));
-        command.arg("batch").args(arguments).current_dir(self.folder.path()).env_clear();
-        if !arguments.contains(&"--model") {
-            command.args(["--model", "demo"]);
-        }
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        command
-    }
-
-    fn run(&self, arguments: &[&str]) -> Ran {
-        finish(self.batch(arguments).spawn().unwrap())
-    }
-
-    /// The rows of an output of JSON lines.
-    fn rows(&self, name: &str) -> Vec<Value> {
-        self.read(name).lines().map(|line| serde_json::from_str(line).unwrap()).collect()
-    }
-
-    /// Results in the journal.
-    fn recorded(&self, output: &str) -> usize {
-        let Ok(file) = File::open(self.path(&format!("{output}.journal.jsonl"))) else { return 0 };
-        BufReader::new(file).lines().filter(|line| line.as_ref().unwrap().starts_with("{\"row\":")).count()
-    }
-
-    fn until_recorded(&self, output: &str, rows: usize) {
-        let begun = Instant::now();
-        while self.recorded(output) < rows {
-            assert!(begun.elapsed() < LIMIT, "{} of {rows} rows", self.recorded(output));
-            std::thread::sleep(Duration::from_millis(5));
-        }
-    }
-}
-
-fn finish(child: Child) -> Ran {
-    let (sender, receiver) = mpsc::sync_channel(1);
-    std::thread::spawn(move || sender.send(child.wait_with_output()));
-    Ran::of(receiver.recv_timeout(LIMIT).expect("the command hangs").unwrap())
-}
-
-fn signal(child: &Child, name: &str) {
-    assert!(Command::new("kill").args([name, &child.id().to_string()]).status().unwrap().success());
-}
 
 fn texts<'v>(rows: &'v [Value], column: &str) -> Vec<&'v str> {
     rows.iter().map(|row| row[column].as_str().unwrap_or_default()).collect()

@@ -3,6 +3,8 @@
 mod alone;
 mod cells;
 mod columns;
+mod driver;
+mod fleet;
 mod identity;
 mod index;
 mod job;
@@ -24,6 +26,7 @@ use anyhow::Context;
 use indicatif::HumanCount;
 
 use self::columns::Columns;
+use self::fleet::FleetOptions;
 use self::identity::{Identity, Input};
 use self::job::{End, Job};
 use self::journal::{Journal, JournalError, Mark};
@@ -53,6 +56,11 @@ Examples:
   blipstream batch shards/*.tar --output captions.parquet --mini-batch-size 500
   blipstream batch photos.parquet --column photo --output captions.jsonl --error-threshold 100
   blipstream batch photos.csv --output captions.csv --retry-failed
+  blipstream batch photos.csv --output captions.csv --kafka --set kafka.bootstrap_servers=broker:9092
+
+With --kafka the images go to the workers of a fleet as `submit` sends them, and their answers become the rows; all else
+is the same. Local files travel in the requests. Answers that come while the job is stopped or killed are taken when it
+goes on.
 
 The output has the rows in the order of the inputs: their columns, then place, text, logprob, tokens, finish, error_code,
 error_message and image_sha256, image_width, image_height, image_bytes, image_format; where the inputs have a column of
@@ -93,6 +101,9 @@ pub struct BatchArgs {
     quiet: bool,
     #[command(flatten)]
     options: CaptionerOptions,
+    // Behind the others: its heading stands over all that follow.
+    #[command(flatten)]
+    fleet: FleetOptions,
 }
 
 /// What is written of a job, by the names of Azure's batch endpoints.
@@ -107,17 +118,16 @@ enum OutputAction {
 
 /// Runs the command.
 pub fn run(args: BatchArgs) -> anyhow::Result<Exit> {
-    let (mut settings, params) = args.options.settings(&args.inputs)?;
-    // Nothing here asks for it.
-    settings.filter.source = None;
+    let (settings, params) = args.settings()?;
     telemetry::init(&telemetry::quiet(&settings.log))?;
     let form = Form::of(&args.output).map_err(Usage)?;
     let rows = Rows { column: args.column.clone(), params: params.clone(), max_body: settings.fetch.max_body.as_u64() };
     let sources = Sources::new(&args.inputs, rows)?;
-    let mut journal = args.open(&args.identity(&settings, params)?)?;
+    let identity = args.identity(&settings, params)?;
+    let mut journal = args.open(&identity)?;
     let (done, resumed) = (journal.index().done(), journal.index().done());
     if journal.is_finished() && !(args.retry_failed && journal.index().failed() > 0) {
-        return args.finished_before(&journal, form, &settings);
+        return args.finished_before(&journal, form, &identity.model);
     }
     if args.retry_failed {
         let again = journal.retry_failed().context("cannot write the journal")?;
@@ -135,7 +145,7 @@ pub fn run(args: BatchArgs) -> anyhow::Result<Exit> {
         End::Complete => {
             let done = job.journal.index().done();
             anyhow::ensure!(done >= rows, "{} of {rows} rows have no result", rows - done);
-            let report = args.write(&job.journal, form, &settings, resumed)?;
+            let report = args.write(&job.journal, form, &identity.model, resumed)?;
             job.journal.mark(Mark::Finished).context("cannot write the journal")?;
             args.tell(&report)?;
             Ok(Exit::Done)
@@ -154,14 +164,31 @@ pub fn run(args: BatchArgs) -> anyhow::Result<Exit> {
 }
 
 impl BatchArgs {
+    fn settings(&self) -> anyhow::Result<(Settings, RequestParams)> {
+        if self.fleet.kafka {
+            let (settings, params) = self.options.for_workers()?;
+            self.fleet.check(&settings)?;
+            return Ok((settings, params));
+        }
+        let (mut settings, params) = self.options.settings(&self.inputs)?;
+        // Nothing here asks for it.
+        settings.filter.source = None;
+        Ok((settings, params))
+    }
+
     fn identity(&self, settings: &Settings, params: RequestParams) -> anyhow::Result<Identity> {
         let input = |name: &String| Input::of(name).with_context(|| format!("{name}: cannot be read"));
+        let (model, dtype) = if self.fleet.kafka {
+            (format!("kafka:{}", self.fleet.topic(settings)?), "of the workers".into())
+        } else {
+            (settings.model.source.clone(), settings.model.dtype.clone())
+        };
         Ok(Identity {
             version: env!("CARGO_PKG_VERSION").into(),
             inputs: self.inputs.iter().map(input).collect::<Result<_, _>>()?,
             column: self.column.clone(),
-            model: settings.model.source.clone(),
-            dtype: settings.model.dtype.clone(),
+            model,
+            dtype,
             prompt: settings.model.prompt.clone(),
             params,
         })
@@ -197,10 +224,11 @@ impl BatchArgs {
         std::thread::Builder::new()
             .name("count".into())
             .spawn(move || total.set(counted.count().unwrap_or_default()))?;
-        let (rows, reader) = job::read_rows(sources, job.journal.index().done_rows())?;
+        let (rows, reader) = job::read_rows(sources, job.journal.index().done_rows(), self.fleet.parcel(settings))?;
         let end = match rows.recv_blocking() {
-            // A job that was killed behind its last row needs no model.
+            // A job that was killed behind its last row needs no model, and no workers.
             Err(_) => End::Complete,
+            Ok(first) if self.fleet.kafka => fleet::run(&self.fleet, settings, (first, rows), job, self.max_retries)?,
             Ok(first) => {
                 let parts = models::parts(settings, models::load(settings)?)?;
                 alone::run(settings, parts, (first, rows), job, self.max_retries)?
@@ -216,7 +244,7 @@ impl BatchArgs {
     }
 
     /// Writes output and report.
-    fn write(&self, journal: &Journal, form: Form, settings: &Settings, resumed: u64) -> anyhow::Result<Report> {
+    fn write(&self, journal: &Journal, form: Form, model: &str, resumed: u64) -> anyhow::Result<Report> {
         let mut columns = Columns::default();
         let mut counter = Counter::new(journal.seconds());
         for row in journal.results().context("cannot read the journal")? {
@@ -230,7 +258,7 @@ impl BatchArgs {
             let values = rows.map(|row| row.map(|row| columns.values(row)));
             write_whole(&self.output, |file| output::write(form, file, &columns.all(), values))?;
         }
-        let report = counter.report(&settings.model.source, output, resumed);
+        let report = counter.report(model, output, resumed);
         write_whole(&self.beside("report.json"), |mut file| {
             serde_json::to_writer_pretty(&file, &report)?;
             file.write_all(b"\n")?;
@@ -242,11 +270,11 @@ impl BatchArgs {
         Ok(report)
     }
 
-    fn finished_before(&self, journal: &Journal, form: Form, settings: &Settings) -> anyhow::Result<Exit> {
+    fn finished_before(&self, journal: &Journal, form: Form, model: &str) -> anyhow::Result<Exit> {
         let index = journal.index();
         let (rows, failed) = (HumanCount(index.done()), HumanCount(index.failed()));
         if self.writes_rows() && !self.output.exists() {
-            let report = self.write(journal, form, settings, index.done())?;
+            let report = self.write(journal, form, model, index.done())?;
             self.tell(&report)?;
             return Ok(Exit::Done);
         }

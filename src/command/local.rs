@@ -108,6 +108,19 @@ impl CaptionerOptions {
     }
 }
 
+impl CaptionerOptions {
+    /// The settings where workers elsewhere caption, with nothing of a model but the prompt that is asked for; and the
+    /// parameters, which are for the workers to judge.
+    ///
+    /// # Errors
+    /// The configuration is wrong.
+    pub fn for_workers(&self) -> anyhow::Result<(Settings, RequestParams)> {
+        let mut settings = self.config.load()?.settings;
+        settings.model.prompt.clone_from(&self.prompt);
+        Ok((settings, self.generation.params()))
+    }
+}
+
 /// A record, or the name of an image and why it has none.
 type Printable = Result<Box<CaptionRecord>, (String, Failure)>;
 

@@ -9,6 +9,12 @@ impl Code {
         matches!(self, Self::Dns | Self::Connect | Self::Tls | Self::Timeout | Self::Http5xx)
     }
 
+    /// Whether what failed with this code may go better later, so that it is tried again. Of `dns` and `tls` some does not,
+    /// which the code alone does not tell.
+    pub const fn may_pass(self) -> bool {
+        matches!(self, Self::Dns | Self::Connect | Self::Tls | Self::Timeout | Self::Http429 | Self::Http5xx)
+    }
+
     /// Whether the request is the cause, so that the same request fails at any time and on any worker: what it asks for
     /// is wrong, missing, forbidden or too much. The others tell of hosts, of the network or of the worker, and a flood of
     /// them is a trouble that may pass.
@@ -46,6 +52,17 @@ impl Code {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_may_pass_is_what_the_documentation_says_is_retried() {
+        let page = include_str!("../../docs/messages.md");
+        for code in Code::ALL {
+            let start = format!("| `{code}` | ");
+            let line = page.lines().find(|line| line.starts_with(&start)).expect("a line for each code");
+            let retried = line.trim_end_matches(" |").rsplit(" | ").next().expect("a last cell");
+            assert_eq!(retried.starts_with("yes"), code.may_pass(), "{line}");
+        }
+    }
 
     #[test]
     fn what_may_be_our_own_fault_is_never_blamed_on_the_input() {

@@ -19,6 +19,7 @@ use crate::settings::Kafka;
 pub struct Follower {
     client: BaseConsumer<PlainSide>,
     names: BTreeMap<String, Arc<str>>,
+    begins: Vec<(TopicPartition, i64)>,
 }
 
 impl Follower {
@@ -48,20 +49,27 @@ impl Follower {
             let partitions = 0..topic.partitions as i32;
             all.extend(partitions.map(|partition| TopicPartition { topic: name.clone(), partition }));
         }
-        let mut list = Vec::with_capacity(all.len());
+        let (mut list, mut begins) = (Vec::with_capacity(all.len()), Vec::new());
         for partition in &all {
             let start = match from {
                 From::Beginning => Offset::Beginning,
                 From::Now => {
                     let wait = deadline.saturating_duration_since(Instant::now());
                     let ends = client.fetch_watermarks(&partition.topic, partition.partition, wait);
-                    Offset::Offset(ends.map_err(reading)?.1)
+                    let end = ends.map_err(reading)?.1;
+                    begins.push((partition.clone(), end));
+                    Offset::Offset(end)
                 }
             };
             list.push((partition, start));
         }
         client.assign(&messages::list(list)).map_err(reading)?;
-        Ok(Self { client, names })
+        Ok(Self { client, names, begins })
+    }
+
+    /// With [`From::Now`]: the offset of each partition that it begins to read at.
+    pub fn begins(&self) -> &[(TopicPartition, i64)] {
+        &self.begins
     }
 
     /// The next record, if one comes within `wait`. Blocks. Brokers that are away for a while are waited for.

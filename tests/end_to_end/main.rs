@@ -3,6 +3,7 @@
 #![allow(clippy::print_stderr, clippy::print_stdout)] // what a test tells a person
 
 mod bad_input;
+mod batch;
 mod control;
 mod delivery;
 mod demo_model;

@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod balance;
+mod batch;
 mod cluster;
 mod delivery;
 mod exactly_once;

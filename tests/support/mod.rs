@@ -5,7 +5,9 @@ pub mod client;
 pub mod flow;
 pub mod http;
 pub mod images;
+pub mod job;
 pub mod kafka;
+pub mod place;
 pub mod promises;
 pub mod ran;
 #[cfg(unix)]

@@ -12,10 +12,11 @@ use async_channel::{Receiver, bounded};
 
 use super::cells::Cells;
 use super::index::Done;
-use super::journal::{Caption, Ended, Failed, Journal};
+use super::journal::{Caption, Ended, Failed, Journal, Positions, merge};
 use super::progress::Progress;
 use super::row::{Problem, Row};
 use super::sources::Sources;
+use crate::command::submit::request::Parcel;
 use crate::disposition::Code;
 
 /// Rows read ahead; each may hold an image.
@@ -61,11 +62,14 @@ pub struct Job {
     pub threshold: Option<u64>,
     begun: Instant,
     synced: Instant,
+    /// Up to where answers are read, beyond what is noted of it.
+    read: Positions,
 }
 
 impl Job {
     pub fn new(journal: Journal, progress: Progress, window: u64, threshold: Option<u64>) -> Self {
-        Self { journal, progress, window, threshold, begun: Instant::now(), synced: Instant::now() }
+        let now = Instant::now();
+        Self { journal, progress, window, threshold, begun: now, synced: now, read: Positions::new() }
     }
 
     /// From now on time counts: the model is loaded.
@@ -113,10 +117,17 @@ impl Job {
         Ok(())
     }
 
+    /// Answers are read up to here, and what came of them is recorded.
+    pub fn read(&mut self, read: Positions) {
+        merge(&mut self.read, read);
+    }
+
     /// Puts on the disk what is recorded.
     pub fn sync(&mut self) -> anyhow::Result<()> {
         self.synced = Instant::now();
-        self.journal.sync().context("cannot write the journal")
+        let read = std::mem::take(&mut self.read);
+        let noted = if read.is_empty() { Ok(()) } else { self.journal.note_read(read) };
+        noted.and_then(|()| self.journal.sync()).context("cannot write the journal")
     }
 
     /// Whether more rows failed than allowed.
@@ -130,7 +141,9 @@ pub type Numbered = Receiver<(u64, Row)>;
 
 /// Reads the rows that are not done on a thread of its own, which returns how many rows there are in all; the receiver
 /// closes behind the last one.
-pub fn read_rows(sources: Arc<Sources>, done: Done) -> io::Result<(Numbered, JoinHandle<u64>)> {
+///
+/// With `parcel`, local files are read, too.
+pub fn read_rows(sources: Arc<Sources>, done: Done, parcel: Option<Parcel>) -> io::Result<(Numbered, JoinHandle<u64>)> {
     let (sender, receiver) = bounded(AHEAD);
     let reader = std::thread::Builder::new().name("inputs".into()).spawn(move || {
         let mut columns = HashSet::new();
@@ -143,6 +156,10 @@ pub fn read_rows(sources: Arc<Sources>, done: Done) -> io::Result<(Numbered, Joi
             if done.has(number) {
                 return ControlFlow::Continue(());
             }
+            let row = match parcel {
+                Some(parcel) => row.packed(parcel),
+                None => row,
+            };
             match sender.send_blocking((number, row)) {
                 Ok(()) => ControlFlow::Continue(()),
                 Err(_) => ControlFlow::Break(()),

@@ -3,6 +3,7 @@
 //! Lines are only ever added. The last line of a row is its result; a torn last line, which a crash leaves, is dropped.
 //! Whoever writes holds the lock of the file.
 
+use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -62,6 +63,9 @@ pub struct Failed {
     pub message: String,
 }
 
+/// Up to where topics are read: for each partition the offset of the next record.
+pub type Positions = BTreeMap<String, BTreeMap<i32, i64>>;
+
 /// What happened to the job as a whole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -82,6 +86,7 @@ struct Head {
     second: f64,
     error: Option<IgnoredAny>,
     mark: Option<Mark>,
+    read: Option<Positions>,
 }
 
 /// Why a journal cannot be gone on with.
@@ -111,6 +116,10 @@ pub struct Journal {
     unsynced: u64,
     index: Index,
     mark: Option<Mark>,
+    id: String,
+    /// How often failed rows were opened again.
+    round: u32,
+    read: Positions,
     /// Seconds of work in earlier runs.
     earlier: f64,
     /// When the last row ended, on the same clock.
@@ -137,8 +146,19 @@ impl Journal {
             Err(TryLockError::WouldBlock) => return Err(JournalError::Locked(path.to_owned())),
             Err(TryLockError::Error(error)) => return Err(failed(error)),
         }
-        let (path, index) = (path.to_owned(), Index::default());
-        let mut journal = Self { path, file, length: 0, unsynced: 0, index, mark: None, earlier: 0.0, latest: 0.0 };
+        let mut journal = Self {
+            path: path.to_owned(),
+            file,
+            length: 0,
+            unsynced: 0,
+            index: Index::default(),
+            mark: None,
+            id: format!("{:016x}", fastrand::u64(..)),
+            round: 0,
+            read: Positions::new(),
+            earlier: 0.0,
+            latest: 0.0,
+        };
         if !restart {
             journal.read(identity)?;
             journal.earlier = journal.latest;
@@ -146,7 +166,8 @@ impl Journal {
         // A torn line, or all of what is given up.
         journal.file.set_len(journal.length).map_err(|error| journal.failed(error))?;
         if journal.length == 0 {
-            journal.write(&Begin { job: identity }).and_then(|()| journal.sync()).map_err(|e| journal.failed(e))?;
+            let begin = Begin { id: journal.id.clone(), job: identity };
+            journal.write(&begin).and_then(|()| journal.sync()).map_err(|e| journal.failed(e))?;
             let folder = journal.path.parent().filter(|folder| !folder.as_os_str().is_empty());
             File::open(folder.unwrap_or(Path::new("."))).and_then(|f| f.sync_all()).map_err(|e| journal.failed(e))?;
         }
@@ -178,6 +199,7 @@ impl Journal {
                         if !differences.is_empty() {
                             return Err(JournalError::OtherJob(self.path.clone(), differences));
                         }
+                        self.id = begun.id;
                     }
                     Err(error) => {
                         return Err(JournalError::Damaged { file: self.path.clone(), line: 1, why: error.to_string() });
@@ -191,9 +213,11 @@ impl Journal {
                         self.latest = self.latest.max(second);
                         self.mark = self.mark.filter(|mark| *mark == Mark::Retry);
                     }
+                    Ok(Head { read: Some(read), .. }) => merge(&mut self.read, read),
                     Ok(Head { mark, .. }) => {
                         if mark == Some(Mark::Retry) {
                             self.index.reopen_failed();
+                            self.round += 1;
                         }
                         self.mark = mark;
                     }
@@ -212,7 +236,11 @@ impl Journal {
     fn write(&mut self, line: &impl Serialize) -> io::Result<()> {
         let mut bytes = serde_json::to_vec(line)?;
         bytes.push(b'\n');
-        self.file.write_all(&bytes)?;
+        if let Err(error) = self.file.write_all(&bytes) {
+            // A piece of a line may stand at the end, but not before others.
+            self.file.set_len(self.length)?;
+            return Err(error);
+        }
         self.length += bytes.len() as u64;
         Ok(())
     }
@@ -246,9 +274,36 @@ impl Journal {
         self.sync()?;
         if mark == Mark::Retry {
             self.index.reopen_failed();
+            self.round += 1;
         }
         self.mark = Some(mark);
         Ok(())
+    }
+
+    /// Notes up to where topics are read. Whatever came of what was read before has to be recorded before.
+    pub fn note_read(&mut self, read: Positions) -> io::Result<()> {
+        #[derive(Serialize)]
+        struct Noted<'r> {
+            read: &'r Positions,
+        }
+        self.write(&Noted { read: &read })?;
+        merge(&mut self.read, read);
+        Ok(())
+    }
+
+    /// Up to where topics were read, as it was noted last; nothing for a job that never read any.
+    pub fn was_read(&self) -> &Positions {
+        &self.read
+    }
+
+    /// Tells this job from all others, those with the same inputs among them.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// How often failed rows were opened again.
+    pub fn round(&self) -> u32 {
+        self.round
     }
 
     /// Opens the failed rows again, unless a retry is under way already. Returns how many rows are open for a retry.
@@ -301,12 +356,21 @@ impl Journal {
 
 #[derive(Serialize)]
 struct Begin<'a> {
+    id: String,
     job: &'a Identity,
 }
 
 #[derive(Deserialize)]
 struct Begun {
+    id: String,
     job: Identity,
+}
+
+/// Moves on those positions that `newer` has.
+pub fn merge(read: &mut Positions, newer: Positions) {
+    for (topic, partitions) in newer {
+        read.entry(topic).or_default().extend(partitions);
+    }
 }
 
 #[cfg(test)]

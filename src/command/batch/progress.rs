@@ -31,6 +31,7 @@ impl Total {
 pub struct Progress {
     bar: ProgressBar,
     lines: bool,
+    quiet: bool,
     total: Total,
     begun: Instant,
     told: Instant,
@@ -44,7 +45,7 @@ impl Progress {
         let terminal = io::stderr().is_terminal();
         let bar = if quiet || !terminal { ProgressBar::hidden() } else { ProgressBar::new_spinner() };
         let now = Instant::now();
-        Self { bar, lines: !quiet && !terminal, total, begun: now, told: now, before }
+        Self { bar, lines: !quiet && !terminal, quiet, total, begun: now, told: now, before }
     }
 
     /// From now on time counts: the model is loaded.
@@ -72,7 +73,14 @@ impl Progress {
         }
     }
 
-    /// A word for people, above the bar.
+    /// A word for people who did not ask for quiet, above the bar.
+    pub fn tell(&self, text: &str) {
+        if !self.quiet {
+            self.say(text);
+        }
+    }
+
+    /// A word for people in any case, above the bar.
     #[allow(clippy::print_stderr)] // for people, beside the output
     pub fn say(&self, text: &str) {
         self.bar.suspend(|| eprintln!("{text}"));

@@ -1,5 +1,6 @@
 //! Rows of a job: what an input names, the columns that came with it, and what is asked.
 
+use std::io;
 use std::path::Path;
 
 use base64::Engine as _;
@@ -9,7 +10,7 @@ use serde_json::Value;
 
 use super::cells::Cells;
 use crate::command::submit::inputs::{Build, COLUMNS, Columns};
-use crate::command::submit::request::{Bad, Given, find};
+use crate::command::submit::request::{Bad, Given, NotPacked, Parcel, find};
 use crate::disposition::Code;
 use crate::message::{ImageRef, MAX_PROMPT_BYTES, ParseError, Request, RequestParams};
 
@@ -37,6 +38,41 @@ pub struct Problem {
 impl Problem {
     pub fn new(code: Code, message: impl ToString) -> Self {
         Self { code, message: message.to_string() }
+    }
+}
+
+impl From<&NotPacked> for Code {
+    /// As the fetch stage calls it, where it reads files itself.
+    fn from(error: &NotPacked) -> Self {
+        match error {
+            NotPacked::Unreadable(error) => match error.kind() {
+                io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => Self::NotFound,
+                io::ErrorKind::PermissionDenied => Self::AccessDenied,
+                // A disk that fails is to a file what a broken connection is to a URL.
+                _ => Self::Connect,
+            },
+            NotPacked::Folder => Self::AccessDenied,
+            NotPacked::Empty => Self::UnsupportedMedia,
+            NotPacked::TooLong { .. } => Self::TooLarge,
+        }
+    }
+}
+
+impl Row {
+    /// The same with the bytes of the image in place of its path, if it has one, for workers that do not see the file.
+    pub fn packed(mut self, parcel: Parcel) -> Self {
+        if let Ok(request) = &mut self.request
+            && let ImageRef::File(path) = &request.image
+        {
+            match parcel.inline(path) {
+                Ok(image) => request.image = ImageRef::Base64(image),
+                Err(error) => {
+                    let message = format!("{}: {error}", path.display());
+                    self.request = Err(Problem { code: Code::from(&error), message });
+                }
+            }
+        }
+        self
     }
 }
 

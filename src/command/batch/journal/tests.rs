@@ -106,6 +106,46 @@ fn a_retry_opens_the_failed_rows_once_and_is_gone_on_with_after_a_stop() {
     assert_eq!(journal.retry_failed().unwrap(), 1);
 }
 
+#[test]
+fn a_job_keeps_its_id_and_its_rounds_and_a_new_one_has_another_id() {
+    let folder = TempDir::new().unwrap();
+    let mut journal = open(&folder).unwrap();
+    let id = journal.id().to_owned();
+    assert_eq!(journal.round(), 0);
+    journal.record(&ended(0, Some("dns"))).unwrap();
+    journal.retry_failed().unwrap();
+    assert_eq!(journal.round(), 1);
+    drop(journal);
+    let mut journal = open(&folder).unwrap();
+    assert_eq!((journal.id(), journal.round()), (id.as_str(), 1));
+    journal.retry_failed().unwrap();
+    assert_eq!(journal.round(), 1, "the retry goes on");
+    drop(journal);
+    let anew = Journal::open(&folder.path().join("journal"), &identity(), true).unwrap();
+    assert!(anew.id() != id && anew.round() == 0 && anew.was_read().is_empty());
+}
+
+#[test]
+fn positions_are_those_noted_last_of_each_partition_and_change_nothing_else() {
+    let folder = TempDir::new().unwrap();
+    let mut journal = open(&folder).unwrap();
+    let positions =
+        |topic: &str, all: &[(i32, i64)]| Positions::from([(topic.to_owned(), all.iter().copied().collect())]);
+    journal.record(&ended(0, Some("dns"))).unwrap();
+    journal.retry_failed().unwrap();
+    journal.note_read(positions("captions", &[(0, 5), (1, 7)])).unwrap();
+    journal.note_read(positions("dlq", &[(0, 1)])).unwrap();
+    journal.note_read(positions("captions", &[(1, 9)])).unwrap();
+    let mut expected = positions("captions", &[(0, 5), (1, 9)]);
+    merge(&mut expected, positions("dlq", &[(0, 1)]));
+    assert_eq!(journal.was_read(), &expected);
+    drop(journal);
+    let mut journal = open(&folder).unwrap();
+    assert_eq!(journal.was_read(), &expected);
+    assert_eq!((journal.retry_failed().unwrap(), journal.round()), (1, 1), "the retry goes on");
+    assert_eq!(results(&journal), [ended(0, Some("dns"))]);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 

@@ -78,3 +78,34 @@ fn bytes_over_the_limit_are_refused_and_a_name_beside_bytes_is_kept() {
     let long = rows().row("p", cells(), 0, Image::Bytes(Bytes::from_static(&[1; 101])), None);
     assert_eq!(long.request.unwrap_err().code, Code::TooLarge);
 }
+
+#[test]
+fn a_packed_row_has_the_bytes_of_its_file_or_an_error_and_keeps_its_columns() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str, bytes: &[u8]| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, bytes).unwrap();
+        path.display().to_string()
+    };
+    let parcel = Parcel { max_bytes: 100 };
+    let packed = |image: &str| one(&format!(r#"{{"image":"{image}","n":1}}"#)).packed(parcel);
+    let path = file("a.png", b"abc");
+    let row = packed(&path);
+    assert_eq!(row.request.as_ref().unwrap().image, ImageRef::Base64(Bytes::from_static(b"YWJj")));
+    assert_eq!(row.cells.get("image"), Some(&json!(path)));
+    let missing = folder.path().join("missing.png").display().to_string();
+    for (path, code) in [
+        (missing, Code::NotFound),
+        (file("empty.png", b""), Code::UnsupportedMedia),
+        (file("long.png", &[0; 200]), Code::TooLarge),
+        (folder.path().display().to_string(), Code::AccessDenied),
+    ] {
+        let row = packed(&path);
+        let problem = row.request.unwrap_err();
+        assert_eq!(problem.code, code, "{}", problem.message);
+        assert!(problem.message.starts_with(&format!("{path}: ")), "{}", problem.message);
+        assert_eq!(row.cells.get("n"), Some(&json!(1)));
+    }
+    let address = one(r#"{"image":"https://e.com/a.png"}"#);
+    assert_eq!(address.clone().packed(parcel), address);
+}
