@@ -128,7 +128,13 @@ impl Running {
         let control = Control::new(&settings.flow, Arc::new(Metrics::new()));
         let engine = FakeEngine::new(FakeOptions { image_size: SIDE, ..FakeOptions::default() });
         let parts = Parts {
-            engines: vec![Loaded { engine: Box::new(engine), filter: None, batch_size: 8, replica: None }],
+            engines: vec![Loaded {
+                engine: Box::new(engine),
+                filter: None,
+                answerer: None,
+                batch_size: 8,
+                replica: None,
+            }],
             preprocessor: Preprocessor::blip(SIDE),
             flag_terms: Vec::new(),
             worker: "flow-cost".into(),

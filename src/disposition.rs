@@ -65,7 +65,7 @@ names! {
     Code {
         /// The message is in none of the four forms.
         BadMessage = "bad_message",
-        /// `params` or `prompt` are wrong or out of range.
+        /// What is asked (`params`, `prompt`, `tasks`, `text`, `questions`) is wrong or out of range.
         BadParams = "bad_params",
         /// The image reference is unreadable, or of an unknown scheme.
         BadReference = "bad_reference",

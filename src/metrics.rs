@@ -2,6 +2,7 @@
 //!
 //! Seconds and bytes throughout; the prefix is `blipstream_`. `docs/metrics.md` explains them to operators.
 
+mod answers;
 mod blocked;
 mod cache;
 mod endpoint;
@@ -16,10 +17,12 @@ use std::time::Duration;
 
 use prometheus::core::Collector;
 use prometheus::{
-    Counter, CounterVec, Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec,
-    IntGauge, IntGaugeVec, Registry, TextEncoder,
+    CounterVec, Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
+    IntGaugeVec, Registry, TextEncoder,
 };
 
+use self::answers::AnswerMetrics;
+use self::cache::CacheMetrics;
 use self::endpoint::EndpointMetrics;
 use self::filter::FilterMetrics;
 use self::models::ModelMetrics;
@@ -82,10 +85,9 @@ pub struct Metrics {
     backpressure: IntGaugeVec,
     fetch_responses: IntCounterVec,
     fetch_bytes: IntCounter,
-    caption_cache_lookups: IntCounterVec,
-    caption_cache_saved: Counter,
-    caption_cache_bytes: IntGauge,
+    caption_cache: CacheMetrics,
     filter: FilterMetrics,
+    answers: AnswerMetrics,
     endpoint: EndpointMetrics,
     models: ModelMetrics,
     fetch_shared: IntCounter,
@@ -199,19 +201,11 @@ impl Metrics {
             fetch_responses: r.counters("fetch_responses_total", &["class"], "Answers of image hosts."),
             fetch_bytes: r
                 .counter("fetch_bytes_total", "Bytes of bodies received over HTTP, those of failed fetches included."),
-            caption_cache_lookups: r.counters(
-                "caption_cache_lookups_total",
-                &["result"],
-                "Images looked for among captions known already.",
-            ),
-            caption_cache_saved: r.add(Counter::with_opts(opts(
-                "caption_cache_saved_seconds_total",
-                "Time of devices that captions known already have saved.",
-            ))),
+            caption_cache: CacheMetrics::new(&mut r),
             filter: FilterMetrics::new(&mut r),
+            answers: AnswerMetrics::new(&mut r),
             endpoint: EndpointMetrics::new(&mut r),
             models: ModelMetrics::new(&mut r),
-            caption_cache_bytes: r.gauge("caption_cache_bytes", "Memory of captions known already."),
             fetch_shared: r.counter("fetch_shared_total", "Images that came with the fetch of another row."),
             fetch_cache: r.counters("fetch_cache_total", &["result"], "Images looked for in fetch.cache."),
             fetch_put_off: r
@@ -240,9 +234,6 @@ impl Metrics {
         }
         for flush in Flush::ALL {
             self.batch_flush.with_label_values(&[flush.as_str()]);
-        }
-        for result in cache::RESULTS {
-            self.caption_cache_lookups.with_label_values(&[result]);
         }
         for result in FetchCache::ALL {
             self.fetch_cache.with_label_values(&[result.as_str()]);

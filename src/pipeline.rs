@@ -26,7 +26,7 @@ use crate::metrics::Flush;
 use crate::settings::Settings;
 use crate::stage::batch::{Guests, Queue, Take};
 use crate::stage::infer::{Device, DeviceFailure, DeviceStats, Mailbox, Queued};
-use crate::stage::{Answers, Finished, Ready, decode, fetch, infer};
+use crate::stage::{Answers, Beside, Finished, Ready, decode, fetch, infer};
 use crate::tracked::Tracked;
 
 pub use crate::stage::infer::Loaded;
@@ -88,7 +88,9 @@ impl Core {
     pub fn start(settings: &Settings, parts: Parts, control: &Control) -> anyhow::Result<Self> {
         let model = parts.engines.first().map(|e| e.engine.model().clone());
         let model = model.ok_or_else(|| anyhow::anyhow!("a flow needs at least one engine"))?;
-        let filter = parts.engines.first().and_then(|one| one.filter.as_ref()).map(|filter| filter.model().clone());
+        let first = parts.engines.first();
+        let filter = first.and_then(|one| one.filter.as_ref()).map(|filter| filter.model().clone());
+        let answerer = first.and_then(|one| one.answerer.as_ref()).map(|answerer| answerer.model().clone());
         let pixel_bytes = model.image_size * model.image_size * 3;
         let metrics = control.metrics().clone();
         let lanes = Lanes::new(settings);
@@ -103,8 +105,11 @@ impl Core {
             Some(part) => Queue::with_guests(room, &lanes.weights, Guests { share: part.share, room }, due),
             None => Queue::new(room, &lanes.weights, due),
         };
-        let has_filter = parts.engines.iter().all(|loaded| loaded.filter.is_some());
-        let answers = Answers::new(settings, has_filter, parts.worker, parts.flag_terms, metrics.clone());
+        let beside = Beside {
+            filter: parts.engines.iter().all(|loaded| loaded.filter.is_some()),
+            answerer: parts.engines.iter().all(|loaded| loaded.answerer.is_some()),
+        };
+        let answers = Answers::new(settings, beside, parts.worker, parts.flag_terms, metrics.clone());
         let answers = Arc::new(answers);
         let mut ends = vec![finished_in.clone(); lanes.weights.len()];
         ends.push(answered_in.clone());
@@ -159,7 +164,7 @@ impl Core {
 
         control.wired(Wiring {
             devices: devices.iter().map(|(stats, _)| stats.clone()).collect(),
-            models: Models::new(Named { caption: model, filter }, devices, parts.load, answers, metrics),
+            models: Models::new(Named { caption: model, filter, vqa: answerer }, devices, parts.load, answers, metrics),
             queues: vec![
                 (Stage::Fetch, before_fetch),
                 (Stage::Decode, before_decode),
@@ -317,6 +322,7 @@ mod tests {
         let engine = |batch_size| Loaded {
             engine: Box::new(FakeEngine::new(FakeOptions::default())),
             filter: None,
+            answerer: None,
             batch_size,
             replica: None,
         };

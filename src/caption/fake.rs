@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::{
     Caption, Encoded, EncoderId, Engine, EngineError, ErrorKind, Filter, Finish, Match, ModelInfo, Params, Phases,
-    Pixels, RowId, Sight,
+    Pixels, Respondent, RowId, Sight,
 };
 
 /// How a [`FakeEngine`] behaves.
@@ -353,6 +353,61 @@ impl Filter for FakeFilter {
 
     fn text_embeddings(&mut self, texts: &[&str]) -> Result<Vec<Result<Vec<f32>, EngineError>>, EngineError> {
         Ok(texts.iter().map(|text| last_word(text).map(embedding)).collect())
+    }
+}
+
+/// An answerer without a model: the answer is the last word of the question and the hash of the pixels, as many of these two
+/// words as there may be tokens.
+pub struct FakeAnswerer {
+    model: ModelInfo,
+    encode_calls: usize,
+}
+
+impl FakeAnswerer {
+    /// One whose model has another name.
+    pub fn called(id: &str) -> Self {
+        let other = Self::default();
+        Self { model: ModelInfo { id: id.into(), ..other.model.clone() }, ..other }
+    }
+
+    /// How often `encode` was called.
+    pub fn encode_calls(&self) -> usize {
+        self.encode_calls
+    }
+}
+
+impl Default for FakeAnswerer {
+    fn default() -> Self {
+        let model = ModelInfo { id: "fake answerer".into(), ..FakeEngine::default().model };
+        Self { model, encode_calls: 0 }
+    }
+}
+
+impl Respondent for FakeAnswerer {
+    fn model(&self) -> &ModelInfo {
+        &self.model
+    }
+
+    fn encode(&mut self, images: &[Pixels]) -> Result<Vec<Encoded>, EngineError> {
+        self.encode_calls += 1;
+        Ok(images.iter().map(|image| Encoded::new(FakeEncoding(fake_words(image)), 0)).collect())
+    }
+
+    fn answer(&mut self, asked: &[(&Encoded, &str, Params)]) -> Result<Vec<Result<Caption, EngineError>>, EngineError> {
+        let answer = |(image, question, params): &(&Encoded, &str, Params)| {
+            params.check()?;
+            let row = FakeRow {
+                id: RowId(0),
+                prompt: None,
+                words: vec![last_word(question)?.to_owned(), hash_of(image)?],
+                generated: params.max_new_tokens.min(3),
+                max_new_tokens: params.max_new_tokens,
+                min_new_tokens: 0,
+                captions: 1,
+            };
+            Ok(row.caption(if row.generated < 3 { Finish::Length } else { Finish::Stop }))
+        };
+        Ok(asked.iter().map(answer).collect())
     }
 }
 

@@ -14,6 +14,7 @@ mod bert;
 mod compute;
 pub mod config;
 mod device;
+mod embeddings;
 mod encoder;
 mod engine;
 mod error;
@@ -31,8 +32,10 @@ mod params;
 #[doc(hidden)]
 pub mod pictures;
 pub mod preprocess;
+mod questions;
 mod random;
 mod reader;
+mod respondent;
 mod rows;
 mod search;
 mod task;
@@ -56,6 +59,7 @@ pub use compute::Isa;
 #[doc(hidden)]
 pub use compute::kernels;
 pub use device::{DeviceSpec, DtypeSpec};
+pub use embeddings::Embeddings;
 pub use encoder::{EncoderId, Encoders, Sight};
 pub use engine::BlipEngine;
 pub use error::{EngineError, ErrorKind};
@@ -66,6 +70,7 @@ pub use matcher::{Match, Matcher};
 pub use model::Model;
 pub use none::NoCaptioner;
 pub use params::{BeamSearch, DEFAULT_MAX_NEW_TOKENS, Number, Params, Sampling, Strategy, number};
+pub use respondent::Respondent;
 pub use task::{Ask, Told, tell};
 pub use work::{Ceilings, Work};
 

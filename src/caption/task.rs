@@ -1,6 +1,10 @@
-//! What may be asked about an image, and the two passes that answer a batch: captions first, then the judgement of all texts.
+//! What may be asked about an image, and the passes that answer a batch: captions first, then the judgement of all texts
+//! and the embeddings, then the answers to questions.
 
-use super::{Caption, Encoded, Engine, EngineError, ErrorKind, Filter, Match, Params, Pixels, Sight, write};
+use super::{
+    Caption, Embeddings, Encoded, Engine, EngineError, ErrorKind, Filter, Match, Params, Pixels, Respondent, Sight,
+    embeddings, questions, write,
+};
 
 /// Images that are judged at a time: what is remembered of an image takes some 20 MB on a GPU.
 const JUDGED: usize = 32;
@@ -14,6 +18,12 @@ pub struct Ask {
     pub texts: Vec<String>,
     /// Whether the captions and the texts are to be judged.
     pub filter: bool,
+    /// Whether the image and the texts are to be embedded.
+    pub embed: bool,
+    /// Questions that are to be answered.
+    pub questions: Vec<String>,
+    /// How they are answered; without a prompt.
+    pub answering: Params,
 }
 
 /// What is told about one image.
@@ -25,6 +35,10 @@ pub struct Told {
     pub generated: Vec<Result<Match, String>>,
     /// How well each of the texts does.
     pub found: Vec<Result<Match, String>>,
+    /// Where the image and the texts are in one space, if that was asked for.
+    pub embeddings: Option<Embeddings>,
+    /// The answer to each of the questions, or why there is none.
+    pub answers: Vec<Result<Caption, String>>,
 }
 
 impl Ask {
@@ -37,16 +51,22 @@ impl Ask {
     pub fn rows(&self) -> usize {
         self.caption.as_ref().map_or(1, Params::rows)
     }
+
+    /// Whether the filter is to look at the image.
+    fn needs_filter(&self) -> bool {
+        self.filter || self.embed
+    }
 }
 
-/// Answers a batch. The results are in the order of `items`, each image's own errors (bad parameters, a text without words) in
-/// its place.
+/// Answers a batch. The results are in the order of `items`, each image's own errors (bad parameters, nothing but texts and
+/// questions without words) in its place.
 ///
 /// # Errors
 /// Of the call as a whole; the engine is empty then.
 pub fn tell(
     engine: &mut dyn Engine,
     filter: Option<&mut dyn Filter>,
+    respondent: Option<&mut dyn Respondent>,
     items: &[(Pixels, Ask)],
 ) -> Result<Vec<Result<Told, EngineError>>, EngineError> {
     let mut results: Vec<Result<Told, EngineError>> = items.iter().map(|_| Ok(Told::default())).collect();
@@ -60,7 +80,7 @@ pub fn tell(
             let seen = engine.see(&images)?;
             let encoded = engine.remember(&seen)?;
             for (at, sight) in places.iter().zip(seen) {
-                sights[*at] = Some(sight).filter(|_| items[*at].1.filter);
+                sights[*at] = Some(sight).filter(|_| items[*at].1.needs_filter());
             }
             encoded
         } else {
@@ -70,12 +90,14 @@ pub fn tell(
             results[at] = caption.map(|caption| Told { caption: Some(caption), ..Told::default() });
         }
     }
-    let judged: Vec<usize> = (0..items.len()).filter(|at| items[*at].1.filter && results[*at].is_ok()).collect();
+    let judged: Vec<usize> =
+        (0..items.len()).filter(|at| items[*at].1.needs_filter() && results[*at].is_ok()).collect();
     match filter {
         _ if judged.is_empty() => {}
         Some(filter) => judged.chunks(JUDGED).try_for_each(|places| {
             let images = look(filter, items, places, &sights)?;
-            judge(filter, items, places, &images, &mut results)
+            judge(filter, items, places, &images, &mut results)?;
+            embeddings::embed(filter, items, places, &images, &mut results)
         })?,
         None => {
             for at in judged {
@@ -83,7 +105,38 @@ pub fn tell(
             }
         }
     }
-    Ok(results)
+    questions::answer(respondent, items, &mut results)?;
+    Ok(results.into_iter().map(|told| told.and_then(Told::of_use)).collect())
+}
+
+impl Told {
+    /// Refuses an image of which nothing could be told, by its first text or question.
+    fn of_use(self) -> Result<Self, EngineError> {
+        fn first<T>(name: &str, told: &[Result<T, String>]) -> Option<String> {
+            Some(format!("{name}[0]: {}", told.first()?.as_ref().err()?))
+        }
+        let none = self.caption.is_none()
+            && self.embeddings.is_none()
+            && self.found.iter().all(Result::is_err)
+            && self.answers.iter().all(Result::is_err);
+        match first("text", &self.found).or_else(|| first("questions", &self.answers)) {
+            Some(why) if none => Err(EngineError::bad_params(why)),
+            _ => Ok(self),
+        }
+    }
+}
+
+/// What is told of a text or a question of its own, or why nothing is: it has no words, or too many. The others are told all
+/// the same.
+///
+/// # Errors
+/// Any other, which is not its own.
+pub(super) fn of_its_own<T>(told: Result<T, EngineError>) -> Result<Result<T, String>, EngineError> {
+    match told {
+        Ok(told) => Ok(Ok(told)),
+        Err(error) if error.is_of_one_row() => Ok(Err(error.to_string())),
+        Err(error) => Err(error),
+    }
 }
 
 /// Encodes the images at some places for the filter, in the order of the places. Those that were seen are not looked at again.
@@ -110,26 +163,20 @@ fn judge(
     images: &[Encoded],
     results: &mut [Result<Told, EngineError>],
 ) -> Result<(), EngineError> {
+    let asked = || images.iter().zip(places).filter(|(_, at)| items[**at].1.filter);
     let mut pairs: Vec<(&Encoded, &str)> = Vec::new();
-    for (image, at) in images.iter().zip(places) {
+    for (image, at) in asked() {
         pairs.extend(written(&results[*at]).chain(found(&items[*at].1)).map(|text| (image, text)));
     }
-    let mut matches = filter.judge(&pairs)?.into_iter();
-    for at in places {
+    if pairs.is_empty() {
+        return Ok(());
+    }
+    let mut matches = filter.judge(&pairs)?.into_iter().map(of_its_own);
+    for (_, at) in asked() {
         let (captions, texts) = (written(&results[*at]).count(), items[*at].1.texts.len());
-        let mut next = |count: usize| {
-            let judged = matches.by_ref().take(count).map(|judgement| match judgement {
-                Ok(judgement) => Ok(Ok(judgement)),
-                // A text of no words, or of too many: the others are judged all the same.
-                Err(error) if error.is_of_one_row() => Ok(Err(error.to_string())),
-                Err(error) => Err(error),
-            });
-            judged.collect::<Result<Vec<_>, EngineError>>()
-        };
+        let mut next = |count: usize| matches.by_ref().take(count).collect::<Result<Vec<_>, EngineError>>();
         let (generated, found) = (next(captions)?, next(texts)?);
-        if let Some(Err(why)) = found.first().filter(|_| captions == 0 && found.iter().all(Result::is_err)) {
-            results[*at] = Err(EngineError::bad_params(format!("text[0]: {why}")));
-        } else if let Ok(told) = &mut results[*at] {
+        if let Ok(told) = &mut results[*at] {
             (told.generated, told.found) = (generated, found);
         }
     }
@@ -148,7 +195,7 @@ fn found(ask: &Ask) -> impl Iterator<Item = &str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::caption::fake::{FakeEngine, FakeFilter, fake_words};
+    use crate::caption::fake::{FakeAnswerer, FakeEngine, FakeFilter, fake_words};
 
     fn image(colour: [u8; 3]) -> Pixels {
         Pixels::new(8, colour.repeat(64)).unwrap()
@@ -156,7 +203,11 @@ mod tests {
 
     fn ask(caption: bool, texts: &[&str], filter: bool) -> Ask {
         let texts = texts.iter().map(|text| (*text).to_owned()).collect();
-        Ask { caption: caption.then(Params::default), texts, filter }
+        Ask { caption: caption.then(Params::default), texts, filter, ..Ask::default() }
+    }
+
+    fn asking(questions: &[&str], ask: Ask) -> Ask {
+        Ask { questions: questions.iter().map(|question| (*question).to_owned()).collect(), ..ask }
     }
 
     #[test]
@@ -170,7 +221,7 @@ mod tests {
             (image([4, 4, 4]), ask(true, &["a", " "], true)),
             (image([4, 4, 4]), ask(false, &[" ", " "], true)),
         ];
-        let told = tell(&mut engine, Some(&mut filter), &items).unwrap();
+        let told = tell(&mut engine, Some(&mut filter), None, &items).unwrap();
         let first = told[0].as_ref().unwrap();
         assert!(first.caption.is_some() && first.generated.is_empty() && first.found.is_empty());
         let second = told[1].as_ref().unwrap();
@@ -190,7 +241,7 @@ mod tests {
         // With one image encoder only those are looked at that had no caption, and all is told as before.
         let mut engine = FakeEngine::default();
         let mut filter = FakeFilter::beside(&engine);
-        let again = tell(&mut engine, Some(&mut filter), &items).unwrap();
+        let again = tell(&mut engine, Some(&mut filter), None, &items).unwrap();
         let words =
             |told: &[Result<Told, EngineError>]| told.iter().map(|told| format!("{told:?}")).collect::<Vec<_>>();
         assert_eq!(words(&again), words(&told));
@@ -200,8 +251,70 @@ mod tests {
     #[test]
     fn without_a_filter_only_who_asks_for_it_goes_without() {
         let items = [(image([1, 2, 3]), ask(true, &[], false)), (image([1, 2, 3]), ask(true, &[], true))];
-        let told = tell(&mut FakeEngine::default(), None, &items).unwrap();
+        let told = tell(&mut FakeEngine::default(), None, None, &items).unwrap();
         assert!(told[0].is_ok());
         assert_eq!(told[1].as_ref().unwrap_err().kind(), ErrorKind::Unavailable);
+    }
+
+    #[test]
+    fn questions_are_answered_beside_captions_and_judgements_and_a_bad_one_spoils_no_other() {
+        let (mut engine, mut filter, mut answerer) =
+            (FakeEngine::default(), FakeFilter::default(), FakeAnswerer::default());
+        let nothing = ask(false, &[], false);
+        let items = [
+            (image([1, 2, 3]), asking(&["what colour", "?", "how many"], ask(true, &["a"], true))),
+            (image([9, 8, 7]), asking(&["what colour"], nothing.clone())),
+            (image([4, 4, 4]), asking(&["?", "…"], nothing.clone())),
+            (image([4, 4, 4]), asking(&["?"], ask(true, &[], false))),
+            (image([4, 4, 4]), asking(&["what colour"], ask(false, &[" "], true))),
+            (image([4, 4, 4]), asking(&["?"], ask(false, &[" "], true))),
+            (image([5, 5, 5]), ask(true, &[], false)),
+        ];
+        let told = tell(&mut engine, Some(&mut filter), Some(&mut answerer), &items).unwrap();
+        let texts = |at: usize| {
+            let told: &Told = told[at].as_ref().unwrap();
+            told.answers.iter().map(|answer| answer.as_ref().map(|answer| answer.text.clone())).collect::<Vec<_>>()
+        };
+        let hash = |colour: [u8; 3]| fake_words(&image(colour)).pop().unwrap();
+        let first = texts(0);
+        assert_eq!(first[0], Ok(&format!("colour {}", hash([1, 2, 3]))).cloned());
+        assert!(first[1].is_err() && first[2].as_ref().unwrap().starts_with("many "), "{first:?}");
+        let first = told[0].as_ref().unwrap();
+        assert_eq!((first.caption.is_some(), first.generated.len(), first.found.len()), (true, 1, 1));
+        assert_eq!(texts(1)[0], Ok(&format!("colour {}", hash([9, 8, 7]))).cloned());
+        let error = told[2].as_ref().unwrap_err();
+        assert!(error.kind() == ErrorKind::BadParams && error.to_string().starts_with("questions[0]: "), "{error}");
+        assert!(texts(3)[0].is_err(), "its caption is told all the same");
+        assert!(texts(4)[0].is_ok() && told[4].as_ref().unwrap().found[0].is_err());
+        assert!(told[5].as_ref().unwrap_err().to_string().starts_with("text[0]: "));
+        assert!(texts(6).is_empty());
+        assert_eq!(answerer.encode_calls(), 1);
+
+        let told = tell(&mut engine, None, None, &items[1..2]).unwrap();
+        assert_eq!(told[0].as_ref().unwrap_err().kind(), ErrorKind::Unavailable);
+    }
+
+    #[test]
+    fn images_and_texts_are_embedded_by_the_look_that_judges_them() {
+        let (mut engine, mut filter) = (FakeEngine::default(), FakeFilter::default());
+        let embedded = |ask: Ask| Ask { embed: true, ..ask };
+        let hash = fake_words(&image([9, 8, 7])).pop().unwrap();
+        let items = [
+            (image([9, 8, 7]), embedded(ask(true, &[&hash, " "], true))),
+            (image([9, 8, 7]), embedded(ask(false, &[], false))),
+            (image([1, 2, 3]), embedded(ask(false, &[" "], true))),
+            (image([1, 2, 3]), ask(false, &["a"], true)),
+        ];
+        let told = tell(&mut engine, Some(&mut filter), None, &items).unwrap();
+        let of = |at: usize| told[at].as_ref().unwrap().embeddings.clone();
+        let first = of(0).unwrap();
+        assert_eq!(first.texts[0].as_ref().unwrap(), &first.image, "where the image is");
+        assert!(first.texts[1].is_err() && told[0].as_ref().unwrap().found.len() == 2);
+        assert_eq!(of(1), Some(Embeddings { texts: Vec::new(), ..first }));
+        assert!(told[1].as_ref().unwrap().found.is_empty());
+        assert!(of(2).unwrap().texts[0].is_err(), "its image is embedded all the same");
+        assert_eq!((of(3), filter.encode_calls()), (None, 1));
+        let told = tell(&mut engine, None, None, &items[1..2]).unwrap();
+        assert_eq!(told[0].as_ref().unwrap_err().kind(), ErrorKind::Unavailable);
     }
 }

@@ -172,7 +172,7 @@ impl BatchArgs {
         }
         let (mut settings, params) = self.options.settings(&self.inputs)?;
         // Nothing here asks for it.
-        settings.filter.source = None;
+        (settings.filter.source, settings.answerer.source) = (None, None);
         Ok((settings, params))
     }
 

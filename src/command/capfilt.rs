@@ -59,7 +59,7 @@ pub fn run(args: CapFiltArgs) -> anyhow::Result<Exit> {
     let items = args.read(&settings, params).start(args.inputs)?;
     let items = std::iter::from_fn(move || items.recv_blocking().ok());
     let requests = items.flat_map(move |item| requests(item, rows)).map(Ok);
-    local::run(&settings, parts, requests, (args.output, print), args.tolerance.max_failure_rate)
+    local::run(&settings, parts, requests, local::printing(args.output, print), args.tolerance.max_failure_rate)
 }
 
 /// The requests of an input, named by their ids or by where they stand.

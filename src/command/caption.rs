@@ -36,14 +36,14 @@ pub struct CaptionArgs {
 pub fn run(args: CaptionArgs) -> anyhow::Result<Exit> {
     let (mut settings, params) = args.options.settings(&args.images)?;
     // Nothing here asks for it.
-    settings.filter.source = None;
+    (settings.filter.source, settings.answerer.source) = (None, None);
     telemetry::init(&telemetry::quiet(&settings.log))?;
     let parts = models::parts(&settings, models::load(&settings)?)?;
     let requests = input::images(args.images).map(move |argument| {
         let request = local::request(&argument?);
         Ok(request.map(|request| Request { params: params.clone(), ..request }))
     });
-    local::run(&settings, parts, requests, (args.output, print), args.tolerance.max_failure_rate)
+    local::run(&settings, parts, requests, local::printing(args.output, print), args.tolerance.max_failure_rate)
 }
 
 fn print(record: &CaptionRecord, out: &mut dyn Write) -> io::Result<()> {

@@ -165,6 +165,18 @@ impl Report {
             usable &= matches!(found.state, State::Ok | State::Warning);
             self.add(found)?;
         }
+        if let Some(source) = &settings.answerer.source {
+            let wanted = model::Wanted {
+                item: "answerer",
+                source,
+                setting: "answerer.source",
+                architecture: Architecture::Answerer,
+            };
+            let (found, sizes) = model::source(wanted, &settings.model, args.offline, args.timeout);
+            parameters = parameters.zip(sizes).map(|(sum, sizes)| sum + sizes.answerer_parameters());
+            usable &= matches!(found.state, State::Ok | State::Warning);
+            self.add(found)?;
+        }
         self.add(model::devices(&settings.model))?;
         if args.load_model {
             self.add(if usable {

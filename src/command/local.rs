@@ -203,10 +203,16 @@ pub fn heed(failure: DeviceFailure, control: &Control) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Prints records, each in the text form of a command.
-pub type PrintText = fn(&CaptionRecord, &mut dyn Write) -> io::Result<()>;
+/// Prints a record.
+pub type Print = fn(&CaptionRecord, &mut dyn Write) -> io::Result<()>;
 
-/// Runs requests through the flow and prints what comes of them.
+/// How results are printed in a form: records whole, or in the text form of a command.
+pub fn printing(form: Form, text: Print) -> (Form, Print) {
+    let whole: Print = |record, out| writeln!(out, "{}", serde_json::to_string(record)?);
+    (form, if form == Form::Jsonl { whole } else { text })
+}
+
+/// Runs requests through the flow and prints what comes of them; failures in a form, too.
 ///
 /// # Errors
 /// The flow could not be started, or lost something; there were no requests; the output cannot be written.
@@ -214,7 +220,7 @@ pub fn run(
     settings: &Settings,
     parts: Parts,
     requests: impl Iterator<Item = io::Result<Named>> + Send + 'static,
-    (form, text): (Form, PrintText),
+    (form, print): (Form, Print),
     max_failure_rate: f64,
 ) -> anyhow::Result<Exit> {
     let Flow { runtime, control, core } = Flow::start(settings, parts)?;
@@ -223,7 +229,7 @@ pub fn run(
         let feeder = Feeder { rows, failures, control: control.clone(), runtime: runtime.handle().clone() };
         std::thread::Builder::new().name("arguments".into()).spawn(move || feeder.run(requests))?
     };
-    let mut printer = Printer::new(form, text);
+    let mut printer = Printer::new(form, print);
     runtime.block_on(print_all(&mut printer, &finished, &device_failures, &control))?;
     runtime.block_on(fetching).context("the fetch stage panicked")?;
     let count = feeder.join().map_err(|_| anyhow::anyhow!("reading the arguments panicked"))??;
@@ -317,7 +323,8 @@ fn size(request: &Named) -> usize {
         Ok(request) => request,
         Err(wrong) => &wrong.0,
     };
-    request.id.as_ref().map_or(0, String::len) + request.texts.iter().map(String::len).sum::<usize>()
+    let texts = request.texts.iter().chain(&request.questions);
+    request.id.as_ref().map_or(0, String::len) + texts.map(String::len).sum::<usize>()
 }
 
 /// The row of a request without a message.
@@ -329,8 +336,10 @@ pub fn row(request: Request, offset: i64) -> Row {
 
 /// Prints results in the order of the arguments, each as soon as all before it are there.
 struct Printer {
+    /// Of failures.
     form: Form,
-    text: PrintText,
+    /// Of records.
+    record: Print,
     /// Results that came before their turn. Their tickets and message permits are kept, which bounds their number.
     early: BTreeMap<i64, Tracked<Printable>>,
     next: i64,
@@ -340,7 +349,7 @@ struct Printer {
 }
 
 impl Printer {
-    fn new(form: Form, text: PrintText) -> Self {
+    fn new(form: Form, record: Print) -> Self {
         // Where the captions themselves appear on the terminal, they are the progress.
         let bar = if io::stdout().is_terminal() || !io::stderr().is_terminal() {
             ProgressBar::hidden()
@@ -348,7 +357,7 @@ impl Printer {
             let style = ProgressStyle::with_template("{spinner} {pos} images, {per_sec}, {elapsed}");
             ProgressBar::new_spinner().with_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()))
         };
-        Self { form, text, early: BTreeMap::new(), next: 0, failed: 0, bar, begun: Instant::now() }
+        Self { form, record, early: BTreeMap::new(), next: 0, failed: 0, bar, begun: Instant::now() }
     }
 
     fn take(&mut self, finished: Finished) -> anyhow::Result<()> {
@@ -378,8 +387,7 @@ impl Printer {
     fn print(&self, result: Printable) -> io::Result<()> {
         let mut out = io::stdout().lock();
         match (self.form, result) {
-            (Form::Text, Ok(record)) => (self.text)(&record, &mut out),
-            (Form::Jsonl, Ok(record)) => writeln!(out, "{}", serde_json::to_string(&record)?),
+            (_, Ok(record)) => (self.record)(&record, &mut out),
             (Form::Text, Err((name, failure))) => {
                 self.bar.suspend(|| eprintln!("{name}: {}: {}", failure.code, failure.message));
                 Ok(())

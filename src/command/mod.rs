@@ -1,5 +1,7 @@
 //! The subcommands, one file each.
 
+mod alone;
+mod answer;
 mod assets;
 mod batch;
 mod bench;
@@ -10,6 +12,7 @@ mod collect;
 pub mod config;
 mod demo;
 mod dlq;
+mod embed;
 mod generation;
 mod input;
 mod local;
@@ -60,6 +63,10 @@ enum Command {
     Capfilt(capfilt::CapFiltArgs),
     /// Judge how well texts describe an image, without Kafka
     Score(score::ScoreArgs),
+    /// Answer questions about an image, without Kafka
+    Answer(answer::AnswerArgs),
+    /// Embed images and texts in one space, without Kafka
+    Embed(embed::EmbedArgs),
     /// Answer over HTTP while clients wait, without Kafka
     Serve(serve::ServeArgs),
     /// Send requests to Kafka, and wait for the captions if asked to
@@ -155,6 +162,8 @@ pub fn run(cli: Cli) -> anyhow::Result<Exit> {
         Command::Batch(args) => batch::run(args),
         Command::Capfilt(args) => capfilt::run(args),
         Command::Score(args) => score::run(args),
+        Command::Answer(args) => answer::run(args),
+        Command::Embed(args) => embed::run(args),
         Command::Serve(args) => serve::run(args),
         Command::Submit(args) => submit::run(args),
         Command::Collect(args) => collect::run(args),

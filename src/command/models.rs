@@ -12,8 +12,8 @@ use super::{Usage, assets};
 use crate::caption::config::Architecture;
 use crate::caption::preprocess::Preprocessor;
 use crate::caption::{
-    BlipEngine, DeviceSpec, Encoders, Engine, ErrorKind, HubSource, LoadError, LoadOptions, Matcher, ModelInfo,
-    ModelSource, NoCaptioner, load_matcher, load_model,
+    Answerer, BlipEngine, DeviceSpec, Encoders, Engine, ErrorKind, HubSource, LoadError, LoadOptions, Matcher,
+    ModelInfo, ModelSource, NoCaptioner, load_answerer, load_matcher, load_model,
 };
 use crate::pipeline::{Load, Loaded, Parts};
 use crate::settings::{Batch, Model, Settings};
@@ -96,8 +96,11 @@ pub struct LoadedModel {
 pub fn load(settings: &Settings) -> anyhow::Result<LoadedModel> {
     let model = &settings.model;
     let source = source(&model.source, Architecture::Captioner, model)?;
-    let filter = settings.filter.source.as_ref();
-    let filter = filter.map(|name| self::source(name, Architecture::Matcher, model)).transpose()?;
+    let beside = |name: &Option<String>, architecture| {
+        name.as_ref().map(|name| self::source(name, architecture, model)).transpose()
+    };
+    let filter = beside(&settings.filter.source, Architecture::Matcher)?;
+    let answerer = beside(&settings.answerer.source, Architecture::Answerer)?;
     let common = options(source, model)?;
     let devices = devices(model)?;
     // What `auto` and `all` found is more than what was written, or it is the only one.
@@ -106,8 +109,8 @@ pub fn load(settings: &Settings) -> anyhow::Result<LoadedModel> {
     let (mut encoders, mut of_engines) = (Encoders::default(), Vec::new());
     for device in devices {
         let options = LoadOptions { device, ..common.clone() };
-        let filter = filter.clone().map(|source| LoadOptions { source, ..options.clone() });
-        match load_on_device(&options, filter.as_ref(), settings, &mut encoders) {
+        let beside = |source: &Option<ModelSource>| Some(LoadOptions { source: source.clone()?, ..options.clone() });
+        match load_on_device(&options, beside(&filter), beside(&answerer), settings, &mut encoders) {
             Ok(loaded) => {
                 of_engines.extend(loaded.engines.iter().map(|_| device));
                 match &mut all {
@@ -139,17 +142,49 @@ fn options(source: ModelSource, model: &Model) -> Result<LoadOptions, Usage> {
     })
 }
 
+/// The published model that was trained to match.
+const PUBLISHED_FILTER: &str = "Salesforce/blip-itm-base-coco";
+
+/// The name of the filter for a command that needs one: the one that was asked for, that of the configuration, or the published
+/// one.
+pub fn filter_name(asked: Option<String>, settings: &Settings) -> String {
+    asked.or_else(|| settings.filter.source.clone()).unwrap_or_else(|| PUBLISHED_FILTER.into())
+}
+
 /// Loads the filter, without a captioner, on the first of the configured devices.
 pub fn load_filter_alone(settings: &Settings) -> anyhow::Result<LoadedModel> {
-    let model = &settings.model;
     let name = settings.filter.source.as_deref().context("filter.source names no model")?;
-    let device = devices(model)?.into_iter().next().unwrap_or(DeviceSpec::Auto);
-    let options = LoadOptions { device, ..options(source(name, Architecture::Matcher, model)?, model)? };
-    let filter = load_matcher(&options).with_context(|| format!("cannot load the model {name}"))?;
+    let filter = load_alone(name, Architecture::Matcher, settings, load_matcher)?;
     let (info, preprocessor) = (filter.info().clone(), filter.preprocessor().clone());
+    Ok(alone(info, preprocessor, |loaded| loaded.filter = Some(Box::new(filter))))
+}
+
+/// Loads the model that answers questions, without a captioner, on the first of the configured devices.
+pub fn load_answerer_alone(settings: &Settings) -> anyhow::Result<LoadedModel> {
+    let name = settings.answerer.source.as_deref().context("answerer.source names no model")?;
+    let answerer = load_alone(name, Architecture::Answerer, settings, load_answerer)?;
+    let (info, preprocessor) = (answerer.info().clone(), answerer.preprocessor().clone());
+    Ok(alone(info, preprocessor, |loaded| loaded.answerer = Some(Box::new(answerer))))
+}
+
+fn load_alone<T>(
+    name: &str,
+    architecture: Architecture,
+    settings: &Settings,
+    load: impl FnOnce(&LoadOptions) -> Result<T, LoadError>,
+) -> anyhow::Result<T> {
+    let model = &settings.model;
+    let device = devices(model)?.into_iter().next().unwrap_or(DeviceSpec::Auto);
+    let options = LoadOptions { device, ..options(source(name, architecture, model)?, model)? };
+    load(&options).with_context(|| format!("cannot load the model {name}"))
+}
+
+/// A model in the place beside a captioner, and none in the captioner's.
+fn alone(info: ModelInfo, preprocessor: Preprocessor, put: impl FnOnce(&mut Loaded)) -> LoadedModel {
     let engine = Box::new(NoCaptioner::new(info.clone()));
-    let engines = vec![Loaded { engine, filter: Some(Box::new(filter)), batch_size: 1, replica: None }];
-    Ok(LoadedModel { info, engines, preprocessor, load: None })
+    let mut loaded = Loaded { engine, filter: None, answerer: None, batch_size: 1, replica: None };
+    put(&mut loaded);
+    LoadedModel { info, engines: vec![loaded], preprocessor, load: None }
 }
 
 /// Whether another device may fare better.
@@ -161,7 +196,8 @@ fn is_of_device(error: &anyhow::Error) -> bool {
 
 fn load_on_device(
     options: &LoadOptions,
-    filter: Option<&LoadOptions>,
+    filter: Option<LoadOptions>,
+    answerer: Option<LoadOptions>,
     settings: &Settings,
     encoders: &mut Encoders,
 ) -> anyhow::Result<LoadedModel> {
@@ -171,7 +207,7 @@ fn load_on_device(
         None => (load_model(options).with_context(cannot)?, None),
         Some(filter) => {
             let loaded = encoders.load_model(options).with_context(cannot)?;
-            let filter = load_filter(encoders, filter, loaded.preprocessor())?;
+            let filter = load_filter(encoders, &filter, loaded.preprocessor())?;
             let device = &loaded.info().device;
             if filter.encoder() == loaded.encoder() {
                 tracing::info!(
@@ -187,6 +223,7 @@ fn load_on_device(
             (loaded, Some(filter))
         }
     };
+    let answerer = answerer.map(|options| load_beside_answerer(&options, loaded.preprocessor())).transpose()?;
     let mut size = batch.max_size;
     let mut engines = Vec::new();
     for replica in 0..model.replicas.max(1) {
@@ -201,7 +238,8 @@ fn load_on_device(
         }
         let replica = (model.replicas > 1).then_some(replica);
         let filter = filter.clone().map(|filter| Box::new(filter) as _);
-        engines.push(Loaded { engine, filter, batch_size: size, replica });
+        let answerer = answerer.clone().map(|answerer| Box::new(answerer) as _);
+        engines.push(Loaded { engine, filter, answerer, batch_size: size, replica });
     }
     let (info, preprocessor) = (loaded.info().clone(), loaded.preprocessor().clone());
     Ok(LoadedModel { info, preprocessor, engines, load: None })
@@ -216,16 +254,34 @@ fn load_filter(
     let filter = encoders
         .load_matcher(options)
         .with_context(|| format!("cannot load the model {} (filter.source)", options.source))?;
-    if filter.preprocessor() == preprocessor {
-        return Ok(filter);
+    check_pixels(filter.preprocessor(), preprocessor, "filter.source", options)?;
+    Ok(filter)
+}
+
+/// Loads the model that answers questions, which looks at the same pixels. Those that are published were trained as a whole, so
+/// that no other model has their image encoder.
+fn load_beside_answerer(options: &LoadOptions, preprocessor: &Preprocessor) -> anyhow::Result<Arc<Answerer>> {
+    let answerer = load_answerer(options)
+        .with_context(|| format!("cannot load the model {} (answerer.source)", options.source))?;
+    check_pixels(answerer.preprocessor(), preprocessor, "answerer.source", options)?;
+    Ok(answerer)
+}
+
+fn check_pixels(
+    own: &Preprocessor,
+    captioner: &Preprocessor,
+    setting: &str,
+    options: &LoadOptions,
+) -> Result<(), LoadError> {
+    if own == captioner {
+        return Ok(());
     }
     // No other device would fare better.
     let reason = format!(
-        "makes its pixels in another way than the captioner: {:?}, and {preprocessor:?}. Both must take the same, as the \
-         published models of one size do",
-        filter.preprocessor()
+        "makes its pixels in another way than the captioner: {own:?}, and {captioner:?}. Both must take the same, as the \
+         published models of one size do"
     );
-    Err(LoadError::Invalid { file: format!("filter.source: {}", options.source), reason }.into())
+    Err(LoadError::Invalid { file: format!("{setting}: {}", options.source), reason })
 }
 
 /// Finds the batch size of a device. An image waits for the batch under way, for `batch.linger`, and for its own batch: each

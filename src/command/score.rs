@@ -2,14 +2,11 @@
 
 use std::io::{self, Write};
 
+use super::alone::AloneOptions;
 use super::local::{self, Form};
 use super::{Exit, models, telemetry};
-use crate::config::ConfigOptions;
 use crate::message::{CaptionRecord, Request, Tasks};
 use crate::settings::Settings;
-
-/// The published model that was trained to match.
-const MODEL: &str = "Salesforce/blip-itm-base-coco";
 
 /// Arguments of `score`.
 #[derive(Debug, clap::Args)]
@@ -33,17 +30,8 @@ pub struct ScoreArgs {
     /// Folder or hub id of a model that judges images and texts; else filter.source, or else Salesforce/blip-itm-base-coco
     #[arg(long, value_name = "DIR|HUB-ID")]
     model: Option<String>,
-    /// `auto`, `cpu` or `cuda:N`
-    #[arg(long)]
-    device: Option<String>,
-    /// `auto`, `f32`, `bf16`, `f16` or `int8`
-    #[arg(long)]
-    dtype: Option<String>,
-    /// A network that may be reached although it is not public, e.g. 10.0.0.0/8; may be given several times
-    #[arg(long, value_name = "CIDR")]
-    allow_network: Vec<ipnet::IpNet>,
     #[command(flatten)]
-    config: ConfigOptions,
+    options: AloneOptions,
 }
 
 /// Runs the command.
@@ -53,10 +41,10 @@ pub fn run(args: ScoreArgs) -> anyhow::Result<Exit> {
     let parts = models::parts(&settings, models::load_filter_alone(&settings)?)?;
     let request = local::request(&args.image).map(|request| Request {
         texts: args.texts,
-        tasks: Tasks { caption: false, filter: true },
+        tasks: Tasks { filter: true, ..Tasks::NONE },
         ..request
     });
-    local::run(&settings, parts, std::iter::once(Ok(request)), (args.output, print), 0.0)
+    local::run(&settings, parts, std::iter::once(Ok(request)), local::printing(args.output, print), 0.0)
 }
 
 fn print(record: &CaptionRecord, out: &mut dyn Write) -> io::Result<()> {
@@ -73,12 +61,8 @@ fn print(record: &CaptionRecord, out: &mut dyn Write) -> io::Result<()> {
 
 impl ScoreArgs {
     fn settings(&self) -> anyhow::Result<Settings> {
-        let mut settings = self.config.load()?.settings;
-        let source = self.model.clone().or(settings.filter.source);
-        settings.filter.source = Some(source.unwrap_or_else(|| MODEL.into()));
-        settings.model.devices = self.device.clone().map_or(settings.model.devices, |device| vec![device]);
-        settings.model.dtype = self.dtype.clone().unwrap_or(settings.model.dtype);
-        local::open_to_the_user(&mut settings, std::slice::from_ref(&self.image), &self.allow_network);
+        let mut settings = self.options.settings(std::slice::from_ref(&self.image))?;
+        settings.filter.source = Some(models::filter_name(self.model.clone(), &settings));
         Ok(settings)
     }
 }

@@ -24,6 +24,7 @@ const LEAVE: Duration = Duration::from_secs(1);
 #[command(after_help = "Examples:
   blipstream serve --model Salesforce/blip-image-captioning-base
   blipstream serve --model demo --filter demo --listen 127.0.0.1:8080
+  blipstream serve --answerer Salesforce/blip-vqa-base
 
   curl http://127.0.0.1:8080/score -H 'Content-Type: application/json' -d \\
     '{\"input_data\": {\"columns\": [\"image\"], \"index\": [0], \"data\": [[\"https://example.com/a.jpg\"]]}}'
@@ -43,6 +44,9 @@ pub struct ServeArgs {
     /// Folder, hub id, or `demo`: a model that judges texts; else filter.source
     #[arg(long, value_name = "DIR|HUB-ID")]
     filter: Option<String>,
+    /// Folder or hub id: a model that answers questions; else answerer.source
+    #[arg(long, value_name = "DIR|HUB-ID")]
+    answerer: Option<String>,
     #[command(flatten)]
     config: ConfigOptions,
 }
@@ -53,6 +57,7 @@ pub fn run(mut args: ServeArgs) -> anyhow::Result<Exit> {
         ("endpoint.listen", args.listen.map(|address| address.to_string())),
         ("model.source", args.model),
         ("filter.source", args.filter),
+        ("answerer.source", args.answerer),
     ];
     args.config.set.extend(set.into_iter().filter_map(|(key, value)| Some(format!("{key}={}", value?))));
     let loaded = args.config.load()?;

@@ -76,6 +76,7 @@ pub(super) fn settings(settings: &Settings) -> Vec<Problem> {
     );
     check.model(&settings.model);
     check.filter(&settings.filter);
+    check.answerer(&settings.answerer, &settings.model);
     check.at_least_one("batch.queue", settings.batch.queue as u64);
     if let Some(worker) = &settings.output.worker {
         check.header("output.worker", worker);

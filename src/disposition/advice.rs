@@ -7,7 +7,7 @@ impl Code {
     pub const fn meaning(self) -> &'static str {
         match self {
             Self::BadMessage => "the value is in none of the four forms, or a field has a wrong type",
-            Self::BadParams => "`params`, `prompt`, `tasks` or `text` are wrong or out of range",
+            Self::BadParams => "`params`, `prompt`, `tasks`, `text` or `questions` are wrong or out of range",
             Self::BadReference => "the image reference is unreadable or of an unknown scheme",
             Self::BlockedAddress => "the address is not public, or its port unusual, and no setting opens it",
             Self::Dns => "the host name does not resolve",
@@ -42,8 +42,8 @@ impl Code {
                  shows the four forms."
             }
             Self::BadParams => {
-                "Mend the producer and send a new request, or raise model.max_new_tokens_limit, model.sequences_limit or \
-                 filter.texts_limit if that is what it is over, and replay."
+                "Mend the producer and send a new request, or raise model.max_new_tokens_limit, model.sequences_limit, \
+                 filter.texts_limit or answerer.questions_limit if that is what it is over, and replay."
             }
             Self::BadReference => {
                 "Mend the reference and send a new request: http, https, file and data addresses and base64 are read."
@@ -96,13 +96,14 @@ impl Code {
                  see whether the workers keep up."
             }
             Self::ModelUnavailable => {
-                "Start workers with the model that the request asks for (filter.source for the task filter), and replay."
+                "Start workers with the model that the request asks for (filter.source for the tasks filter and embed, \
+                 answerer.source for the task answer), and replay."
             }
             Self::Inference => {
                 "Replay once; if it fails again, please report it with the image. The worker's log has the error."
             }
             Self::OutputTooLarge => {
-                "Shorten the request's `meta` or `text`, or ask for fewer tokens or captions in a new request, or raise \
+                "Shorten the request's `meta`, `text` or `questions`, or ask for fewer tokens or captions in a new request, or raise \
                  kafka.max_message_size and the topic's max.message.bytes, and replay."
             }
             Self::Quarantined => {

@@ -5,7 +5,7 @@ use axum::extract::State;
 use serde_json::{Value, json};
 
 use super::Desk;
-use crate::message::RequestParams;
+use crate::message::{MAX_TEXTS, RequestParams};
 
 /// A picture for examples, so that they can be sent as they are: a green field below a blue sky.
 const PICTURE: &str = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAAGElEQVR42mOoP/IJK2KgooRVvzdWREUJABHYaSFdW+BnAAAAAElFTkSuQmCC";
@@ -74,7 +74,7 @@ fn openapi(max_rows: usize, token: bool) -> Value {
 
 fn name() -> Value {
     json!({"name": "name", "in": "path", "required": true, "description": "What the model does",
-           "schema": {"type": "string", "enum": ["caption", "filter"]}})
+           "schema": {"type": "string", "enum": ["caption", "filter", "vqa"]}})
 }
 
 fn health(id: &str, summary: &str) -> Value {
@@ -117,6 +117,9 @@ fn with_errors(mut responses: Value, statuses: &[&str], schema: &str) -> Value {
 fn schemas(max_rows: usize) -> Value {
     let params = serde_json::to_value(schemars::schema_for!(RequestParams)).unwrap_or_default();
     let cells = json!({"type": "array", "items": {}});
+    let point = json!({"type": "array", "items": {"type": "number"}});
+    let several =
+        json!({"oneOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "maxItems": MAX_TEXTS}]});
     json!({
         "Score": {"oneOf": [
             {"type": "object", "required": ["input_data"], "properties": {"input_data": {
@@ -128,13 +131,19 @@ fn schemas(max_rows: usize) -> Value {
                 }}}},
             {"type": "object", "required": ["image"], "properties": {
                 "image": {"type": "string"}, "id": {"type": "string"}, "prompt": {"type": "string"}, "params": params,
-                "text": {"oneOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]},
+                "text": several, "questions": several,
                 "tasks": {"type": "array", "items": {"type": "string"}},
                 "deadline": {"type": "string", "format": "date-time"}, "meta": {"type": "object"}}}
         ]},
         "Row": {"type": "object", "required": ["text"], "properties": {
             "text": {"type": ["string", "null"]},
             "candidates": {"type": "array", "items": {"type": "object"}},
+            "answers": {"type": "array", "items": {"type": "object", "required": ["question", "text"], "properties": {
+                "question": {"type": "string"}, "text": {"type": ["string", "null"]}, "logprob": {"type": ["number", "null"]},
+                "tokens": {"type": ["integer", "null"]}, "finish": {"type": ["string", "null"]}, "error": {"type": "string"}}}},
+            "embeddings": {"type": "object", "required": ["image", "text"], "properties": {
+                "image": point, "text": {"type": "array", "items": {"oneOf": [point, {"type": "null"}]}},
+                "errors": {"type": "object"}}},
             "error": {"type": "object", "required": ["code", "stage", "message"], "properties": {
                 "code": {"type": "string"}, "stage": {"type": "string"}, "message": {"type": "string"}}}}},
         "Problem": {"type": "object", "required": ["error"], "properties": {"error": {
@@ -153,7 +162,7 @@ fn schemas(max_rows: usize) -> Value {
             "parameters": params,
             "inputs": {"type": "array", "minItems": 1, "items": {"type": "object",
                 "required": ["name", "shape", "datatype", "data"], "properties": {
-                    "name": {"enum": ["image", "prompt", "text"]},
+                    "name": {"enum": ["image", "prompt", "text", "question"]},
                     "shape": {"type": "array", "items": {"type": "integer", "minimum": 0}},
                     "datatype": {"const": "BYTES"}, "data": {"type": "array", "items": {"type": "string"}, "maxItems": max_rows}}}},
             "outputs": {"type": "array", "items": {"type": "object", "required": ["name"], "properties": {

@@ -1,7 +1,8 @@
 //! The Open Inference Protocol, version 2, over HTTP (KServe's `inference_rest`): what servers of models have in common, so that
 //! its clients and its health checks work here.
 //!
-//! Models are named by what they do: `caption` writes a text for each image, `filter` judges pairs of images and texts.
+//! Models are named by what they do: `caption` writes a text for each image, `filter` judges pairs of images and texts, `vqa`
+//! answers a question about each image.
 
 use std::time::Instant;
 
@@ -30,6 +31,7 @@ const IDLE: [&str; 2] = ["binary_data_output", "binary_data"];
 enum Task {
     Caption,
     Filter,
+    Answer,
 }
 
 impl Task {
@@ -37,6 +39,7 @@ impl Task {
         match name {
             "caption" => Some(Self::Caption),
             "filter" => Some(Self::Filter),
+            "vqa" => Some(Self::Answer),
             _ => None,
         }
     }
@@ -45,6 +48,7 @@ impl Task {
         match self {
             Self::Caption => "caption",
             Self::Filter => "filter",
+            Self::Answer => "vqa",
         }
     }
 
@@ -53,13 +57,28 @@ impl Task {
         match self {
             Self::Caption => (&["image", "prompt"], 1),
             Self::Filter => (&["image", "text"], 2),
+            Self::Answer => (&["image", "question"], 2),
+        }
+    }
+
+    /// The field of a request that an input is.
+    fn field(name: &str) -> &str {
+        if name == "question" { "questions" } else { name }
+    }
+
+    /// What a request asks for, and whether it may have parameters.
+    fn asks(self) -> (&'static str, bool) {
+        match self {
+            Self::Caption => ("caption", true),
+            Self::Filter => ("filter", false),
+            Self::Answer => ("answer", true),
         }
     }
 
     /// Names and types of the outputs. Those of `error` come only where they are asked for.
     const fn outputs(self) -> &'static [(&'static str, &'static str)] {
         match self {
-            Self::Caption => &[("text", "BYTES"), ("logprob", "FP32"), ("error", "BYTES")],
+            Self::Caption | Self::Answer => &[("text", "BYTES"), ("logprob", "FP32"), ("error", "BYTES")],
             Self::Filter => &[("itm", "FP32"), ("itc", "FP32"), ("kept", "BOOL"), ("error", "BYTES")],
         }
     }
@@ -159,16 +178,18 @@ pub(super) async fn model_ready(State(desk): State<Desk>, Path(name): Path<Strin
 /// The loaded model of a name.
 fn loaded(desk: &Desk, name: &str) -> Result<(Task, ModelInfo), Problem> {
     let unknown = |what: String| Problem::new(StatusCode::NOT_FOUND, "model_unavailable", what);
-    let task = Task::of(name).ok_or_else(|| unknown("no such model; there are caption and filter".into()))?;
+    let task = Task::of(name).ok_or_else(|| unknown("no such model; there are caption, filter and vqa".into()))?;
     let info = match task {
         Task::Caption => desk.control.model(),
         Task::Filter => desk.control.filter(),
+        Task::Answer => desk.control.answerer(),
     };
     match info {
         Some(info) => Ok((task, info)),
         // What is not wired yet has no models at all.
         None if desk.control.model().is_none() => Err(Problem::loading()),
-        None => Err(unknown("no model that judges texts is loaded (filter.source)".into())),
+        None if task == Task::Filter => Err(unknown("no model that judges texts is loaded (filter.source)".into())),
+        None => Err(unknown("no model that answers questions is loaded (answerer.source)".into())),
     }
 }
 
@@ -207,7 +228,7 @@ pub(super) async fn infer(
 fn wanted(task: Task, names: Option<&[Object<Wanted>]>) -> Result<Vec<&'static str>, Problem> {
     let Some(names) = names.filter(|names| !names.is_empty()) else {
         return Ok(match task {
-            Task::Caption => vec!["text"],
+            Task::Caption | Task::Answer => vec!["text"],
             Task::Filter => vec!["itm", "itc", "kept"],
         });
     };
@@ -254,12 +275,12 @@ fn rows(
         let mut fields = Map::new();
         for (name, tensor) in names.iter().zip(&mut columns) {
             if let Some(tensor) = tensor {
-                fields.insert((*name).to_owned(), tensor.data[at].take());
+                fields.insert(Task::field(name).to_owned(), tensor.data[at].take());
             }
         }
-        if task == Task::Filter {
-            fields.insert("tasks".into(), json!(["filter"]));
-        } else if !params.is_empty() {
+        let (asked, takes_params) = task.asks();
+        fields.insert("tasks".into(), json!([asked]));
+        if takes_params && !params.is_empty() {
             fields.insert("params".into(), params.clone().into());
         }
         let message = Message { payload: Some(Value::Object(fields).to_string().into()), ..Message::empty("", 0, 0) };

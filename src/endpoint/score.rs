@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::Desk;
 use super::problem::Problem;
 use crate::disposition::Failure;
-use crate::message::{Candidate, CaptionRecord, Message, parse};
+use crate::message::{self, Candidate, CaptionRecord, Message, parse};
 use crate::metrics::Route;
 use crate::pipeline::endpoint::Answer;
 
@@ -54,6 +54,10 @@ enum Row {
         text: String,
         #[serde(skip_serializing_if = "Vec::is_empty")]
         candidates: Vec<Candidate>,
+        #[serde(skip_serializing_if = "Vec::is_empty")]
+        answers: Vec<message::Answer>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        embeddings: Option<message::Embeddings>,
     },
     /// The text is null.
     Failed {
@@ -74,8 +78,8 @@ fn row(answer: Answer, records: bool) -> Row {
     match answer {
         Ok(record) if records => Row::Record(record),
         Ok(record) => {
-            let CaptionRecord { text, candidates, .. } = *record;
-            Row::Text { text, candidates }
+            let CaptionRecord { text, candidates, answers, embeddings, .. } = *record;
+            Row::Text { text, candidates, answers, embeddings }
         }
         Err(Failure { code, stage, message, .. }) => {
             let error = Error { code: code.as_str(), stage: stage.as_str(), message };

@@ -39,7 +39,7 @@ fn read(payload: &'static str) -> usize {
 fn every_documented_request_is_read() {
     let forms = section("## Requests", "### Which form it is");
     let rows: Vec<_> = blocks(forms, "json").into_iter().map(read).collect();
-    assert_eq!(rows, [1, 1, 1, 2, 1, 1], "three native ones, a table, an event, a string");
+    assert_eq!(rows, [1, 1, 1, 1, 1, 2, 1, 1], "five native ones, a table, an event, a string");
     let raw: Vec<_> = blocks(forms, "").into_iter().map(|block| block.split("\n\n").last().unwrap()).collect();
     assert_eq!(raw.into_iter().map(read).collect::<Vec<_>>(), [1, 1], "an event in binary mode, a raw reference");
 }
@@ -90,10 +90,13 @@ fn the_documented_record_has_the_fields_of_a_record() {
         text: String::new(),
         generated: Generated { logprob: Some(0.0), tokens: Some(0), finish: Some("stop") },
         candidates: Vec::new(),
+        answers: Vec::new(),
+        embeddings: None,
         flags: Vec::new(),
         cached: false,
         model: ModelRef { id: String::new(), revision: None, dtype: String::new() },
         filter: None,
+        answerer: None,
         image: ImageInfo::default(),
         timing_ms: Timing::default(),
         origin: Origin { topic: "".into(), partition: 0, offset: 0, index: None },

@@ -21,7 +21,8 @@ pub use dead_letter::{
     error_text, is_pointer, replay_headers,
 };
 pub use record::{
-    Candidate, CaptionRecord, Generated, ImageInfo, Judged, ModelRef, SCHEMA, TextSource, Timing, redact_url,
+    Answer, Candidate, CaptionRecord, Embeddings, Generated, ImageInfo, Judged, ModelRef, SCHEMA, TextSource, Timing,
+    redact_url,
 };
 pub use redact::{redact_text, without_controls};
 pub use request::{

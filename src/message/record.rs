@@ -1,5 +1,6 @@
 //! The caption record, `blipstream.caption.v1`.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::{Serialize, Serializer};
@@ -29,7 +30,13 @@ pub struct CaptionRecord {
     /// All captions of the image and the texts that were found with it, where there is more than one or they were judged.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub candidates: Vec<Candidate>,
-    /// Terms of the configured list that the caption contains.
+    /// The answers to the request's questions, in their order.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub answers: Vec<Answer>,
+    /// Where the image and the texts are in the filter's space, where that was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub embeddings: Option<Embeddings>,
+    /// Terms of the configured list that the caption and the answers contain.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub flags: Vec<String>,
     /// Whether it was written for an equal picture before, asked for in the same way; present only if so.
@@ -37,9 +44,12 @@ pub struct CaptionRecord {
     pub cached: bool,
     /// Who wrote it.
     pub model: ModelRef,
-    /// Who judged the candidates, where that was asked for.
+    /// Who judged the candidates and embedded, where that was asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub filter: Option<ModelRef>,
+    /// Who answered the questions, where there were any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub answerer: Option<ModelRef>,
     /// What it describes.
     pub image: ImageInfo,
     /// Where the time went, in milliseconds.
@@ -52,7 +62,7 @@ pub struct CaptionRecord {
     pub meta: Map<String, Value>,
 }
 
-/// What a model says of a caption that it wrote; all of it is `None` of a text that was found.
+/// What a model says of a text that it wrote; all of it is `None` of a text that was found.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
 pub struct Generated {
     /// Sum of the log-probabilities of the generated tokens, natural logarithm.
@@ -92,6 +102,33 @@ pub struct Candidate {
     /// The filter's judgement, where it was asked for.
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     pub judged: Option<Judged>,
+}
+
+/// The answer to a question about an image.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Answer {
+    /// The question.
+    pub question: String,
+    /// The answer; `None` to a question that cannot be answered.
+    pub text: Option<String>,
+    /// What the model says of it.
+    #[serde(flatten)]
+    pub generated: Generated,
+    /// Why it cannot be answered.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+/// Points of length 1 in one space, so that the sum of the products of two is their cosine.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct Embeddings {
+    /// Of the image.
+    pub image: Vec<f32>,
+    /// Of the texts that were found, in their order; `None` of a text that cannot be embedded.
+    pub text: Vec<Option<Vec<f32>>>,
+    /// Why it cannot, by its place (`text[1]`).
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub errors: BTreeMap<String, String>,
 }
 
 /// How well a text describes its image.

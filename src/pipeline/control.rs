@@ -302,6 +302,11 @@ impl Control {
         self.models().and_then(|models| models.now().filter)
     }
 
+    /// The model that answers questions, once it is loaded and if there is one.
+    pub fn answerer(&self) -> Option<ModelInfo> {
+        self.models().and_then(|models| models.now().vqa)
+    }
+
     /// Whether rows can be answered directly: the model is loaded, a device is sound, and nobody has said pause or drain.
     pub fn answers(&self) -> bool {
         self.0.endpoint.get().is_some() && self.alive() && self.state() == State::Running

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::caption::ModelInfo;
 use crate::metrics::Metrics;
+use crate::stage;
 use crate::stage::Answers;
 use crate::stage::infer::{DeviceStats, Mailbox, Replacement};
 
@@ -17,9 +18,12 @@ pub struct Named {
     /// The judge of texts, if there is one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub filter: Option<ModelInfo>,
+    /// What answers questions, if there is such a model.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vqa: Option<ModelInfo>,
 }
 
-/// Models to be exchanged, as `model.source` and `filter.source` name them; what is absent stays.
+/// Models to be exchanged, as `model.source`, `filter.source` and `answerer.source` name them; what is absent stays.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Wanted {
@@ -27,6 +31,8 @@ pub struct Wanted {
     pub caption: Option<String>,
     /// The judge of texts.
     pub filter: Option<String>,
+    /// What answers questions.
+    pub vqa: Option<String>,
 }
 
 /// Loads models for devices that run.
@@ -107,12 +113,18 @@ impl Models {
         let Some(load) = &self.load else { return Err(Refused::NotNow("the models of this flow are fixed")) };
         if *wanted == Wanted::default() {
             return Err(Refused::Order(
-                "no model is named: {\"caption\": \"…\"} or {\"filter\": \"…\"}, or both".into(),
+                "no model is named: {\"caption\": \"…\"}, with filter and vqa the others".into(),
             ));
         }
-        if wanted.filter.is_some() && self.now().filter.is_none() {
-            let text = "filter: this worker was started without a filter; set filter.source and start it anew";
-            return Err(Refused::Order(text.into()));
+        let now = self.now();
+        for (name, setting, missing) in [
+            ("filter", "filter.source", wanted.filter.is_some() && now.filter.is_none()),
+            ("vqa", "answerer.source", wanted.vqa.is_some() && now.vqa.is_none()),
+        ] {
+            if missing {
+                let text = format!("{name}: this worker was started without one; set {setting} and start it anew");
+                return Err(Refused::Order(text));
+            }
         }
         let _alone = match self.exchanging.try_lock() {
             Ok(alone) => alone,
@@ -136,7 +148,10 @@ impl Models {
         if let Some(filter) = &first.filter {
             now.filter = Some(filter.model().clone());
         }
-        self.answers.come_from(&now.caption, now.filter.as_ref());
+        if let Some(answerer) = &first.answerer {
+            now.vqa = Some(answerer.model().clone());
+        }
+        self.answers.come_from(stage::Models::of(&now.caption, now.filter.as_ref(), now.vqa.as_ref()));
         for (at, replacement) in sound.into_iter().zip(new) {
             self.devices[at].1.put(replacement);
         }

@@ -3,6 +3,7 @@
 //!
 //! [`crate::config`] fills them from files, environment and flags; the rest of the program only reads them.
 
+mod answerer;
 mod endpoint;
 mod fetch;
 mod filter;
@@ -19,6 +20,7 @@ use bytesize::ByteSize;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub use answerer::Answerer;
 pub use endpoint::Endpoint;
 pub use fetch::{Fetch, LONGEST_BREAK, STORE_OPTIONS, is_web_address};
 pub use filter::Filter;
@@ -43,6 +45,8 @@ pub struct Settings {
     pub model: Model,
     /// Which model judges captions and texts that were found, and what is kept.
     pub filter: Filter,
+    /// Which model answers questions about images, and how.
+    pub answerer: Answerer,
     /// How batches are formed.
     pub batch: Batch,
     /// What a caption record contains.

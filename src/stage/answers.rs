@@ -4,6 +4,7 @@
 mod candidates;
 mod known;
 mod params;
+mod replies;
 
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
@@ -11,8 +12,10 @@ use std::time::Duration;
 use self::known::{Asked, Entry, Known};
 pub use self::params::check_params;
 use super::Output;
-use crate::caption::{Ask, ModelInfo, Told};
-use crate::message::{Candidate, CaptionRecord, ImageInfo, Judged, ModelRef, Request, Row, SCHEMA, Tasks, Timing};
+use crate::caption::{Ask, Caption, Finish, ModelInfo, Params, Told};
+use crate::message::{
+    Candidate, CaptionRecord, Generated, ImageInfo, Judged, ModelRef, Request, Row, SCHEMA, Tasks, Timing,
+};
 use crate::metrics::Metrics;
 use crate::settings::{self, Settings};
 
@@ -24,12 +27,16 @@ const MEMORY: &str = "cache";
 pub struct Answers {
     /// Defaults and limits of a request's parameters.
     model: settings::Model,
+    /// Those of its answers.
+    answering: settings::Model,
     /// What the filter keeps.
     threshold: f64,
     /// The most texts of a request.
     texts_limit: usize,
-    /// Whether a filter is loaded.
-    has_filter: bool,
+    /// The most questions of a request.
+    questions_limit: usize,
+    /// What is loaded.
+    beside: Beside,
     /// Name of this worker in records.
     worker: String,
     /// Terms that set `flags` on a record, in lower case.
@@ -37,7 +44,7 @@ pub struct Answers {
     /// `None` where nothing is remembered.
     known: Option<Known>,
     /// The models whose answers may be remembered, once they are others than at the start.
-    models: RwLock<Option<(ModelRef, Option<ModelRef>)>>,
+    models: RwLock<Option<Models>>,
     metrics: Arc<Metrics>,
 }
 
@@ -48,17 +55,54 @@ pub enum AskError {
     #[error("{0}")]
     Params(String),
     /// The worker has no model for one of its tasks.
-    #[error("the task `filter` needs a model that judges texts, and this fleet has none (filter.source)")]
-    NoFilter,
+    #[error("the task `{task}` needs a model that {does}, and this fleet has none ({setting})")]
+    NoModel {
+        /// The task.
+        task: &'static str,
+        /// What the model would do.
+        does: &'static str,
+        /// The setting that names it.
+        setting: &'static str,
+    },
+}
+
+/// Which models stand beside the captioner.
+#[derive(Debug, Clone, Copy)]
+pub struct Beside {
+    /// One that judges texts.
+    pub filter: bool,
+    /// One that answers questions.
+    pub answerer: bool,
+}
+
+/// The models of a device, as records name them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Models {
+    /// The captioner.
+    pub model: ModelRef,
+    /// The judge of texts beside it.
+    pub filter: Option<ModelRef>,
+    /// The model that answers questions.
+    pub answerer: Option<ModelRef>,
+}
+
+impl Models {
+    /// Of what is known of them.
+    pub fn of(model: &ModelInfo, filter: Option<&ModelInfo>, answerer: Option<&ModelInfo>) -> Self {
+        let named = |info: &ModelInfo| ModelRef {
+            id: info.id.clone(),
+            revision: info.revision.clone(),
+            dtype: info.dtype.clone(),
+        };
+        Self { model: named(model), filter: filter.map(named), answerer: answerer.map(named) }
+    }
 }
 
 /// Who wrote a caption.
 #[derive(Debug, Clone, Copy)]
 pub struct Writer<'a> {
-    /// The model.
-    pub model: &'a ModelRef,
-    /// The filter beside it.
-    pub filter: Option<&'a ModelRef>,
+    /// The models.
+    pub models: &'a Arc<Models>,
     /// The device.
     pub device: &'a str,
     /// Its time for this caption.
@@ -66,10 +110,10 @@ pub struct Writer<'a> {
 }
 
 impl Answers {
-    /// The answers of a worker that has a filter or none.
+    /// The answers of a worker that has these models.
     pub fn new(
         settings: &Settings,
-        has_filter: bool,
+        beside: Beside,
         worker: String,
         flag_terms: Vec<String>,
         metrics: Arc<Metrics>,
@@ -77,11 +121,14 @@ impl Answers {
         let room = settings.model.caption_cache.as_u64();
         let known = (room > 0).then(|| Known::new(room));
         let settings::Filter { threshold, texts_limit, .. } = settings.filter;
+        let (model, answering) = (settings.model.clone(), settings.answerer.generation(&settings.model));
         Self {
-            model: settings.model.clone(),
+            model,
+            answering,
             threshold,
             texts_limit,
-            has_filter,
+            questions_limit: settings.answerer.questions_limit,
+            beside,
             worker,
             flag_terms,
             known,
@@ -91,8 +138,7 @@ impl Answers {
     }
 
     /// From now on, what other models have answered counts as forgotten. A device may still be at work with the old ones.
-    pub fn come_from(&self, model: &ModelInfo, filter: Option<&ModelInfo>) {
-        let models = (model_ref(model), filter.map(model_ref));
+    pub fn come_from(&self, models: Models) {
         *self.models.write().unwrap_or_else(PoisonError::into_inner) = Some(models);
     }
 
@@ -106,17 +152,36 @@ impl Answers {
     /// # Errors
     /// Its parameters are over the fleet's limits or make no sense, or a model is missing.
     pub fn ask(&self, request: &Request, sha256: &str) -> Result<Ask, AskError> {
-        let Tasks { caption, filter } = request.tasks;
-        if filter && !self.has_filter {
-            return Err(AskError::NoFilter);
+        let Tasks { caption, filter, answer, embed } = request.tasks;
+        if filter && !self.beside.filter {
+            return Err(AskError::NoModel { task: "filter", does: "judges texts", setting: "filter.source" });
         }
-        let (texts, limit) = (request.texts.len(), self.texts_limit);
-        if texts > limit {
-            let text = format!("text: {texts} texts; this fleet allows {limit} (filter.texts_limit)");
-            return Err(AskError::Params(text));
+        if embed && !self.beside.filter {
+            let does = "embeds images and texts";
+            return Err(AskError::NoModel { task: "embed", does, setting: "filter.source" });
         }
-        let params = || params::params(&self.model, request, sha256).map_err(AskError::Params);
-        Ok(Ask { caption: caption.then(params).transpose()?, texts: request.texts.clone(), filter })
+        if answer && !self.beside.answerer {
+            return Err(AskError::NoModel { task: "answer", does: "answers questions", setting: "answerer.source" });
+        }
+        for (name, them, count, limit, setting) in [
+            ("text", "texts", request.texts.len(), self.texts_limit, "filter.texts_limit"),
+            ("questions", "questions", request.questions.len(), self.questions_limit, "answerer.questions_limit"),
+        ] {
+            if count > limit {
+                let text = format!("{name}: {count} {them}; this fleet allows {limit} ({setting})");
+                return Err(AskError::Params(text));
+            }
+        }
+        let params = || params::of_captions(&self.model, request, sha256);
+        let answering = || params::of_answers(&self.answering, request, sha256);
+        Ok(Ask {
+            caption: caption.then(params).transpose().map_err(AskError::Params)?,
+            texts: request.texts.clone(),
+            filter,
+            embed,
+            questions: request.questions.clone(),
+            answering: answer.then(answering).transpose().map_err(AskError::Params)?.unwrap_or_else(Params::default),
+        })
     }
 
     /// The answer to a row that a device has worked on; it is remembered.
@@ -125,9 +190,8 @@ impl Answers {
         if let Some(known) = &self.known {
             let asked = Asked { sha256: image.sha256.clone(), ask };
             let ImageInfo { width, height, ref format, .. } = image;
-            let told = told.clone();
-            let (model, filter) = (by.model.clone(), by.filter.cloned());
-            let entry = Entry { told, model, filter, width, height, format: format.clone(), cost: by.cost };
+            let (told, models) = (told.clone(), by.models.clone());
+            let entry = Entry { told, models, width, height, format: format.clone(), cost: by.cost };
             known.insert(asked, entry);
             self.metrics.captions_remembered(known.bytes());
         }
@@ -140,9 +204,7 @@ impl Answers {
         // What is wrong with them is told where they are used.
         let ask = self.ask(request, sha256).ok()?;
         let models = self.models.read().unwrap_or_else(PoisonError::into_inner);
-        let of_these = |entry: &Arc<Entry>| {
-            models.as_ref().is_none_or(|(model, filter)| entry.model == *model && entry.filter == *filter)
-        };
+        let of_these = |entry: &Arc<Entry>| models.as_ref().is_none_or(|models| *models == *entry.models);
         let found = known.get(&Asked { sha256: sha256.to_owned(), ask }).filter(of_these);
         self.metrics.caption_looked_up(found.as_ref().map(|entry| entry.cost));
         found.map(|entry| Recalled { answers: self.clone(), entry })
@@ -150,6 +212,7 @@ impl Answers {
 
     fn answer(&self, mut row: Row, image: ImageInfo, told: &Told, by: Writer<'_>, cached: bool) -> Output {
         row.timing.total = Timing::ms(row.message.received.elapsed());
+        let models = by.models;
         let judged = row.request.tasks.filter;
         let mut candidates = candidates::of(told, &row.request.texts, judged.then_some(self.threshold));
         for Candidate { source, judged, .. } in &candidates {
@@ -157,8 +220,12 @@ impl Answers {
                 self.metrics.judged(*source, *itm, *kept);
             }
         }
-        let best = candidates::best(&candidates);
-        let (text, generated) = best.map(|best| (best.text.clone(), best.generated)).unwrap_or_default();
+        let answers = replies::of(told, &row.request.questions);
+        for answer in &answers {
+            self.metrics.answered(answer.error.is_none());
+        }
+        let best = candidates::best(&candidates).map(|best| (best.text.clone(), best.generated));
+        let (text, generated) = best.or_else(|| replies::first(&answers)).unwrap_or_default();
         let rejected = judged && !candidates.iter().any(|one| one.judged.as_ref().is_some_and(|judged| judged.kept));
         if candidates.len() == 1 && !judged {
             candidates.clear();
@@ -167,13 +234,19 @@ impl Answers {
             schema: SCHEMA,
             id: row.request.id.unwrap_or_else(|| row.origin.to_string()),
             index: row.index,
-            flags: flags(&text, &self.flag_terms),
+            flags: flags(
+                std::iter::once(&*text).chain(answers.iter().filter_map(|answer| answer.text.as_deref())),
+                &self.flag_terms,
+            ),
             text,
             generated,
             candidates,
             cached,
-            model: by.model.clone(),
-            filter: by.filter.cloned().filter(|_| judged),
+            model: models.model.clone(),
+            filter: models.filter.clone().filter(|_| judged || told.embeddings.is_some()),
+            answerer: models.answerer.clone().filter(|_| !answers.is_empty()),
+            answers,
+            embeddings: told.embeddings.as_ref().map(replies::embeddings),
             image,
             timing_ms: row.timing,
             origin: row.origin,
@@ -182,11 +255,6 @@ impl Answers {
         };
         Output::Caption { record: Box::new(record), message: row.message, device: by.device.to_owned(), rejected }
     }
-}
-
-/// What records say of a model.
-pub(super) fn model_ref(info: &ModelInfo) -> ModelRef {
-    ModelRef { id: info.id.clone(), revision: info.revision.clone(), dtype: info.dtype.clone() }
 }
 
 /// A caption from memory.
@@ -199,16 +267,25 @@ pub struct Recalled {
 impl Recalled {
     /// The answer to a row whose caption it is; `image` gets what only a decoder would know.
     pub fn answer(self, row: Row, mut image: ImageInfo) -> Output {
-        let Entry { told, model, filter, width, height, format, .. } = &*self.entry;
+        let Entry { told, models, width, height, format, .. } = &*self.entry;
         (image.width, image.height) = (*width, *height);
         image.format.clone_from(format);
-        let by = Writer { model, filter: filter.as_ref(), device: MEMORY, cost: Duration::ZERO };
+        let by = Writer { models, device: MEMORY, cost: Duration::ZERO };
         self.answers.answer(row, image, told, by, true)
     }
 }
 
-/// The configured terms that stand in a caption as whole words.
-fn flags(text: &str, terms: &[String]) -> Vec<String> {
+/// What a model says of a text that it wrote.
+fn generated(caption: &Caption) -> Generated {
+    let finish = match caption.finish {
+        Finish::Stop => "stop",
+        Finish::Length => "length",
+    };
+    Generated { logprob: Some(caption.logprob), tokens: Some(caption.tokens), finish: Some(finish) }
+}
+
+/// The configured terms that stand in one of the texts as whole words.
+fn flags<'a>(texts: impl Iterator<Item = &'a str>, terms: &[String]) -> Vec<String> {
     if terms.is_empty() {
         return Vec::new();
     }
@@ -216,10 +293,10 @@ fn flags(text: &str, terms: &[String]) -> Vec<String> {
         let words = text.split(|c: char| !c.is_alphanumeric()).filter(|w| !w.is_empty());
         words.map(str::to_lowercase).collect::<Vec<_>>()
     };
-    let text = words(text);
+    let texts: Vec<Vec<String>> = texts.map(words).collect();
     let found = |term: &&String| {
         let term = words(term);
-        !term.is_empty() && text.windows(term.len()).any(|window| window == term)
+        !term.is_empty() && texts.iter().any(|text| text.windows(term.len()).any(|window| window == term))
     };
     terms.iter().filter(found).cloned().collect()
 }
@@ -231,7 +308,9 @@ mod tests {
     #[test]
     fn a_term_flags_whole_words_only_whatever_the_case() {
         let terms = ["cat".to_owned(), "hot dog".to_owned(), "…".to_owned()];
-        assert_eq!(flags("a Cat and a hot dog", &terms), ["cat", "hot dog"]);
-        assert!(flags("a category of hot pavements and a dog", &terms).is_empty());
+        let of = |texts: &[&'static str]| flags(texts.iter().copied(), &terms);
+        assert_eq!(of(&["a Cat and a hot dog"]), ["cat", "hot dog"]);
+        assert_eq!(of(&["a hot", "dog", "cat"]), ["cat"], "in one of several texts");
+        assert!(of(&["a category of hot pavements and a dog"]).is_empty());
     }
 }

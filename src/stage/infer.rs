@@ -17,11 +17,12 @@ pub use self::exchange::{Mailbox, Replacement};
 pub use self::size::{Measured, WarmUp, best_of, most_rows, warm_up};
 pub use self::stats::DeviceStats;
 use self::stats::Life;
-use super::answers::model_ref;
-use super::{Answers, AskError, Finished, Ready, Writer, failed, send_blocking};
-use crate::caption::{self, Ask, Engine, EngineError, ErrorKind, Filter, Params, Phases, Pixels, Told, pictures};
+use super::{Answers, AskError, Finished, Models, Ready, Writer, failed, send_blocking};
+use crate::caption::{
+    self, Ask, Engine, EngineError, ErrorKind, Filter, Params, Phases, Pixels, Respondent, Told, pictures,
+};
 use crate::disposition::{Code, Disposed, Disposition, Failure, Stage};
-use crate::message::{ModelRef, Timing};
+use crate::message::Timing;
 use crate::metrics::{Flush, Metrics, Phase};
 use crate::settings;
 use crate::tracked::Tracked;
@@ -76,7 +77,7 @@ impl Disposed for InferError {
 
     fn code(&self) -> Code {
         match self {
-            Self::Ask(AskError::NoFilter) => Code::ModelUnavailable,
+            Self::Ask(AskError::NoModel { .. }) => Code::ModelUnavailable,
             Self::Params(error) if error.kind() == ErrorKind::Unavailable => Code::ModelUnavailable,
             Self::Ask(AskError::Params(_)) | Self::Params(_) => Code::BadParams,
             Self::Image(_) => Code::Inference,
@@ -151,6 +152,8 @@ pub struct Loaded {
     pub engine: Box<dyn Engine>,
     /// The judge of its captions and of texts that were found, where there is one.
     pub filter: Option<Box<dyn Filter>>,
+    /// What answers questions, where there is such a model.
+    pub answerer: Option<Box<dyn Respondent>>,
     /// Images it takes at once.
     pub batch_size: usize,
     /// Number of this copy, where a device has several.
@@ -169,7 +172,7 @@ pub struct Device {
 
 /// Starts the thread of one device. The batches are no larger than `model.max_state` allows.
 pub fn spawn(loaded: Loaded, shared: Arc<Shared>) -> std::io::Result<Device> {
-    let Loaded { engine, filter, batch_size, replica } = loaded;
+    let Loaded { engine, filter, answerer, batch_size, replica } = loaded;
     let info = engine.model();
     let name = replica.map_or_else(|| info.device.clone(), |n| format!("{}#{n}", info.device));
     let max_batch_size = most_rows(engine.as_ref(), &shared.model);
@@ -181,11 +184,10 @@ pub fn spawn(loaded: Loaded, shared: Arc<Shared>) -> std::io::Result<Device> {
         "images that the device takes at once, and the most that fit into model.max_state"
     );
     let stats = Arc::new(DeviceStats::new(name.clone(), info.backend.clone(), batch_size, max_batch_size));
-    let model = model_ref(info);
-    let judge = filter.as_ref().map(|filter| model_ref(filter.model()));
+    let models = Arc::new(models_of(engine.as_ref(), filter.as_deref(), answerer.as_deref()));
     let mailbox = Arc::<Mailbox>::default();
     let inbox = mailbox.clone();
-    let mut runner = Runner { engine, filter, model, judge, shared, stats: stats.clone(), inbox, last: None };
+    let mut runner = Runner { engine, filter, answerer, models, shared, stats: stats.clone(), inbox, last: None };
     let thread = thread::Builder::new().name(format!("infer {name}")).spawn(move || {
         let life = Life::of(runner.stats.clone());
         life.over(runner.run())
@@ -193,12 +195,17 @@ pub fn spawn(loaded: Loaded, shared: Arc<Shared>) -> std::io::Result<Device> {
     Ok(Device { stats, mailbox, thread })
 }
 
+/// The models of a device, as records name them.
+fn models_of(engine: &dyn Engine, filter: Option<&dyn Filter>, answerer: Option<&dyn Respondent>) -> Models {
+    Models::of(engine.model(), filter.map(Filter::model), answerer.map(Respondent::model))
+}
+
 struct Runner {
     engine: Box<dyn Engine>,
     filter: Option<Box<dyn Filter>>,
-    model: ModelRef,
-    /// What records say of the filter.
-    judge: Option<ModelRef>,
+    answerer: Option<Box<dyn Respondent>>,
+    /// What records say of them.
+    models: Arc<Models>,
     shared: Arc<Shared>,
     stats: Arc<DeviceStats>,
     inbox: Arc<Mailbox>,
@@ -232,16 +239,18 @@ impl Runner {
 
     /// Takes the models that were left for it, if there are any.
     fn exchange(&mut self) {
-        let Replacement { engine, filter } = self.inbox.take();
+        let Replacement { engine, filter, answerer } = self.inbox.take();
+        if engine.is_none() && filter.is_none() && answerer.is_none() {
+            return;
+        }
         if let Some(engine) = engine {
             self.stats.set_max_batch_size(most_rows(engine.as_ref(), &self.shared.model));
-            self.model = model_ref(engine.model());
             self.engine = engine;
         }
-        if let Some(filter) = filter {
-            self.judge = Some(model_ref(filter.model()));
-            self.filter = Some(filter);
-        }
+        self.filter = filter.or_else(|| self.filter.take());
+        self.answerer = answerer.or_else(|| self.answerer.take());
+        let models = models_of(self.engine.as_ref(), self.filter.as_deref(), self.answerer.as_deref());
+        self.models = Arc::new(models);
     }
 
     /// Rows that can be captioned now; those that cannot are finished as failures.
@@ -327,12 +336,17 @@ impl Runner {
         Ok(())
     }
 
-    /// Captions a grey picture, and judges a text of it, which no sound device fails on.
+    /// Captions a grey picture, judges a text of it and answers a question about it, which no sound device fails on.
     fn probe(&mut self) -> Result<(), EngineError> {
         let picture = pictures::grey(self.engine.model().image_size)?;
         let mut items = vec![(picture.clone(), Ask::caption(Params { max_new_tokens: 1, ..Params::default() }))];
         if self.filter.is_some() {
-            items.push((picture, Ask { caption: None, texts: vec!["a picture".into()], filter: true }));
+            let ask = Ask { texts: vec!["a picture".into()], filter: true, ..Ask::default() };
+            items.push((picture.clone(), ask));
+        }
+        if self.answerer.is_some() {
+            let answering = Params { max_new_tokens: 1, ..Params::default() };
+            items.push((picture, Ask { questions: vec!["a picture?".into()], answering, ..Ask::default() }));
         }
         self.tell(&items)?;
         Ok(())
@@ -340,13 +354,14 @@ impl Runner {
 
     fn tell(&mut self, items: &[(Pixels, Ask)]) -> Result<Vec<Result<Told, EngineError>>, EngineError> {
         let filter = self.filter.as_mut().map(|filter| &mut **filter as &mut dyn Filter);
-        caption::tell(self.engine.as_mut(), filter, items)
+        let answerer = self.answerer.as_mut().map(|answerer| &mut **answerer as &mut dyn Respondent);
+        caption::tell(self.engine.as_mut(), filter, answerer, items)
     }
 
     fn observe(&mut self, images: usize, took: Duration) {
         let Phases { encode, cross_kv, decode, images: captioned, steps, tokens } = self.engine.take_phases();
-        let (metrics, device, model) = (&self.shared.metrics, self.stats.name.as_str(), self.model.id.as_str());
-        // A filter may have worked alone.
+        let (metrics, device, model) = (&self.shared.metrics, self.stats.name.as_str(), self.models.model.id.as_str());
+        // The models beside it may have worked alone.
         if captioned > 0 {
             metrics.phase(device, model, Phase::Encode, captioned, encode);
             metrics.phase(device, model, Phase::CrossKv, captioned, cross_kv);
@@ -368,8 +383,7 @@ impl Runner {
         let finished = queued.ready.map(|ready| {
             let Ready { mut row, image, .. } = ready;
             row.timing.caption = Timing::ms(took);
-            let filter = self.judge.as_ref();
-            let by = Writer { model: &self.model, filter, device: &self.stats.name, cost };
+            let by = Writer { models: &self.models, device: &self.stats.name, cost };
             self.shared.answers.written(row, image, ask, told, by)
         });
         self.send(lane, finished);

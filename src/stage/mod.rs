@@ -15,7 +15,7 @@ pub mod publish;
 
 use std::sync::Arc;
 
-pub use answers::{Answers, AskError, Recalled, Writer, check_params};
+pub use answers::{Answers, AskError, Beside, Models, Recalled, Writer, check_params};
 
 use async_channel::{SendError, Sender, TrySendError};
 use bytes::Bytes;

@@ -2,11 +2,13 @@
 
 #![allow(clippy::print_stderr, clippy::print_stdout)] // what a test tells a person
 
+mod answering;
 mod bad_input;
 mod batch;
 mod control;
 mod delivery;
 mod demo_model;
+mod embedding;
 mod filtering;
 mod models;
 mod outage;

@@ -68,6 +68,7 @@ async fn what_the_old_model_said_is_not_remembered_for_the_new_one() {
     let mut flow = Flow::start(1);
     flow.settings.model.caption_cache = ByteSize::mib(1);
     flow.settings.filter.source = Some("fake".into());
+    flow.settings.answerer.source = Some("fake".into());
     let worker = flow.worker(slow());
     let judged = || {
         let value = json!({"image": inline(1), "tasks": ["caption", "filter"]}).to_string();
@@ -92,6 +93,12 @@ async fn what_the_old_model_said_is_not_remembered_for_the_new_one() {
     models.exchange(&Wanted { filter: Some("other".into()), ..Wanted::default() }).unwrap();
     assert_eq!(next(vec![judged()]), (false, model("second"), filter("other")));
     assert_eq!(models.now().filter.unwrap().id, "other");
+    models.exchange(&Wanted { vqa: Some("third".into()), ..Wanted::default() }).unwrap();
+    let value = json!({"image": inline(1), "tasks": ["answer"], "questions": "what is it?"}).to_string();
+    flow.write([NewRecord { value: Some(value.into_bytes()), ..request("", "") }]);
+    let answers = flow.until_answered(count + 1);
+    let record = &answers.captions[&format!("requests/0/{count}")][0];
+    assert_eq!((&record["answerer"]["id"], record["answers"].as_array().unwrap().len()), (&json!("third"), 1));
     assert!(worker.stop().await.clean());
 }
 
@@ -116,7 +123,8 @@ async fn an_order_that_cannot_be_carried_out_is_refused_with_its_reason_and_noth
         (json!({"captain": "second"}), "unknown field `captain`"),
         (json!({"caption": "broken"}), "model.safetensors is missing"),
         (json!({"caption": "large"}), "images of side 16, and what is under way has 8"),
-        (json!({"filter": "second"}), "started without a filter; set filter.source"),
+        (json!({"filter": "second"}), "started without one; set filter.source"),
+        (json!({"vqa": "second"}), "started without one; set answerer.source"),
     ] {
         let reply = post(admin, &order).await;
         assert!(reply.status == 422 && reply.json()["error"].as_str().unwrap().contains(words), "{order}: {reply:?}");
@@ -130,7 +138,7 @@ async fn an_order_that_cannot_be_carried_out_is_refused_with_its_reason_and_noth
     assert!(second.status == 409 && second.body.contains("under way"), "{second:?}");
     assert_eq!(first.await.unwrap().json()["caption"]["id"], "slow");
     let metrics = worker.control.metrics().render();
-    for line in ["model_exchanges_total{result=\"done\"} 1", "model_exchanges_total{result=\"refused\"} 5"] {
+    for line in ["model_exchanges_total{result=\"done\"} 1", "model_exchanges_total{result=\"refused\"} 6"] {
         assert!(metrics.contains(line), "no {line} in\n{metrics}");
     }
     assert!(worker.stop().await.clean());

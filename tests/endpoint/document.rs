@@ -1,32 +1,13 @@
 //! The OpenAPI document, and the program as schemathesis holds it to it.
 
-use std::net::SocketAddr;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::Command;
 
 use serde_json::Value;
 
 use super::Server;
+use super::serving::Serving;
 use super::support::http::http;
-
-/// How long the program may take to load the demo model.
-const PATIENCE: Duration = Duration::from_secs(60);
-
-/// Ends the process when the test ends.
-struct Serving(Child);
-
-impl Drop for Serving {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-/// A port that was free a moment ago.
-fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_document_names_every_route() {
@@ -61,22 +42,10 @@ async fn what_the_document_allows_is_answered_as_it_says_and_what_it_forbids_is_
         eprintln!("skipped: schemathesis is not installed (make test-setup)");
         return;
     }
-    let at = SocketAddr::from(([127, 0, 0, 1], free_port()));
-    let mut serving = Command::new(env!("CARGO_BIN_EXE_blipstream"));
-    serving.args(["serve", "--model", "demo", "--filter", "demo", "--listen", &at.to_string()]);
-    serving.args(["--set", "admin.listen=127.0.0.1:0", "--set", "batch.max_size=4", "--set", "log.filter=warn"]);
     // Made-up names are not looked up: nothing of this leaves the machine.
-    serving.args(["--set", "fetch.attempts=1", "--set", "endpoint.timeout=5s"]);
-    let _serving = Serving(serving.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap());
-    let begun = Instant::now();
-    loop {
-        assert!(begun.elapsed() < PATIENCE, "the program is not ready");
-        let connected = tokio::net::TcpStream::connect(at).await.is_ok();
-        if connected && http(at, "GET /v2/health/ready", "").await.status == 200 {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    let more = ["--set", "fetch.attempts=1", "--set", "endpoint.timeout=5s", "--set", "log.filter=warn"];
+    let serving = Serving::start(&[&["--model", "demo", "--filter", "demo"], &more[..]].concat()).await;
+    let at = serving.at;
     let report = tempfile::tempdir().unwrap();
     let ran = Command::new(tool)
         .args(["run", &format!("http://{at}/openapi.json"), "--seed", "1", "--max-examples", "40", "--workers", "1"])

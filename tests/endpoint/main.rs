@@ -7,13 +7,14 @@ mod document;
 mod limits;
 mod protocol;
 mod score;
+mod serving;
 #[path = "../support/mod.rs"]
 mod support;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use blipstream::caption::fake::{FakeEngine, FakeFilter, FakeOptions};
+use blipstream::caption::fake::{FakeAnswerer, FakeEngine, FakeFilter, FakeOptions};
 use blipstream::caption::preprocess::Preprocessor;
 use blipstream::endpoint;
 use blipstream::metrics::Metrics;
@@ -36,7 +37,7 @@ impl Server {
         Self::with(settings(), FakeOptions::default()).await
     }
 
-    /// With a filter where `filter.source` is set.
+    /// With a filter where `filter.source` is set, and an answerer where `answerer.source` is.
     async fn with(settings: Settings, options: FakeOptions) -> Self {
         let budget = Budget::new(&settings.flow).with_endpoint(1.0);
         let control = Control::without_stream(budget, Arc::new(Metrics::new()));
@@ -47,6 +48,7 @@ impl Server {
             engines: vec![Loaded {
                 engine: Box::new(FakeEngine::new(options)),
                 filter: settings.filter.source.as_ref().map(|_| Box::new(FakeFilter::default()) as _),
+                answerer: settings.answerer.source.as_ref().map(|_| Box::new(FakeAnswerer::default()) as _),
                 batch_size: 4,
                 replica: None,
             }],
@@ -90,6 +92,13 @@ fn settings() -> Settings {
     let mut settings = Settings::default();
     settings.endpoint.listen = Some(SocketAddr::from(([127, 0, 0, 1], 0)));
     settings.model.caption_cache = bytesize::ByteSize::b(0);
+    settings
+}
+
+/// The same with an answerer.
+fn with_answerer() -> Settings {
+    let mut settings = settings();
+    settings.answerer.source = Some("fake".into());
     settings
 }
 

@@ -1,10 +1,16 @@
 //! The Open Inference Protocol.
 
+use std::process::Command;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use blipstream::caption::fake::FakeOptions;
 use serde_json::{Value, json};
 
+use super::serving::Serving;
+use super::support::http::http;
 use super::support::promises::inline;
-use super::{Server, settings, with_filter};
+use super::{Server, settings, with_answerer, with_filter};
 
 fn tensor(name: &str, data: &[&str]) -> Value {
     json!({"name": name, "shape": [data.len()], "datatype": "BYTES", "data": data})
@@ -39,6 +45,49 @@ async fn models_are_described_and_answer() {
     assert_eq!(names, ["itm", "itc", "kept"]);
     assert_eq!(answer["outputs"][2]["data"], json!([false]));
     server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_question_about_each_image_is_answered() {
+    let server = Server::with(with_answerer(), FakeOptions::default()).await;
+    assert_eq!(server.get("/v2/models/vqa/ready").await.status, 200);
+    let model = server.get("/v2/models/vqa").await.json();
+    assert_eq!((&model["name"], &model["inputs"][1]["name"]), (&json!("vqa"), &json!("question")));
+    let (a, b) = (inline(1), inline(2));
+    let mut request = json!({
+        "inputs": [tensor("question", &["what colour", "how many"]), tensor("image", &[&a, &b])],
+        "parameters": {"max_new_tokens": 1},
+    });
+    let answer = server.post("/v2/models/vqa/infer", &request.to_string()).await.json();
+    assert_eq!(
+        answer["outputs"][0],
+        json!({"name": "text", "datatype": "BYTES", "shape": [2], "data": ["colour", "many"]})
+    );
+    request["inputs"][0]["data"][1] = json!("?");
+    let reply = server.post("/v2/models/vqa/infer", &request.to_string()).await;
+    let error = reply.json()["error"].as_str().unwrap().to_owned();
+    assert!(reply.status == 400 && error.starts_with("row 1: bad_params: questions[0]: "), "{reply:?}");
+    request["outputs"] = json!([{"name": "text"}, {"name": "logprob"}, {"name": "error"}]);
+    let outputs = &server.post("/v2/models/vqa/infer", &request.to_string()).await.json()["outputs"];
+    assert_eq!((&outputs[0]["data"], &outputs[1]["data"]), (&json!(["colour", ""]), &json!([-0.5, 0.0])));
+    assert!(outputs[2]["data"][1].as_str().unwrap().starts_with("bad_params: "), "{outputs}");
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_model_answers_over_http_as_by_the_command() {
+    let (model, answerer) = ("tests/fixtures/reference/depths", "tests/fixtures/answering/depths");
+    let (image, questions) = ("models/demo/images/cabin.jpg", ["is it a red house?", "two birds"]);
+    let precision = ["--set", "model.dtype=f32", "--set", "log.filter=warn"];
+    let serving = Serving::start(&[&["--model", model, "--answerer", answerer], &precision[..]].concat()).await;
+    let bytes = STANDARD.encode(std::fs::read(image).unwrap());
+    let request = json!({"inputs": [tensor("image", &[&bytes, &bytes]), tensor("question", &questions)]});
+    let reply = http(serving.at, "POST /v2/models/vqa/infer", &request.to_string()).await.json();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_blipstream"));
+    command.args(["answer", image]).args(questions).args(["--model", answerer, "--dtype", "f32", "--output", "jsonl"]);
+    let record: Value = serde_json::from_slice(&command.output().unwrap().stdout).unwrap();
+    let expected = [&record["answers"][0]["text"], &record["answers"][1]["text"]];
+    assert_eq!(reply["outputs"][0]["data"], json!(expected));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -103,6 +152,7 @@ async fn a_request_that_cannot_be_answered_says_what_is_wrong() {
         ("caption", json!({"inputs": [image()], "outputs": [{"name": "boxes"}]}), 400, "the model has no \"boxes\""),
         ("caption", json!({"inputs": [image()], "parameters": {"beams": 3}}), 400, "beams"),
         ("filter", json!({"inputs": [image()]}), 404, "filter.source"),
+        ("vqa", json!({"inputs": [image()]}), 404, "answerer.source"),
         ("llm", json!({"inputs": [image()]}), 404, "no such model"),
     ] {
         let reply = server.post(&format!("/v2/models/{path}/infer"), &body.to_string()).await;

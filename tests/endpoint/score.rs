@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::support::images::{Answer, ImageServer, png};
 use super::support::promises::inline;
-use super::{Server, settings, with_filter};
+use super::{Server, settings, with_answerer, with_filter};
 
 fn table(images: &[&str]) -> String {
     let rows: Vec<_> = images.iter().map(|image| json!([image])).collect();
@@ -65,7 +65,7 @@ async fn a_row_that_fails_fails_alone_and_in_its_place() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn whole_records_and_judged_texts_come_where_they_are_asked_for() {
+async fn whole_records_judged_texts_and_embeddings_come_where_they_are_asked_for() {
     let server = Server::with(with_filter(), FakeOptions::default()).await;
     let request =
         json!({"id": "mine", "image": inline(1), "tasks": ["caption", "filter"], "text": ["a dog"]}).to_string();
@@ -75,6 +75,31 @@ async fn whole_records_and_judged_texts_come_where_they_are_asked_for() {
     let record = &server.post("/score?records=true", &request).await.json()[0];
     assert_eq!((&record["schema"], &record["id"]), (&json!("blipstream.caption.v1"), &json!("mine")));
     assert_eq!(record["origin"]["topic"], "endpoint");
+    let request = json!({"image": inline(1), "tasks": ["embed"], "text": ["a dog"]}).to_string();
+    let row = &server.post("/score", &request).await.json()[0];
+    assert_eq!(keys(row), ["embeddings", "text"]);
+    assert_eq!(keys(&row["embeddings"]), ["image", "text"]);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn questions_of_a_request_and_of_a_table_are_answered_in_their_rows() {
+    let server = Server::with(with_answerer(), FakeOptions::default()).await;
+    let both = json!(["caption", "answer"]);
+    let request = json!({"image": inline(1), "tasks": both, "questions": ["what colour", "?"]}).to_string();
+    let row = &server.post("/score", &request).await.json()[0];
+    assert_eq!(keys(row), ["answers", "text"]);
+    assert!(row["answers"][0]["text"].as_str().unwrap().starts_with("colour "), "{row}");
+    assert_eq!((&row["answers"][1]["text"], row["answers"][1].get("error").is_some()), (&Value::Null, true));
+    let record = &server.post("/score?records=true", &request).await.json()[0];
+    assert_eq!((&record["answers"], &record["answerer"]["id"]), (&row["answers"], &json!("fake answerer")));
+    let table = json!({"input_data": {"columns": ["image", "questions", "tasks"],
+        "data": [[inline(1), "what colour", ["answer"]], [inline(1), "what colour", null], [inline(1), null, null]]}});
+    let rows = server.post("/score", &table.to_string()).await.json();
+    assert_eq!(rows[0]["text"], row["answers"][0]["text"], "{rows}");
+    let error = rows[1]["error"]["message"].as_str().unwrap();
+    assert!(error.contains("data[1].questions: has no effect without the task `answer`"), "{rows}");
+    assert_eq!(keys(&rows[2]), ["text"]);
     server.stop().await;
 }
 
@@ -116,6 +141,7 @@ async fn a_request_that_cannot_be_answered_says_what_is_wrong_and_where() {
         (json!({"image": image, "params": {"num_beams": 9}}), "bad_params", "num_beams"),
         (json!({"image": image, "prompt": "a ".repeat(30)}), "bad_params", "prompt"),
         (json!({"image": image, "tasks": ["filter"], "text": ["a dog"]}), "model_unavailable", "filter.source"),
+        (json!({"image": image, "tasks": ["answer"], "questions": "how many"}), "model_unavailable", "answerer.source"),
     ] {
         let reply = server.post("/score", &row.to_string()).await;
         let error = &reply.json()[0]["error"];

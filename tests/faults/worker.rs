@@ -40,7 +40,13 @@ pub fn run(file: &Path) -> ! {
     let load = |settings: &Settings| {
         let engine = FakeEngine::new(FakeOptions { image_size: SIDE, encode_delay: BATCH, ..FakeOptions::default() });
         Ok(Parts {
-            engines: vec![Loaded { engine: Box::new(engine), filter: None, batch_size: BATCH_SIZE, replica: None }],
+            engines: vec![Loaded {
+                engine: Box::new(engine),
+                filter: None,
+                answerer: None,
+                batch_size: BATCH_SIZE,
+                replica: None,
+            }],
             preprocessor: Preprocessor::blip(SIDE),
             flag_terms: Vec::new(),
             worker: settings.kafka.bootstrap_servers.clone(),

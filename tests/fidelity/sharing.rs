@@ -36,9 +36,9 @@ fn items() -> Vec<(Pixels, Ask)> {
     let caption = || Some(Params { max_new_tokens: 6, ..Params::default() });
     let texts = || vec!["7 8 9".to_owned(), "11".to_owned()];
     let ask = |at: usize| match at % 3 {
-        0 => Ask { caption: caption(), texts: texts(), filter: true },
+        0 => Ask { caption: caption(), texts: texts(), filter: true, ..Ask::default() },
         1 => Ask { caption: caption(), ..Ask::default() },
-        _ => Ask { caption: None, texts: texts(), filter: true },
+        _ => Ask { caption: None, texts: texts(), filter: true, ..Ask::default() },
     };
     images(7).into_iter().enumerate().map(|(at, image)| (image, ask(at))).collect()
 }
@@ -60,9 +60,9 @@ fn a_shared_image_encoder_changes_nothing_that_is_told() {
         assert_eq!(shared.0.encoder(), shared.1.encoder());
 
         let (mut captioner, mut filter) = (BlipEngine::new(alone.0), alone.1);
-        let expected = tell(&mut captioner, Some(&mut filter), &items()).unwrap();
+        let expected = tell(&mut captioner, Some(&mut filter), None, &items()).unwrap();
         let (mut captioner, mut filter) = (BlipEngine::new(shared.0), shared.1);
-        let found = tell(&mut captioner, Some(&mut filter), &items()).unwrap();
+        let found = tell(&mut captioner, Some(&mut filter), None, &items()).unwrap();
         let mut most = 0f32;
         for (found, expected) in found.iter().zip(&expected) {
             let (found, expected) = (found.as_ref().unwrap(), expected.as_ref().unwrap());

@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use blipstream::caption::fake::{FakeEngine, FakeFilter, FakeOptions};
+use blipstream::caption::fake::{FakeAnswerer, FakeEngine, FakeFilter, FakeOptions};
 use blipstream::caption::preprocess::Preprocessor;
 use blipstream::kafka::{EmbeddedBroker, NewRecord, group_offsets, write_records};
 use blipstream::message::Message;
@@ -141,6 +141,7 @@ impl Flow {
         let loaded = |(replica, options)| Loaded {
             engine: Box::new(FakeEngine::new(options)),
             filter: self.settings.filter.source.as_ref().map(|_| Box::new(FakeFilter::default()) as _),
+            answerer: self.settings.answerer.source.as_ref().map(|_| Box::new(FakeAnswerer::default()) as _),
             batch_size: 8,
             replica: Some(replica),
         };
@@ -164,7 +165,7 @@ impl Flow {
         self
     }
 
-    /// `blipstream worker` with the demo model, as a process of its own.
+    /// `blipstream worker` with the configured models, the demo model unless a test has others, as a process of its own.
     pub fn process(&self) -> Process {
         self.process_with(&[])
     }
@@ -176,15 +177,7 @@ impl Flow {
         std::fs::write(file.path(), toml).unwrap();
         let log = tempfile::NamedTempFile::new().unwrap();
         let child = Command::new(env!("CARGO_BIN_EXE_blipstream"))
-            .args([
-                "worker",
-                "--set",
-                "model.source=demo",
-                "--set",
-                "batch.max_size=4",
-                "--set",
-                "admin.listen=127.0.0.1:0",
-            ])
+            .args(["worker", "--set", "batch.max_size=4", "--set", "admin.listen=127.0.0.1:0"])
             .arg("--config")
             .arg(file.path())
             .envs(environment.iter().copied())
@@ -218,6 +211,7 @@ impl Load for FakeLoad {
                 Box::new(FakeEngine::new(options)) as _
             }),
             filter: wanted.filter.as_ref().map(|id| Box::new(FakeFilter::called(id)) as _),
+            answerer: wanted.vqa.as_ref().map(|id| Box::new(FakeAnswerer::called(id)) as _),
         };
         Ok(devices.iter().map(replacement).collect())
     }
@@ -245,6 +239,7 @@ pub fn settings(servers: String, group: String, topics: Topics) -> Settings {
     settings.fetch.backoff = Duration::from_millis(1);
     settings.fetch.max_backoff = Duration::from_millis(5);
     settings.flow.drain_timeout = Duration::from_secs(30);
+    settings.model.source = "demo".into();
     // Tests write the same few pictures again and again, and each is to reach a device.
     settings.model.caption_cache = bytesize::ByteSize::b(0);
     settings

@@ -131,7 +131,7 @@ pub(super) fn run(args: PipelineArgs) -> anyhow::Result<Exit> {
     (settings.model.num_beams, settings.model.do_sample) = (plain.num_beams, plain.do_sample);
     settings.model.repetition_penalty = plain.repetition_penalty;
     settings.model.num_return_sequences = plain.num_return_sequences;
-    settings.filter.source = None;
+    (settings.filter.source, settings.answerer.source) = (None, None);
     (settings.model.max_new_tokens, settings.model.min_new_tokens) = (args.tokens, args.tokens);
     settings.model.max_new_tokens_limit = settings.model.max_new_tokens_limit.max(args.tokens);
     let mut model = models::load(&settings)?;

@@ -88,7 +88,8 @@ impl Task {
             Self::Judge => None,
         };
         let filter = !matches!(self, Self::Greedy | Self::Beams);
-        Ask { caption, texts: if filter { vec![FOUND.into()] } else { Vec::new() }, filter }
+        let texts = if filter { vec![FOUND.into()] } else { Vec::new() };
+        Ask { caption, texts, filter, ..Ask::default() }
     }
 }
 
@@ -191,7 +192,7 @@ fn measure(models: &mut Models, size: usize, args: &TasksArgs) -> anyhow::Result
             let filter = if once(task) { &mut models.beside } else { &mut models.apart };
             let items: Vec<_> = images.iter().map(|image| (image.clone(), task.ask(args.tokens))).collect();
             let begun = Instant::now();
-            let told = tell(&mut models.captioner, Some(filter as &mut dyn Filter), &items)?;
+            let told = tell(&mut models.captioner, Some(filter as &mut dyn Filter), None, &items)?;
             let took = begun.elapsed().as_secs_f64();
             told.into_iter().try_for_each(|told| told.map(drop)).context(task.name())?;
             // The first turn only warms up.

@@ -8,8 +8,8 @@ use super::{options, source};
 use crate::caption::config::Architecture;
 use crate::caption::preprocess::Preprocessor;
 use crate::caption::{
-    Ask, BlipEngine, DeviceSpec, Encoders, Engine, Filter, LoadOptions, Matcher, Model, NoCaptioner, Params, pictures,
-    tell,
+    Answerer, Ask, BlipEngine, DeviceSpec, Encoders, Engine, Filter, LoadOptions, Matcher, Model, NoCaptioner, Params,
+    Respondent, pictures, tell,
 };
 use crate::pipeline::{Load, Wanted};
 use crate::settings;
@@ -31,6 +31,7 @@ pub(super) struct Reload {
 struct New {
     captioner: Option<Arc<Model>>,
     filter: Option<Arc<Matcher>>,
+    answerer: Option<Arc<Answerer>>,
 }
 
 impl Load for Reload {
@@ -49,6 +50,7 @@ impl Load for Reload {
             all.push(Replacement {
                 engine: new.captioner.map(|model| Box::new(BlipEngine::new(model)) as Box<dyn Engine>),
                 filter: new.filter.map(|filter| Box::new(filter) as Box<dyn Filter>),
+                answerer: new.answerer.map(|answerer| Box::new(answerer) as Box<dyn Respondent>),
             });
         }
         Ok(all)
@@ -74,7 +76,13 @@ impl Reload {
             self.makes_the_same_pixels("filter", filter.preprocessor())?;
             anyhow::Ok(filter)
         });
-        let new = New { captioner, filter: filter.transpose()? };
+        let answerer = wanted.vqa.as_ref().map(|name| {
+            let answerer = encoders.load_answerer(&of(name, Architecture::Answerer)?);
+            let answerer = answerer.with_context(|| format!("vqa: cannot load {name}"))?;
+            self.makes_the_same_pixels("vqa", answerer.preprocessor())?;
+            anyhow::Ok(answerer)
+        });
+        let new = New { captioner, filter: filter.transpose()?, answerer: answerer.transpose()? };
         new.work_on_a_picture(self.preprocessor.size())
             .with_context(|| format!("a new model failed on a grey picture on {device}"))?;
         Ok(new)
@@ -98,12 +106,17 @@ impl New {
         let picture = pictures::grey(size)?;
         if let Some(model) = &self.captioner {
             let ask = Ask::caption(Params { max_new_tokens: 1, ..Params::default() });
-            tell(&mut BlipEngine::new(model.clone()), None, &[(picture.clone(), ask)])?.remove(0)?;
+            tell(&mut BlipEngine::new(model.clone()), None, None, &[(picture.clone(), ask)])?.remove(0)?;
         }
         if let Some(filter) = &self.filter {
-            let ask = Ask { caption: None, texts: vec!["a picture".into()], filter: true };
+            let ask = Ask { texts: vec!["a picture".into()], filter: true, ..Ask::default() };
             let mut nobody = NoCaptioner::new(filter.info().clone());
-            tell(&mut nobody, Some(&mut filter.clone()), &[(picture, ask)])?.remove(0)?;
+            tell(&mut nobody, Some(&mut filter.clone()), None, &[(picture.clone(), ask)])?.remove(0)?;
+        }
+        if let Some(answerer) = &self.answerer {
+            let ask = Ask { questions: vec!["what is it?".into()], ..Ask::default() };
+            let mut nobody = NoCaptioner::new(answerer.info().clone());
+            tell(&mut nobody, None, Some(&mut answerer.clone()), &[(picture, ask)])?.remove(0)?;
         }
         Ok(())
     }

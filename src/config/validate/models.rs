@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::Check;
-use crate::settings::{Filter, Model};
+use crate::settings::{Answerer, Filter, Model};
 
 const DTYPES: [&str; 5] = ["auto", "f32", "bf16", "f16", "int8"];
 const BACKENDS: [&str; 8] =
@@ -96,9 +96,57 @@ impl Check {
             self.not_empty("filter.source", source);
         }
     }
+
+    pub(super) fn answerer(&mut self, answerer: &Answerer, model: &Model) {
+        self.at_least_one("answerer.questions_limit", answerer.questions_limit as u64);
+        for (name, value, limit_name, limit) in [
+            ("max_new_tokens", answerer.max_new_tokens, "max_new_tokens_limit", model.max_new_tokens_limit),
+            ("num_beams", answerer.num_beams, "sequences_limit", model.sequences_limit),
+        ] {
+            let (key, limit_key) = (format!("answerer.{name}"), format!("model.{limit_name}"));
+            self.at_least_one(&key, value as u64);
+            // Who has no answerer did not set its defaults, and may have any limits.
+            let message = format!("{key} ({value}) must not be over {limit_key} ({limit})");
+            self.need(answerer.source.is_none() || value <= limit, &[&key, &limit_key], message);
+        }
+        if let Some(source) = &answerer.source {
+            self.not_empty("answerer.source", source);
+        }
+    }
 }
 
 fn is_device(device: &str) -> bool {
     let gpu = device.strip_prefix("cuda:").is_some_and(|number| number.parse::<u16>().is_ok());
     gpu || matches!(device, "auto" | "all" | "cpu")
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::config::validate::settings;
+    use crate::settings::Settings;
+
+    #[test]
+    fn what_is_wrong_with_answers_is_told_by_its_key() {
+        let problem = |change: fn(&mut Settings)| {
+            let mut wrong = Settings::default();
+            wrong.answerer.source = Some("org/name".into());
+            change(&mut wrong);
+            let problems = settings(&wrong);
+            assert_eq!(problems.len(), 1);
+            (problems[0].keys[0].clone(), problems[0].message.clone())
+        };
+        for (change, key, why) in [
+            ((|s| s.answerer.questions_limit = 0) as fn(&mut Settings), "answerer.questions_limit", "at least 1"),
+            (|s| s.answerer.max_new_tokens = 0, "answerer.max_new_tokens", "at least 1"),
+            (|s| s.answerer.num_beams = 9, "answerer.num_beams", "(9) must not be over model.sequences_limit (8)"),
+            (|s| s.answerer.max_new_tokens = 201, "answerer.max_new_tokens", "over model.max_new_tokens_limit (200)"),
+            (|s| s.answerer.source = Some(" ".into()), "answerer.source", "must not be empty"),
+        ] {
+            let (found, message) = problem(change);
+            assert!(found == key && message.contains(why), "{found}: {message}");
+        }
+        let mut narrow = Settings::default();
+        (narrow.model.max_new_tokens, narrow.model.max_new_tokens_limit) = (10, 10);
+        assert!(settings(&narrow).is_empty(), "nobody asks for answers");
+    }
 }

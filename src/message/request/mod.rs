@@ -6,6 +6,7 @@ mod native;
 mod object;
 mod reference;
 mod table;
+mod tasks;
 #[cfg(test)]
 mod tests;
 
@@ -21,8 +22,8 @@ use crate::disposition::{Code, Disposed, Disposition};
 
 #[cfg(test)]
 pub(super) use native::PARAMS;
-pub use native::{MAX_PROMPT_BYTES, MAX_TEXTS};
 pub use object::{ObjectRef, ObjectRoot, StoreKind};
+pub use tasks::{MAX_PROMPT_BYTES, MAX_TEXTS, Tasks};
 
 /// What one image asks for.
 #[derive(Debug, Clone, PartialEq)]
@@ -37,6 +38,8 @@ pub struct Request {
     pub params: RequestParams,
     /// Texts that were found with the image.
     pub texts: Vec<String>,
+    /// Questions about the image.
+    pub questions: Vec<String>,
     /// What is to be done.
     pub tasks: Tasks,
     /// After this moment the caption is of no use.
@@ -85,21 +88,6 @@ pub struct RequestParams {
     pub num_return_sequences: Option<usize>,
 }
 
-/// What is to be done with an image.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Tasks {
-    /// `caption`: captions are written.
-    pub caption: bool,
-    /// `filter`: the captions, and the texts that were found, are judged.
-    pub filter: bool,
-}
-
-impl Default for Tasks {
-    fn default() -> Self {
-        Self { caption: true, filter: false }
-    }
-}
-
 /// Where an image is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ImageRef {
@@ -134,7 +122,7 @@ pub enum ParseError {
     /// The message is in none of the four forms.
     #[error("{0}")]
     Message(String),
-    /// `params` or `prompt` are wrong.
+    /// `params`, `prompt`, `tasks` or what they take are wrong.
     #[error("{0}")]
     Params(String),
     /// The image reference is unreadable or of an unknown scheme.
@@ -192,6 +180,7 @@ impl Request {
             prompt: None,
             params: RequestParams::default(),
             texts: Vec::new(),
+            questions: Vec::new(),
             tasks: Tasks::default(),
             deadline: None,
             meta: Map::new(),

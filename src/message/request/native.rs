@@ -8,17 +8,9 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::json::{Fields, Json};
-use super::{ParseError, Request, RequestParams, Tasks, reference};
+use super::tasks::{self, MAX_PROMPT_BYTES, Tasks};
+use super::{ParseError, Request, RequestParams, reference};
 use crate::message::redact::quote;
-
-/// Longest prompt, in bytes. The text model of BLIP has 512 positions, and a token is seldom longer than eight bytes.
-pub const MAX_PROMPT_BYTES: usize = 4096;
-
-/// Most texts of one image, whatever a fleet allows.
-pub const MAX_TEXTS: usize = 64;
-
-/// Names that `tasks` may have.
-const TASKS: [&str; 2] = ["caption", "filter"];
 
 /// Names that `params` may have.
 pub(in crate::message) const PARAMS: [&str; 11] = [
@@ -50,19 +42,17 @@ pub(super) fn read(source: &Bytes, fields: &Fields<'_>, place: &str) -> Result<R
         Some(other) => return Err(wrong(place, "meta", "an object", other, ParseError::Message)),
         None => Map::new(),
     };
-    let tasks = tasks(fields, place)?;
-    let texts = texts(fields, place, tasks)?;
+    let tasks = tasks::tasks(fields, place)?;
+    let (texts, questions) = (tasks::texts(fields, place, tasks)?, tasks::questions(fields, place, tasks)?);
     let (prompt, params) = (prompt(fields, place)?, params(fields, place)?);
-    if !tasks.caption && (prompt.is_some() || params != RequestParams::default()) {
-        let name = if prompt.is_some() { "prompt" } else { "params" };
-        return Err(ParseError::Params(format!("{place}{name}: has no effect without the task `caption`")));
-    }
+    tasks::check_effect(place, tasks, prompt.as_deref(), &params)?;
     Ok(Request {
         id: string(fields, place, "id", ParseError::Message)?.map(str::to_owned),
         image,
         prompt,
         params,
         texts,
+        questions,
         tasks,
         deadline: deadline(fields, place)?,
         meta,
@@ -78,71 +68,6 @@ fn prompt(fields: &Fields<'_>, place: &str) -> Result<Option<String>, ParseError
         }
         prompt => Ok(prompt.map(str::to_owned)),
     }
-}
-
-fn tasks(fields: &Fields<'_>, place: &str) -> Result<Tasks, ParseError> {
-    let wrong = |at: usize, found: &str| {
-        let known = TASKS.join(", ");
-        ParseError::Params(format!("{place}tasks[{at}]: {found}; known are {known}"))
-    };
-    let list = match fields.get("tasks") {
-        Some(Json::List(list)) => list,
-        Some(other) => return Err(self::wrong(place, "tasks", "a list of names", other, ParseError::Params)),
-        None => return Ok(Tasks::default()),
-    };
-    let mut tasks = Tasks { caption: false, filter: false };
-    for (at, name) in list.iter().enumerate() {
-        match name {
-            Json::Text(name) if name == "caption" => tasks.caption = true,
-            Json::Text(name) if name == "filter" => tasks.filter = true,
-            Json::Text(name) => {
-                let hint = nearest(name, TASKS.into_iter());
-                let hint = hint.map_or_else(String::new, |near| format!(" (did you mean {near}?)"));
-                return Err(wrong(at, &format!("unknown task {}{hint}", quote(name))));
-            }
-            other => return Err(wrong(at, &format!("expected a name, found {}", other.kind()))),
-        }
-    }
-    if !(tasks.caption || tasks.filter) {
-        return Err(ParseError::Params(format!("{place}tasks: the list is empty; known are {}", TASKS.join(", "))));
-    }
-    Ok(tasks)
-}
-
-/// One text, or a list of them.
-fn texts(fields: &Fields<'_>, place: &str, tasks: Tasks) -> Result<Vec<String>, ParseError> {
-    let texts: Vec<(String, &Cow<'_, str>)> = match fields.get("text") {
-        None => Vec::new(),
-        Some(Json::Text(text)) => vec![("text".to_owned(), text)],
-        Some(Json::List(list)) => {
-            let mut texts = Vec::with_capacity(list.len());
-            for (at, text) in list.iter().enumerate() {
-                let name = format!("text[{at}]");
-                match text {
-                    Json::Text(text) => texts.push((name, text)),
-                    other => return Err(wrong(place, &name, "a string", other, ParseError::Params)),
-                }
-            }
-            texts
-        }
-        Some(other) => return Err(wrong(place, "text", "a string or a list of them", other, ParseError::Params)),
-    };
-    let refuse = |why: String| Err(ParseError::Params(format!("{place}{why}")));
-    if !texts.is_empty() && !tasks.filter {
-        return refuse("text: has no effect without the task `filter`".into());
-    }
-    if texts.is_empty() && !tasks.caption {
-        return refuse("text: missing; the task `filter` alone judges texts".into());
-    }
-    if texts.len() > MAX_TEXTS {
-        return refuse(format!("text: {} texts; at most {MAX_TEXTS} are allowed", texts.len()));
-    }
-    for (name, text) in &texts {
-        if text.len() > MAX_PROMPT_BYTES {
-            return refuse(format!("{name}: {} bytes; at most {MAX_PROMPT_BYTES} are allowed", text.len()));
-        }
-    }
-    Ok(texts.into_iter().map(|(_, text)| text.clone().into_owned()).collect())
 }
 
 fn deadline(fields: &Fields<'_>, place: &str) -> Result<Option<Timestamp>, ParseError> {
@@ -231,7 +156,13 @@ fn string<'f>(
     }
 }
 
-fn wrong(place: &str, name: &str, expected: &str, found: &Json<'_>, error: fn(String) -> ParseError) -> ParseError {
+pub(super) fn wrong(
+    place: &str,
+    name: &str,
+    expected: &str,
+    found: &Json<'_>,
+    error: fn(String) -> ParseError,
+) -> ParseError {
     error(format!("{place}{name}: expected {expected}, found {}", found.kind()))
 }
 
@@ -256,19 +187,14 @@ struct Native<'r> {
     params: Option<&'r RequestParams>,
     #[serde(rename = "text", skip_serializing_if = "<[_]>::is_empty")]
     texts: &'r [String],
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    questions: &'r [String],
     #[serde(skip_serializing_if = "Option::is_none")]
     tasks: Option<Vec<&'static str>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     deadline: Option<Timestamp>,
     #[serde(skip_serializing_if = "Map::is_empty")]
     meta: &'r Map<String, Value>,
-}
-
-impl Tasks {
-    fn names(self) -> Vec<&'static str> {
-        let asked = [self.caption, self.filter];
-        TASKS.into_iter().zip(asked).filter_map(|(name, asked)| asked.then_some(name)).collect()
-    }
 }
 
 impl Request {
@@ -281,6 +207,7 @@ impl Request {
             prompt: self.prompt.as_deref(),
             params: (self.params != RequestParams::default()).then_some(&self.params),
             texts: &self.texts,
+            questions: &self.questions,
             tasks: (self.tasks != Tasks::default()).then(|| self.tasks.names()),
             deadline: self.deadline,
             meta: &self.meta,

@@ -8,10 +8,10 @@ use super::{ParseError, ParsedRow, native};
 use crate::message::redact::quote;
 
 /// Columns that are fields of a request; every other column goes into `meta`.
-const COLUMNS: [&str; 7] = ["image", "id", "prompt", "params", "text", "tasks", "deadline"];
+const COLUMNS: [&str; 8] = ["image", "id", "prompt", "params", "text", "questions", "tasks", "deadline"];
 
 /// Fields of the native form that would be silently without effect beside a table.
-const MISPLACED: [&str; 5] = ["prompt", "params", "text", "tasks", "deadline"];
+const MISPLACED: [&str; 6] = ["prompt", "params", "text", "questions", "tasks", "deadline"];
 
 /// Reads the rows of `input`, the `input_data` of `message`.
 pub(super) fn read(reader: &Reader<'_>, message: &Fields<'_>, input: &Json<'_>) -> Result<Vec<ParsedRow>, ParseError> {

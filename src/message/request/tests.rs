@@ -34,7 +34,8 @@ fn full() -> Value {
     json!({
         "image": ADDRESS, "id": "a1", "prompt": "a photo of", "deadline": "2030-01-31T12:00:00Z",
         "params": {"max_new_tokens": 30, "num_beams": 3, "length_penalty": 1.1}, "meta": {"album": 12},
-        "text": ["a lake", "for sale: 3 boats"], "tasks": ["caption", "filter"],
+        "text": ["a lake", "for sale: 3 boats"], "tasks": ["caption", "filter", "answer", "embed"],
+        "questions": "how many boats?",
     })
 }
 
@@ -50,7 +51,8 @@ fn full_request() -> Request {
             ..RequestParams::default()
         },
         texts: vec!["a lake".into(), "for sale: 3 boats".into()],
-        tasks: Tasks { caption: true, filter: true },
+        questions: vec!["how many boats?".into()],
+        tasks: Tasks { caption: true, filter: true, answer: true, embed: true },
         deadline: Some("2030-01-31T12:00:00Z".parse().unwrap()),
         meta: Map::from_iter([("album".to_owned(), json!(12))]),
     }
@@ -59,10 +61,10 @@ fn full_request() -> Request {
 #[test]
 fn every_form_gives_the_same_request() {
     let table = json!({"input_data": {
-        "columns": ["image", "id", "prompt", "deadline", "params", "album", "text", "tasks"],
+        "columns": ["image", "id", "prompt", "deadline", "params", "album", "text", "questions", "tasks"],
         "index": [0],
         "data": [[ADDRESS, "a1", "a photo of", "2030-01-31T12:00:00Z", {"max_new_tokens": 30, "num_beams": 3, "length_penalty": 1.1}, 12,
-            ["a lake", "for sale: 3 boats"], ["filter", "caption"]]],
+            ["a lake", "for sale: 3 boats"], ["how many boats?"], ["embed", "answer", "filter", "caption"]]],
     }});
     for (form, value) in [
         ("native", full()),
@@ -176,15 +178,15 @@ fn a_wrong_message_is_refused_by_code_and_place() {
         (with(r#""params":{"top_p":"0.9"}"#), Code::BadParams, "params.top_p: expected a number, found a string"),
         (with(r#""params":{"do_sample":1}"#), Code::BadParams, "params.do_sample: expected true or false, found 1"),
         (with(r#""tasks":"filter""#), Code::BadParams, "tasks: expected a list of names, found a string"),
-        (with(r#""tasks":[]"#), Code::BadParams, "tasks: the list is empty; known are caption, filter"),
+        (with(r#""tasks":[]"#), Code::BadParams, "tasks: the list is empty; known are caption, filter, answer, embed"),
         (
             with(r#""tasks":["caption","filtre"]"#),
             Code::BadParams,
             "tasks[1]: unknown task `filtre` (did you mean `filter`?)",
         ),
         (with(r#""tasks":[1]"#), Code::BadParams, "tasks[0]: expected a name, found a number"),
-        (with(r#""tasks":["filter"]"#), Code::BadParams, "text: missing; the task `filter` alone judges texts"),
-        (with(r#""text":"a""#), Code::BadParams, "text: has no effect without the task `filter`"),
+        (with(r#""tasks":["filter"]"#), Code::BadParams, "text: missing; the task `filter` without `caption`"),
+        (with(r#""text":"a""#), Code::BadParams, "text: has no effect without the tasks `filter` or `embed`"),
         (with(r#""text":7,"tasks":["filter"]"#), Code::BadParams, "text: expected a string or a list of them"),
         (with(r#""text":["a",7],"tasks":["filter"]"#), Code::BadParams, "text[1]: expected a string, found a number"),
         (
@@ -195,7 +197,34 @@ fn a_wrong_message_is_refused_by_code_and_place() {
         (
             with(r#""text":"a","tasks":["filter"],"params":{"seed":1}"#),
             Code::BadParams,
-            "params: has no effect without",
+            "params: has no effect without the tasks `caption` or `answer`",
+        ),
+        (with(r#""tasks":["answer"]"#), Code::BadParams, "questions: missing; the task `answer` answers them"),
+        (with(r#""questions":"a""#), Code::BadParams, "questions: has no effect without the task `answer`"),
+        (
+            with(r#""questions":["a",7],"tasks":["answer"]"#),
+            Code::BadParams,
+            "questions[1]: expected a string, found a number",
+        ),
+        (
+            with(&format!(r#""questions":{:?},"tasks":["answer"]"#, ["a"; MAX_TEXTS + 1])),
+            Code::BadParams,
+            "questions: 65 questions; at most 64",
+        ),
+        (
+            with(&format!(r#""questions":["a","{}"],"tasks":["answer"]"#, "x".repeat(MAX_PROMPT_BYTES + 1))),
+            Code::BadParams,
+            "questions[1]: 4097 bytes; at most 4096",
+        ),
+        (
+            with(r#""questions":"a","tasks":["answer"],"prompt":"b""#),
+            Code::BadParams,
+            "prompt: has no effect without the task `caption`",
+        ),
+        (
+            with(r#""questions":"a","tasks":["answer"],"params":{"num_return_sequences":2}"#),
+            Code::BadParams,
+            "params.num_return_sequences: has no effect without the task `caption`",
         ),
         (table("[]"), Code::BadMessage, "input_data: expected an object, found a list"),
         (table(r#"{"data":[]}"#), Code::BadMessage, "input_data.columns: missing"),
@@ -330,15 +359,16 @@ prop_compose! {
     }
 }
 
-/// Texts and tasks that go together.
-fn any_tasks() -> impl Strategy<Value = (Vec<String>, Tasks)> {
-    prop_oneof![
-        Just((Vec::new(), Tasks::default())),
-        proptest::collection::vec("[a-zé \"]{0,9}[a-z]", 0..4)
-            .prop_map(|texts| (texts, Tasks { caption: true, filter: true })),
-        proptest::collection::vec("[a-zé]{1,9}", 1..4)
-            .prop_map(|texts| (texts, Tasks { caption: false, filter: true })),
-    ]
+/// Texts, questions and tasks that go together.
+fn any_tasks() -> impl Strategy<Value = (Vec<String>, Vec<String>, Tasks)> {
+    let texts = |least: usize| proptest::collection::vec("[a-zé \"]{0,9}[a-z]", least..4);
+    any::<[bool; 4]>().prop_flat_map(move |[caption, filter, answer, embed]| {
+        let tasks = Tasks { caption: caption || !(filter || answer || embed), filter, answer, embed };
+        let least = usize::from(filter && !tasks.caption);
+        let found = if filter || embed { texts(least).boxed() } else { Just(Vec::new()).boxed() };
+        let questions = if answer { texts(1).boxed() } else { Just(Vec::new()).boxed() };
+        (found, questions, Just(tasks))
+    })
 }
 
 prop_compose! {
@@ -352,10 +382,11 @@ prop_compose! {
         meta in proptest::collection::btree_map("[a-z\"\\\\]{1,6}", any_meta(), 0..4),
     ) -> Request {
         let meta = meta.into_iter().collect();
-        let (texts, tasks) = asked;
+        let (texts, questions, tasks) = asked;
         // They would have no effect.
-        let (prompt, params) = if tasks.caption { (prompt, params) } else { (None, RequestParams::default()) };
-        Request { id, image, prompt, params, texts, tasks, deadline, meta }
+        let prompt = prompt.filter(|_| tasks.caption);
+        let params = if tasks.caption || tasks.answer { params } else { RequestParams::default() };
+        Request { id, image, prompt, params, texts, questions, tasks, deadline, meta }
     }
 }
 

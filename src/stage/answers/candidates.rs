@@ -1,6 +1,7 @@
 //! The texts of a record: what was written for the image and what was found with it, and the best of them.
 
-use crate::caption::{Caption, Finish, Match, Told};
+use super::generated;
+use crate::caption::{Caption, Match, Told};
 use crate::message::{Candidate, Generated, Judged, TextSource};
 
 /// Captions first, then the texts that were found; judged where there is a threshold, a probability from 0 to 1.
@@ -16,11 +17,7 @@ pub(super) fn of(told: &Told, texts: &[String], threshold: Option<f64>) -> Vec<C
     let captions = told.caption.iter().flat_map(Caption::all).enumerate().map(|(at, caption)| Candidate {
         text: caption.text.clone(),
         source: TextSource::Generated,
-        generated: Generated {
-            logprob: Some(caption.logprob),
-            tokens: Some(caption.tokens),
-            finish: Some(finish(caption.finish)),
-        },
+        generated: generated(caption),
         judged: judged(told.generated.get(at)),
     });
     let found = texts.iter().enumerate().map(|(at, text)| Candidate {
@@ -39,16 +36,10 @@ pub(super) fn best(candidates: &[Candidate]) -> Option<&Candidate> {
     candidates.iter().reduce(|best, one| if probability(one) > probability(best) { one } else { best })
 }
 
-fn finish(finish: Finish) -> &'static str {
-    match finish {
-        Finish::Stop => "stop",
-        Finish::Length => "length",
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::caption::Finish;
 
     fn caption(text: &str, more: Vec<Caption>) -> Caption {
         Caption { text: text.into(), token_ids: vec![1], logprob: -1.0, tokens: 1, finish: Finish::Stop, more }
@@ -64,6 +55,7 @@ mod tests {
             caption: Some(caption("first", vec![caption("second", Vec::new())])),
             generated: vec![Ok(judgement(0.4)), Err("no words".into())],
             found: vec![Ok(judgement(0.9)), Ok(judgement(0.9)), Ok(judgement(0.5))],
+            ..Told::default()
         };
         let texts = ["third", "fourth", "fifth"].map(String::from);
         let candidates = of(&told, &texts, Some(0.5));

@@ -7,8 +7,8 @@ use std::time::Duration;
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 
+use super::Models;
 use crate::caption::{Ask, Caption, Match, Told};
-use crate::message::ModelRef;
 
 /// Bytes that an entry takes beside its texts, estimated: two structures, five allocations, its place in the table.
 const ENTRY: u64 = 512;
@@ -25,8 +25,7 @@ pub(super) struct Asked {
 #[derive(Debug)]
 pub(super) struct Entry {
     pub(super) told: Arc<Told>,
-    pub(super) model: ModelRef,
-    pub(super) filter: Option<ModelRef>,
+    pub(super) models: Arc<Models>,
     pub(super) width: u32,
     pub(super) height: u32,
     pub(super) format: String,
@@ -39,12 +38,18 @@ struct Bytes;
 
 impl Weighter<Asked, Arc<Entry>> for Bytes {
     fn weight(&self, asked: &Asked, entry: &Arc<Entry>) -> u64 {
-        let captions = entry.told.caption.iter().flat_map(Caption::all);
+        let answers = entry.told.answers.iter().filter_map(|answer| answer.as_ref().ok());
+        let captions = entry.told.caption.iter().chain(answers).flat_map(Caption::all);
         let captions = captions.map(|one| size_of::<Caption>() + one.text.len() + size_of_val(&one.token_ids[..]));
         let judgements = (entry.told.generated.len() + entry.told.found.len()) * size_of::<Match>();
+        let points = entry.told.embeddings.iter().flat_map(|embeddings| {
+            let texts = embeddings.texts.iter().filter_map(|text| text.as_ref().ok());
+            texts.chain([&embeddings.image]).map(|point| size_of_val(&**point))
+        });
         let prompt = asked.ask.caption.as_ref().and_then(|params| params.prompt.as_ref()).map_or(0, String::len);
-        let texts: usize = asked.ask.texts.iter().map(|text| size_of::<String>() + text.len()).sum();
-        ENTRY + (captions.sum::<usize>() + judgements + prompt + texts) as u64
+        let texts = asked.ask.texts.iter().chain(&asked.ask.questions);
+        let texts: usize = texts.map(|text| size_of::<String>() + text.len()).sum();
+        ENTRY + (captions.sum::<usize>() + points.sum::<usize>() + judgements + prompt + texts) as u64
     }
 }
 
@@ -77,6 +82,7 @@ impl Known {
 mod tests {
     use super::*;
     use crate::caption::{Finish, Params};
+    use crate::message::ModelRef;
 
     fn asked(number: usize) -> Asked {
         Asked { sha256: format!("{number:064x}"), ask: Ask::caption(Params::default()) }
@@ -86,8 +92,9 @@ mod tests {
         let (token_ids, more) = (Vec::new(), Vec::new());
         let caption = Caption { text: text.into(), token_ids, logprob: 0.0, tokens: 1, finish: Finish::Stop, more };
         let model = ModelRef { id: "m".into(), revision: None, dtype: "f32".into() };
+        let models = Arc::new(Models { model, filter: None, answerer: None });
         let told = Arc::new(Told { caption: Some(caption), ..Told::default() });
-        Entry { told, model, filter: None, width: 1, height: 1, format: "png".into(), cost: Duration::ZERO }
+        Entry { told, models, width: 1, height: 1, format: "png".into(), cost: Duration::ZERO }
     }
 
     #[test]
@@ -109,8 +116,12 @@ mod tests {
         let prompted = Params { prompt: Some("a photo of".into()), ..Params::default() };
         let longer = Params { max_new_tokens: 30, ..Params::default() };
         let judged = Ask { filter: true, ..asked(1).ask };
-        let others = [other(Ask::caption(prompted)), other(Ask::caption(longer)), other(judged), asked(2)];
-        assert!(others.iter().all(|other| known.get(other).is_none()));
+        let questioned = Ask { questions: vec!["what".into()], ..asked(1).ask };
+        let briefly = Ask { answering: Params { max_new_tokens: 1, ..Params::default() }, ..questioned.clone() };
+        known.insert(other(briefly), entry("b"));
+        let embedded = Ask { embed: true, ..asked(1).ask };
+        let others = [Ask::caption(prompted), Ask::caption(longer), judged, questioned, embedded].map(other);
+        assert!(others.iter().chain(&[asked(2)]).all(|other| known.get(other).is_none()));
         let told = &known.get(&asked(1)).unwrap().told;
         assert_eq!(told.caption.as_ref().unwrap().text, "a");
     }

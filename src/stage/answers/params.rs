@@ -1,17 +1,35 @@
-//! From what a request asks for, and the defaults and limits of the fleet, to the parameters of its captions.
-
-use std::path::PathBuf;
+//! From what a request asks for, and the defaults and limits of the fleet, to the parameters of its captions and answers.
 
 use crate::caption::{BeamSearch, Number, Params, Sampling, Strategy};
-use crate::message::{ImageRef, Request, RequestParams};
+use crate::message::{Request, RequestParams};
 use crate::settings;
 
-/// The parameters of a request for the picture of this SHA-256, in hex.
+/// The parameters of the captions of a request for the picture of this SHA-256, in hex.
 ///
 /// # Errors
 /// They are over the fleet's limits or make no sense, in words for people.
-pub(super) fn params(model: &settings::Model, request: &Request, sha256: &str) -> Result<Params, String> {
-    let asked = &request.params;
+pub(super) fn of_captions(model: &settings::Model, request: &Request, sha256: &str) -> Result<Params, String> {
+    let prompt = request.prompt.clone().or_else(|| model.prompt.clone());
+    Ok(Params { prompt, ..params(model, &request.params, sha256)? })
+}
+
+/// Those of its answers: one to each question, and no prompt.
+///
+/// # Errors
+/// As of [`of_captions`].
+pub(super) fn of_answers(model: &settings::Model, request: &Request, sha256: &str) -> Result<Params, String> {
+    params(model, &RequestParams { num_return_sequences: None, ..request.params.clone() }, sha256)
+}
+
+/// Refuses parameters that no request may have.
+///
+/// # Errors
+/// What is wrong with them, in words for people.
+pub fn check_params(model: &settings::Model, params: &RequestParams) -> Result<(), String> {
+    self::params(model, params, "").map(|_| ())
+}
+
+fn params(model: &settings::Model, asked: &RequestParams, sha256: &str) -> Result<Params, String> {
     let max_new_tokens = asked.max_new_tokens.unwrap_or(model.max_new_tokens);
     let min_new_tokens = asked.min_new_tokens.unwrap_or(model.min_new_tokens.min(max_new_tokens));
     within("max_new_tokens", max_new_tokens, model.max_new_tokens_limit, "model.max_new_tokens_limit")?;
@@ -31,7 +49,7 @@ pub(super) fn params(model: &settings::Model, request: &Request, sha256: &str) -
     within("num_return_sequences", captions, model.sequences_limit, "model.sequences_limit")?;
     let repetition_penalty = asked.repetition_penalty.unwrap_or(model.repetition_penalty);
     let params = Params {
-        prompt: request.prompt.clone().or_else(|| model.prompt.clone()),
+        prompt: None,
         max_new_tokens,
         min_new_tokens,
         repetition_penalty: number("repetition_penalty", repetition_penalty)?,
@@ -41,15 +59,6 @@ pub(super) fn params(model: &settings::Model, request: &Request, sha256: &str) -
     // It begins with the name of what is wrong.
     params.check().map_err(|error| format!("params.{error}"))?;
     Ok(params)
-}
-
-/// Refuses parameters that no request may have.
-///
-/// # Errors
-/// What is wrong with them, in words for people.
-pub fn check_params(model: &settings::Model, params: &RequestParams) -> Result<(), String> {
-    let request = Request { params: params.clone(), ..Request::of(ImageRef::File(PathBuf::new())) };
-    self::params(model, &request, "").map(|_| ())
 }
 
 fn strategy(model: &settings::Model, asked: &RequestParams, sha256: &str) -> Result<Strategy, String> {
@@ -114,13 +123,12 @@ fn number(name: &str, value: f64) -> Result<Number, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::message::ImageRef;
 
     const SHA256: &str = "00000000000000ff0000000000000000000000000000000000000000000000ff";
 
     fn of(model: &settings::Model, params: serde_json::Value) -> Result<Params, String> {
-        let request =
-            Request { params: serde_json::from_value(params).unwrap(), ..Request::of(ImageRef::File("a.jpg".into())) };
-        super::params(model, &request, SHA256)
+        super::params(model, &serde_json::from_value(params).unwrap(), SHA256)
     }
 
     fn fleet(change: impl FnOnce(&mut settings::Model)) -> settings::Model {
@@ -152,6 +160,29 @@ mod tests {
         let drawn = fleet(|model| model.do_sample = true);
         assert!(matches!(of(&drawn, serde_json::json!({"num_beams": 4})).unwrap().strategy, Strategy::Beam(_)));
         assert_eq!(of(&drawn, serde_json::json!({"do_sample": false})), Ok(Params::default()));
+    }
+
+    #[test]
+    fn answers_have_the_defaults_of_their_own_section_and_neither_prompt_nor_siblings() {
+        let captions = fleet(|model| {
+            (model.prompt, model.do_sample, model.num_return_sequences) = (Some("a photo of".into()), true, 3);
+            (model.max_new_tokens_limit, model.sequences_limit) = (50, 4);
+        });
+        let answerer = settings::Answerer { max_new_tokens: 10, num_beams: 3, ..settings::Answerer::default() };
+        let model = answerer.generation(&captions);
+        let with = |params: serde_json::Value| Request {
+            prompt: Some("once".into()),
+            params: serde_json::from_value(params).unwrap(),
+            ..Request::of(ImageRef::File("a.jpg".into()))
+        };
+        let params = of_answers(&model, &with(serde_json::json!({"num_return_sequences": 3})), SHA256).unwrap();
+        let search = BeamSearch { beams: 3, length_penalty: crate::caption::number(1.0) };
+        let expected = Params { max_new_tokens: 10, strategy: Strategy::Beam(search), ..Params::default() };
+        assert_eq!(params, expected);
+        let params = of_answers(&model, &with(serde_json::json!({"num_beams": 1, "max_new_tokens": 20})), SHA256);
+        assert_eq!(params, Ok(Params::default()));
+        let error = of_answers(&model, &with(serde_json::json!({"max_new_tokens": 51})), SHA256).unwrap_err();
+        assert!(error.contains("allows 1 to 50 (model.max_new_tokens_limit)"), "{error}");
     }
 
     #[test]

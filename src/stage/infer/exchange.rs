@@ -2,7 +2,7 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::caption::{Engine, Filter};
+use crate::caption::{Engine, Filter, Respondent};
 
 /// Models of one device that take the places of those it has; what is `None` stays.
 #[derive(Default)]
@@ -11,6 +11,8 @@ pub struct Replacement {
     pub engine: Option<Box<dyn Engine>>,
     /// The judge of texts.
     pub filter: Option<Box<dyn Filter>>,
+    /// What answers questions.
+    pub answerer: Option<Box<dyn Respondent>>,
 }
 
 /// Where a device finds them.
@@ -20,13 +22,16 @@ pub struct Mailbox(Mutex<Replacement>);
 impl Mailbox {
     /// Leaves models for the device's next batch, in the place of those that it has not taken yet.
     pub fn put(&self, new: Replacement) {
-        let Replacement { engine, filter } = new;
+        let Replacement { engine, filter, answerer } = new;
         let mut waiting = self.lock();
         if engine.is_some() {
             waiting.engine = engine;
         }
         if filter.is_some() {
             waiting.filter = filter;
+        }
+        if answerer.is_some() {
+            waiting.answerer = answerer;
         }
     }
 

@@ -1,0 +1,40 @@
+//! The trait of what answers questions about images.
+
+use std::sync::Arc;
+
+use super::answerer::Answerer;
+use super::{Caption, Encoded, EngineError, ModelInfo, Params, Pixels};
+
+/// Answers questions about images with one model on one device. Its owner is one thread.
+pub trait Respondent: Send {
+    /// The model and where it runs.
+    fn model(&self) -> &ModelInfo;
+
+    /// Encodes images of the model's size; the result is in the order of `images`.
+    ///
+    /// # Errors
+    /// Of the whole call: with [`super::ErrorKind::OutOfMemory`] a smaller one may succeed.
+    fn encode(&mut self, images: &[Pixels]) -> Result<Vec<Encoded>, EngineError>;
+
+    /// Answers questions about images, in their order; a caption's text is the answer. A question's own error (no words, too
+    /// long, unsound parameters) stands in its place. An image is best followed by all questions about it.
+    ///
+    /// # Errors
+    /// Of the whole call.
+    fn answer(&mut self, asked: &[(&Encoded, &str, Params)]) -> Result<Vec<Result<Caption, EngineError>>, EngineError>;
+}
+
+/// BLIP's own, whose weights may be shared.
+impl Respondent for Arc<Answerer> {
+    fn model(&self) -> &ModelInfo {
+        self.info()
+    }
+
+    fn encode(&mut self, images: &[Pixels]) -> Result<Vec<Encoded>, EngineError> {
+        Answerer::encode(self, images)
+    }
+
+    fn answer(&mut self, asked: &[(&Encoded, &str, Params)]) -> Result<Vec<Result<Caption, EngineError>>, EngineError> {
+        Answerer::answer(self, asked)
+    }
+}
