@@ -30,7 +30,7 @@ use crate::stage::{Answers, Beside, Finished, Ready, decode, fetch, infer};
 use crate::tracked::Tracked;
 
 pub use crate::stage::infer::Loaded;
-pub use budget::{Budget, Part};
+pub use budget::{Budget, Part, shares};
 pub use control::{Control, Limits, Waiting, Wiring};
 pub use endpoint::Endpoint;
 pub use models::{Load, Models, Named, Refused, Wanted};
@@ -133,27 +133,32 @@ impl Core {
             metrics: metrics.clone(),
         };
         let of_endpoint = lanes.weights.len();
-        let mut fetcher =
-            fetch::Fetcher::new(&settings.fetch, control.budget().images.clone(), pixel_bytes, metrics.clone())?
-                .looking_for_outages(
-                    &settings.fetch,
-                    fetch::Surroundings {
-                        gate: control.gate().clone(),
-                        ledger: control.ledger().clone(),
-                        draining: control.draining().clone(),
-                    },
-                );
-        if let Some(last) = settings.kafka.retry_topics.last() {
-            fetcher = fetcher.leaving_failing_hosts_alone(&settings.fetch, &last.topic);
+        // What the endpoint has of the fetches and of the decoders, the stream has not.
+        let (mut fetch, mut threads, mut guests) = (settings.fetch.clone(), config.threads, None);
+        if let Some(part) = endpoint {
+            let (shares, counts) = (part.split_fetch(&fetch), part.split(threads));
+            (fetch, threads) = (shares.0, counts.0);
+            let fetcher = fetch::Fetcher::new(&shares.1, part.images.clone(), pixel_bytes, metrics.clone())?;
+            guests = Some((fetcher, decode::Config { threads: counts.1, ..config.clone() }));
         }
+        let mut fetcher = fetch::Fetcher::new(&fetch, control.budget().images.clone(), pixel_bytes, metrics.clone())?
+            .looking_for_outages(
+                &fetch,
+                fetch::Surroundings {
+                    gate: control.gate().clone(),
+                    ledger: control.ledger().clone(),
+                    draining: control.draining().clone(),
+                },
+            );
+        if let Some(last) = settings.kafka.retry_topics.last() {
+            fetcher = fetcher.leaving_failing_hosts_alone(&fetch, &last.topic);
+        }
+        let config = decode::Config { threads, ..config };
         let stream = WayIn::start(fetcher, &config, &outputs(finished_in.clone(), Box::new(move |row| lanes.of(row))))?;
         let (mut decoders, mut before_fetch, mut before_decode) =
             (stream.decoders, stream.before_fetch, stream.before_decode);
         let mut entrance = None;
-        if let Some(part) = endpoint {
-            let fetch = part.fetch(&settings.fetch);
-            let fetcher = fetch::Fetcher::new(&fetch, part.images.clone(), pixel_bytes, metrics.clone())?;
-            let config = decode::Config { threads: part.of(config.threads), ..config };
+        if let Some((fetcher, config)) = guests {
             let way = WayIn::start(fetcher, &config, &outputs(answered_in, Box::new(move |_| of_endpoint)))?;
             decoders.extend(way.decoders);
             before_fetch = Box::new(move || before_fetch() + (way.before_fetch)());

@@ -1,5 +1,9 @@
 //! The permits of a flow, and the part of them that is set aside for rows that are answered directly.
 
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytesize::ByteSize;
+
 use crate::budget::{Limit, Pool};
 use crate::metrics::PoolName;
 use crate::settings::{Fetch, Flow};
@@ -13,6 +17,8 @@ pub struct Budget {
     pub images: Pool,
     /// What is set aside for rows that are answered directly, if there are any.
     pub endpoint: Option<Part>,
+    /// The limits of messages and of images, before they are shared out.
+    whole: Arc<Mutex<(Limit, Limit)>>,
 }
 
 impl Budget {
@@ -20,16 +26,18 @@ impl Budget {
     pub fn new(flow: &Flow) -> Self {
         let messages = Limit { items: flow.max_messages, bytes: flow.max_message_bytes.as_u64() as usize };
         let images = Limit { items: flow.max_images, bytes: flow.max_image_bytes.as_u64() as usize };
-        Self { messages: Pool::new(messages), images: Pool::new(images), endpoint: None }
+        let whole = Arc::new(Mutex::new((messages, images)));
+        Self { messages: Pool::new(messages), images: Pool::new(images), endpoint: None, whole }
     }
 
     /// The same, of which a share is set aside for rows that are answered directly.
     #[must_use]
     pub fn with_endpoint(self, share: f64) -> Self {
-        let part = Part::new(share, self.messages.limit(), self.images.limit());
-        part.leave_to(&self.messages, self.messages.limit());
-        part.leave_to(&self.images, self.images.limit());
-        Self { endpoint: Some(part), ..self }
+        let (messages, images) = self.limits();
+        let pool = || Pool::new(Limit::default());
+        let budget = Self { endpoint: Some(Part { share, messages: pool(), images: pool() }), ..self };
+        budget.set_limits(messages, images);
+        budget
     }
 
     /// The pools by their names.
@@ -43,26 +51,19 @@ impl Budget {
 
     /// Changes the limits of the consumed messages and of the images, each the sum of what the stream and the endpoint have.
     pub(super) fn set_limits(&self, messages: Limit, images: Limit) {
-        match &self.endpoint {
-            None => {
-                self.messages.set_limit(messages);
-                self.images.set_limit(images);
-            }
-            Some(part) => {
-                part.set_limits(messages, images);
-                part.leave_to(&self.messages, messages);
-                part.leave_to(&self.images, images);
-            }
+        *self.whole.lock().unwrap_or_else(PoisonError::into_inner) = (messages, images);
+        let rest = |whole: Limit| self.endpoint.as_ref().map_or(whole, |part| part.rest(whole));
+        self.messages.set_limit(rest(messages));
+        self.images.set_limit(rest(images));
+        if let Some(part) = &self.endpoint {
+            part.messages.set_limit(part.own(messages));
+            part.images.set_limit(part.own(images));
         }
     }
 
     /// The limits of the consumed messages and of the images, those of the endpoint included.
     pub(super) fn limits(&self) -> (Limit, Limit) {
-        let (messages, images) = (self.messages.limit(), self.images.limit());
-        match &self.endpoint {
-            None => (messages, images),
-            Some(part) => part.limits(messages, images),
-        }
+        *self.whole.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -79,42 +80,41 @@ pub struct Part {
 }
 
 impl Part {
-    fn new(share: f64, messages: Limit, images: Limit) -> Self {
-        let pool = |whole| Pool::new(part(whole, share));
-        Self { share, messages: pool(messages), images: pool(images) }
+    /// A number shared out, see [`shares`].
+    pub(super) fn split(&self, whole: usize) -> (usize, usize) {
+        shares(whole, self.share)
     }
 
-    /// A part of a number, one at least.
-    pub(super) fn of(&self, whole: usize) -> usize {
-        ((whole as f64 * self.share).round() as usize).max(1)
+    /// How the stream's images are fetched, and how the endpoint's are.
+    pub(super) fn split_fetch(&self, fetch: &Fetch) -> (Fetch, Fetch) {
+        let (concurrency, per_host) = (self.split(fetch.concurrency), self.split(fetch.per_host));
+        let of = |share: f64, concurrency: usize, per_host: usize| Fetch {
+            concurrency,
+            per_host,
+            per_host_rate: fetch.per_host_rate * share,
+            cache: ByteSize((fetch.cache.as_u64() as f64 * share) as u64),
+            ..fetch.clone()
+        };
+        (of(1.0 - self.share, concurrency.0, per_host.0), of(self.share, concurrency.1, per_host.1))
     }
 
-    /// How the endpoint's images are fetched.
-    pub(super) fn fetch(&self, fetch: &Fetch) -> Fetch {
-        Fetch { concurrency: self.of(fetch.concurrency), per_host: self.of(fetch.per_host), ..fetch.clone() }
+    fn own(&self, whole: Limit) -> Limit {
+        let of = |whole: usize| ((whole as f64 * self.share) as usize).max(1);
+        Limit { items: of(whole.items), bytes: of(whole.bytes) }
     }
 
-    fn set_limits(&self, messages: Limit, images: Limit) {
-        self.messages.set_limit(part(messages, self.share));
-        self.images.set_limit(part(images, self.share));
-    }
-
-    /// Leaves the rest of a budget to the stream's pool.
-    fn leave_to(&self, stream: &Pool, whole: Limit) {
-        let own = part(whole, self.share);
+    /// What is left of a whole to the stream.
+    fn rest(&self, whole: Limit) -> Limit {
+        let own = self.own(whole);
         let rest = |whole: usize, own: usize| whole.saturating_sub(own).max(1);
-        stream.set_limit(Limit { items: rest(whole.items, own.items), bytes: rest(whole.bytes, own.bytes) });
-    }
-
-    fn limits(&self, messages: Limit, images: Limit) -> (Limit, Limit) {
-        let sum = |a: Limit, b: Limit| Limit { items: a.items + b.items, bytes: a.bytes + b.bytes };
-        (sum(messages, self.messages.limit()), sum(images, self.images.limit()))
+        Limit { items: rest(whole.items, own.items), bytes: rest(whole.bytes, own.bytes) }
     }
 }
 
-fn part(whole: Limit, share: f64) -> Limit {
-    let of = |whole: usize| ((whole as f64 * share) as usize).max(1);
-    Limit { items: of(whole.items), bytes: of(whole.bytes) }
+/// A number shared out: what is left to the stream, and what the endpoint has; each one at least.
+pub fn shares(whole: usize, share: f64) -> (usize, usize) {
+    let own = ((whole as f64 * share).round() as usize).max(1);
+    (whole.saturating_sub(own).max(1), own)
 }
 
 #[cfg(test)]
@@ -132,5 +132,31 @@ mod tests {
         assert_eq!(budget.limits().1, images);
         assert_eq!(part.images.limit(), Limit { items: 25, bytes: 250 });
         assert_eq!(budget.limits().0.items, flow.max_messages);
+    }
+
+    #[test]
+    fn limits_that_are_not_named_stay_as_they_are_whatever_the_share() {
+        for share in [0.001, 0.25, 1.0] {
+            let budget = Budget::new(&Flow { max_messages: 3, ..Flow::default() }).with_endpoint(share);
+            let before = budget.limits();
+            for _ in 0..3 {
+                let (messages, images) = budget.limits();
+                budget.set_limits(messages, images);
+            }
+            assert_eq!(budget.limits(), before, "of a share of {share}");
+        }
+    }
+
+    #[test]
+    fn stream_and_endpoint_ask_no_more_of_hosts_and_memory_together_than_one_of_them_alone() {
+        let fetch = Fetch { per_host: 10, per_host_rate: 8.0, cache: ByteSize::mib(8), ..Fetch::default() };
+        let budget = Budget::new(&Flow::default()).with_endpoint(0.25);
+        let part = budget.endpoint.unwrap();
+        let (stream, endpoint) = part.split_fetch(&fetch);
+        assert_eq!((stream.concurrency, endpoint.concurrency), (48, 16));
+        assert_eq!((stream.per_host, endpoint.per_host), (7, 3));
+        assert_eq!((stream.per_host_rate, endpoint.per_host_rate), (6.0, 2.0));
+        assert_eq!((stream.cache, endpoint.cache), (ByteSize::mib(6), ByteSize::mib(2)));
+        assert_eq!([part.split(8), part.split(1)], [(6, 2), (1, 1)], "each has one at least");
     }
 }

@@ -8,6 +8,7 @@ use super::Item;
 use crate::caption::DeviceSpec;
 use crate::command::models;
 use crate::kafka::{producer_queue_bytes, read_ahead_bytes};
+use crate::pipeline::shares;
 use crate::settings::{Model, Settings};
 
 /// Adds up what a worker may take. `parameters` is how many its models have, where that is known.
@@ -16,6 +17,13 @@ pub fn item(settings: &Settings, parameters: Option<u64>) -> Item {
     let threads = match decode.threads {
         0 => std::thread::available_parallelism().map_or(1, usize::from),
         threads => threads,
+    };
+    let threads = match settings.endpoint.listen {
+        Some(_) => {
+            let (stream, endpoint) = shares(threads, settings.endpoint.share);
+            stream + endpoint
+        }
+        None => threads,
     };
     let mut parts = vec![
         (flow.max_message_bytes.as_u64(), "messages (flow.max_message_bytes)"),
@@ -86,6 +94,17 @@ mod tests {
         settings.decode.threads = 2;
         settings.model.devices = devices.iter().map(|&device| device.to_owned()).collect();
         item(&settings, parameters).text
+    }
+
+    #[test]
+    fn a_decoding_thread_that_only_the_endpoint_has_is_counted() {
+        let mut settings = Settings::default();
+        settings.decode.threads = 1;
+        let alone = item(&settings, None).text;
+        assert!(alone.contains("512.0 MiB of decoding"), "{alone}");
+        settings.endpoint.listen = Some(([127, 0, 0, 1], 0).into());
+        let both = item(&settings, None).text;
+        assert!(both.contains("1.0 GiB of decoding"), "{both}");
     }
 
     #[test]
