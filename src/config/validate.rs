@@ -112,6 +112,16 @@ pub(super) fn warnings(settings: &Settings) -> Vec<String> {
             fetch.max_body, flow.max_image_bytes
         ),
     );
+    let endpoint = &settings.endpoint;
+    let part = ByteSize((flow.max_message_bytes.as_u64() as f64 * endpoint.share) as u64);
+    warn(
+        endpoint.listen.is_some() && endpoint.max_body.as_u64() > part.as_u64() / 2,
+        format!(
+            "endpoint.max_body ({}) is over half of what the endpoint has of flow.max_message_bytes beside a stream ({part}, \
+             by endpoint.share): while one such body comes, there is no room for the next",
+            endpoint.max_body
+        ),
+    );
     warn(
         fetch.connect_timeout > fetch.total_timeout,
         "fetch.connect_timeout is over fetch.total_timeout and has no effect".into(),

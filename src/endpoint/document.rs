@@ -15,7 +15,7 @@ pub(super) async fn document(State(desk): State<Desk>) -> Json<Value> {
 }
 
 /// The document for an endpoint that takes so many rows, and asks for a token or not.
-fn openapi(max_rows: usize, token: bool) -> Value {
+pub(super) fn openapi(max_rows: usize, token: bool) -> Value {
     let mut document = json!({
         "openapi": "3.1.0",
         "info": {
@@ -39,7 +39,7 @@ fn openapi(max_rows: usize, token: bool) -> Value {
                         "example": [{"text": "a stream in the middle of a forest"}]}}}), "Problem")
             }},
             "/v2": {"get": {
-                "operationId": "server", "summary": "What this server is",
+                "operationId": "server", "summary": "What this server is", "security": [],
                 "responses": {"200": {"description": "Name and version", "content": {"application/json": {"schema": {
                     "type": "object", "required": ["name", "version", "extensions"],
                     "properties": {"name": {"type": "string"}, "version": {"type": "string"},

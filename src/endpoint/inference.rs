@@ -17,7 +17,7 @@ use serde_json::{Map, Value, json};
 use super::Desk;
 use super::problem::{Problem, status_of};
 use crate::caption::ModelInfo;
-use crate::message::{Judged, Message, ParsedRow, parse};
+use crate::message::{Judged, ParsedRow, Request, RequestParams, parse_object, read_json};
 use crate::metrics::Route;
 use crate::pipeline::endpoint::Answer;
 
@@ -208,8 +208,11 @@ pub(super) async fn infer(
             ));
         }
         let (admitted, body) = desk.read(&headers, body).await?;
+        let request = read_json(&body)?;
+        // Its values are copies.
+        drop(body);
         let request: Object<InferRequest> =
-            serde_json::from_slice(&body).map_err(|error| Problem::unreadable(error.to_string()))?;
+            serde_json::from_value(request).map_err(|error| Problem::unreadable(error.to_string()))?;
         let InferRequest { id, parameters, inputs, outputs } = request.0;
         let wanted = wanted(task, outputs.as_deref())?;
         let rows = rows(task, parameters, inputs, desk.settings.max_rows)?;
@@ -271,25 +274,25 @@ fn rows(
         check(tensor, count)?;
     }
     params.retain(|name, _| !IDLE.contains(&name.as_str()));
-    let row = |at: usize| {
+    let (asked, takes_params) = task.asks();
+    if let Some(name) = params.keys().next().filter(|_| !takes_params) {
+        let text = format!("parameters: {name:?} has no effect on the model {}", task.name());
+        return Err(Problem::unreadable(text));
+    }
+    // Once, however many rows there are.
+    let params = RequestParams::read(&params, "parameters")?;
+    let row = |at: usize| -> ParsedRow {
         let mut fields = Map::new();
         for (name, tensor) in names.iter().zip(&mut columns) {
             if let Some(tensor) = tensor {
                 fields.insert(Task::field(name).to_owned(), tensor.data[at].take());
             }
         }
-        let (asked, takes_params) = task.asks();
         fields.insert("tasks".into(), json!([asked]));
-        if takes_params && !params.is_empty() {
-            fields.insert("params".into(), params.clone().into());
-        }
-        let message = Message { payload: Some(Value::Object(fields).to_string().into()), ..Message::empty("", 0, 0) };
-        match parse(&message, 1) {
-            Ok(rows) => rows,
-            Err(error) => vec![Err((error, None))],
-        }
+        let request = parse_object(fields).map_err(|error| (error, None))?;
+        Ok(Request { params: params.clone(), ..request })
     };
-    Ok((0..count).flat_map(row).collect())
+    Ok((0..count).map(row).collect())
 }
 
 /// A tensor of so many texts, in one dimension or in rows of one.

@@ -1,6 +1,7 @@
 //! The HTTP endpoint that answers while its clients wait: the model card's table of images at `/score`, and the Open
 //! Inference Protocol below `/v2`. What it takes goes through the flow beside the stream ([`crate::pipeline::Endpoint`]).
 
+mod body;
 mod document;
 mod inference;
 mod problem;
@@ -9,16 +10,17 @@ mod score;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use axum::body::{Body, to_bytes};
+use axum::body::Body;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{MethodRouter, get, post};
 use axum::{Router, middleware};
 use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 
+use self::body::Unread;
 use self::problem::Problem;
-use crate::disposition::Failure;
+use crate::disposition::{Failure, Stage};
 use crate::gate::Reason;
 use crate::message::{Message, ParsedRow, Request};
 use crate::metrics::Route;
@@ -50,21 +52,26 @@ pub async fn serve(settings: &settings::Endpoint, control: Control, stop: Cancel
     web::listen(settings.listen.unwrap_or(LISTEN), "endpoint.listen", router(desk, access), stop).await
 }
 
+/// The routes that the document describes, and whether they cost something: those ask for the token.
+fn routes() -> [(&'static str, MethodRouter<Desk>, bool); 7] {
+    [
+        ("/score", post(score::score), true),
+        ("/v2", get(inference::server), false),
+        ("/v2/health/live", get(inference::live), false),
+        ("/v2/health/ready", get(inference::ready), false),
+        ("/v2/models/{name}", get(inference::model), true),
+        ("/v2/models/{name}/infer", post(inference::infer), true),
+        ("/v2/models/{name}/ready", get(inference::model_ready), true),
+    ]
+}
+
 fn router(desk: Desk, access: Access) -> Router {
-    let work = Router::new()
-        .route("/score", post(score::score))
-        .route("/v2/models/{name}", get(inference::model))
-        .route("/v2/models/{name}/ready", get(inference::model_ready))
-        .route("/v2/models/{name}/infer", post(inference::infer))
-        .layer(middleware::from_fn_with_state(access, web::authorise));
-    Router::new()
-        .route("/", get(index))
-        .route("/openapi.json", get(document::document))
-        .route("/v2", get(inference::server))
-        .route("/v2/health/live", get(inference::live))
-        .route("/v2/health/ready", get(inference::ready))
-        .merge(work)
-        .with_state(desk)
+    let authorise = middleware::from_fn_with_state(access, web::authorise);
+    let mut router = Router::new().route("/", get(index)).route("/openapi.json", get(document::document));
+    for (path, route, costs) in routes() {
+        router = router.route(path, if costs { route.layer(authorise.clone()) } else { route });
+    }
+    router.with_state(desk)
 }
 
 async fn index() -> &'static str {
@@ -77,6 +84,10 @@ async fn index() -> &'static str {
 
 impl Desk {
     fn endpoint(&self) -> Result<&Endpoint, Problem> {
+        // The flow may take rows for a moment more.
+        if self.control.draining().is_cancelled() {
+            return Err(Refused::Draining.into());
+        }
         if self.control.gate().reasons().contains(&Reason::Operator) {
             return Err(Problem::busy("an operator has paused this worker", PAUSED));
         }
@@ -97,22 +108,18 @@ impl Desk {
         if length.is_some_and(|length: usize| length > limit) {
             return Err(too_long());
         }
-        let admitted = self.endpoint()?.admit(length)?;
-        match tokio::time::timeout(self.settings.timeout, to_bytes(body, limit)).await {
-            Ok(Ok(bytes)) => Ok((admitted, bytes)),
-            // The only other error is a client that breaks off, whom no answer reaches.
-            Ok(Err(_)) => Err(too_long()),
-            Err(_) => Err(Problem::new(
-                StatusCode::REQUEST_TIMEOUT,
-                "timeout",
-                "the body did not come within endpoint.timeout",
-            )),
-        }
+        let mut admitted = self.endpoint()?.admit(length)?;
+        let body = body::read(body, limit, length, self.settings.timeout).await.map_err(|error| match error {
+            Unread::TooLong => too_long(),
+            Unread::TooSlow => Problem::new(StatusCode::REQUEST_TIMEOUT, "timeout", error.to_string()),
+            Unread::BrokeOff => Problem::unreadable(error.to_string()),
+        })?;
+        admitted.shrink(body.len());
+        Ok((admitted, body))
     }
 
     /// The answers to rows, in their order: those that are no requests have their error.
     async fn ask(&self, admitted: Admitted, rows: Vec<ParsedRow>) -> Result<Vec<Answer>, Problem> {
-        let parse_failure = |error| Failure::new(crate::disposition::Stage::Parse, &error);
         let mut requests: Vec<Request> = Vec::new();
         let mut answers: Vec<Option<Failure>> = Vec::with_capacity(rows.len());
         for row in rows {
@@ -121,11 +128,13 @@ impl Desk {
                     requests.push(request);
                     answers.push(None);
                 }
-                Err((error, _)) => answers.push(Some(parse_failure(error))),
+                Err((error, _)) => answers.push(Some(Failure::new(Stage::Parse, &error))),
             }
         }
         let message = Message::empty("", 0, 0);
         let mut asked = self.endpoint()?.ask(admitted, message, requests).await?.into_iter();
+        // The flow counts its own.
+        answers.iter().flatten().for_each(|failure| self.control.metrics().row_answered(Some(failure.code)));
         let lost = || Problem::from(Refused::Lost);
         answers.into_iter().map(|failure| failure.map(Err).or_else(|| asked.next()).ok_or_else(lost)).collect()
     }
@@ -145,5 +154,23 @@ impl Desk {
         };
         self.control.metrics().asked(route, status.as_u16(), took);
         response
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_document_names_every_route() {
+        let document = document::openapi(1, true);
+        let named: Vec<_> = document["paths"].as_object().unwrap().keys().map(String::as_str).collect();
+        assert_eq!(named, routes().map(|(path, ..)| path));
+        for (path, _, costs) in routes() {
+            let route = document["paths"][path].as_object().unwrap();
+            let (method, operation) = route.iter().find(|(name, _)| *name != "parameters").unwrap();
+            let open = operation["security"].as_array().is_some_and(Vec::is_empty);
+            assert_ne!(open, costs, "{method} {path}");
+        }
     }
 }

@@ -27,7 +27,7 @@ pub use record::{
 pub use redact::{redact_text, without_controls};
 pub use request::{
     ImageRef, MAX_PROMPT_BYTES, MAX_TEXTS, ObjectRef, ObjectRoot, ParseError, ParsedRow, Request, RequestParams,
-    StoreKind, Tasks, parse,
+    StoreKind, Tasks, parse, parse_object, read_json,
 };
 
 /// Header that carries a row's identity through retry, dead letter and replay.

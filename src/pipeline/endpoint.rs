@@ -1,20 +1,21 @@
 //! Rows that are answered directly: whoever asks waits for the answer. No Kafka, and the same devices, stages and records.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use async_channel::{Receiver, Sender};
 use jiff::{SignedDuration, Timestamp};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::time::{Instant, timeout_at};
 
 use super::{Entrance, Part};
 use crate::budget::Permit;
-use crate::disposition::Failure;
+use crate::disposition::{Code, Failure, Stage};
 use crate::message::{CaptionRecord, Message, Origin, Request, Row, Timing};
 use crate::metrics::Metrics;
-use crate::offsets::{Ledger, Lost, Outcome, TopicPartition};
+use crate::offsets::{Ledger, Lost, Outcome, Ticket, TopicPartition};
 use crate::settings;
 use crate::stage::{Finished, Output};
 use crate::tracked::Tracked;
@@ -43,8 +44,8 @@ pub enum Refused {
     /// The flow drains.
     #[error("this worker is shutting down; ask another one")]
     Draining,
-    /// A row had no answer: a bug, or a device that hangs.
-    #[error("no answer came in time; the log of the worker says more")]
+    /// A row ended without an answer: the flow went down, or a bug.
+    #[error("a row was given up; the log of the worker says more")]
     Lost,
 }
 
@@ -57,8 +58,7 @@ struct Inner {
     rows: Mutex<Option<Sender<Tracked<Row>>>>,
     /// Who waits for which row: number of the request, and row in it.
     waiting: Mutex<HashMap<(i64, usize), Waiter>>,
-    ledger: Ledger,
-    next: AtomicI64,
+    numbers: Numbers,
     part: Part,
     places: Arc<Semaphore>,
     settings: settings::Endpoint,
@@ -67,16 +67,49 @@ struct Inner {
     took_ms: AtomicU64,
 }
 
+/// Gives requests their numbers, which only rise, and with each the ticket of that number.
+struct Numbers {
+    ledger: Ledger,
+    /// Held while the ledger opens a ticket: it takes none below the newest.
+    next: Mutex<i64>,
+}
+
+impl Numbers {
+    fn new() -> Self {
+        let ledger = Ledger::new();
+        // It is never revoked.
+        ledger.assign(partition());
+        Self { ledger, next: Mutex::new(0) }
+    }
+
+    fn next(&self) -> Option<(i64, Ticket)> {
+        let mut next = lock(&self.next);
+        let number = *next;
+        *next += 1;
+        Some((number, self.ledger.open(&partition(), number)?))
+    }
+}
+
 /// Who waits for a row, and the place that it takes.
 struct Waiter {
     answer: oneshot::Sender<Answer>,
     _place: OwnedSemaphorePermit,
 }
 
+/// Rows that may be sent in, and where their answers come.
+type Registered = (Vec<Tracked<Row>>, Vec<oneshot::Receiver<Answer>>);
+
 /// Room for a request, held until it is answered.
 #[derive(Debug)]
 pub struct Admitted {
     body: Permit,
+}
+
+impl Admitted {
+    /// The body has come and has so many bytes: room for more is given back.
+    pub fn shrink(&mut self, bytes: usize) {
+        self.body.shrink(bytes);
+    }
 }
 
 impl Endpoint {
@@ -88,14 +121,11 @@ impl Endpoint {
         metrics: Arc<Metrics>,
     ) -> (Self, tokio::task::JoinHandle<()>) {
         let Entrance { rows, finished, fetching } = entrance;
-        let ledger = Ledger::new();
-        ledger.assign(partition());
         let places = Arc::new(Semaphore::new(settings.max_in_flight));
         let endpoint = Self(Arc::new(Inner {
             rows: Mutex::new(Some(rows)),
             waiting: Mutex::default(),
-            ledger,
-            next: AtomicI64::new(0),
+            numbers: Numbers::new(),
             part,
             places,
             settings,
@@ -152,34 +182,32 @@ impl Endpoint {
         let places = self.0.places.clone().try_acquire_many_owned(many);
         let places = places.map_err(|_| self.busy("as many rows are under way as endpoint.max_in_flight allows"))?;
         let Some(entrance) = lock(&self.0.rows).clone() else { return Err(Refused::Draining) };
+        let begun = Instant::now();
+        let (rows, receivers) = self.register(admitted, message, requests, places).ok_or(Refused::Lost)?;
         // A task of its own: a client that leaves in the middle must not drop rows on their way in.
-        let asking = self.clone();
-        let asked = tokio::spawn(async move { asking.send(entrance, admitted, message, requests, places).await });
-        let (begun, limit) = (Instant::now(), self.0.settings.timeout + GRACE);
-        let answers = tokio::time::timeout(limit, async {
-            let mut answers = Vec::with_capacity(rows);
-            for receiver in asked.await.map_err(|_| Refused::Lost)? {
-                answers.push(receiver.await.map_err(|_| Refused::Lost)?);
-            }
-            Ok(answers)
-        });
-        let answers = answers.await.unwrap_or(Err(Refused::Lost));
+        tokio::spawn(self.clone().send(entrance, rows));
+        let limit = begun + self.0.settings.timeout + GRACE;
+        let mut answers = Vec::with_capacity(receivers.len());
+        for receiver in receivers {
+            answers.push(match timeout_at(limit, receiver).await {
+                Ok(answer) => answer.map_err(|_| Refused::Lost)?,
+                // What the others have is not thrown away.
+                Err(_) => Err(late()),
+            });
+        }
         self.0.took_ms.store(begun.elapsed().as_millis() as u64, Ordering::Relaxed);
-        answers
+        Ok(answers)
     }
 
-    /// Sends rows in, and returns where their answers come.
-    async fn send(
-        self,
-        entrance: Sender<Tracked<Row>>,
+    /// Gives rows their numbers, and notes who waits for them.
+    fn register(
+        &self,
         Admitted { body }: Admitted,
         mut message: Message,
         requests: Vec<Request>,
         mut places: OwnedSemaphorePermit,
-    ) -> Vec<oneshot::Receiver<Answer>> {
-        let number = self.0.next.fetch_add(1, Ordering::Relaxed);
-        // Numbers only rise, and the partition is never revoked.
-        let Some(ticket) = self.0.ledger.open(&partition(), number) else { return Vec::new() };
+    ) -> Option<Registered> {
+        let (number, ticket) = self.0.numbers.next()?;
         (message.topic, message.offset) = (TOPIC.into(), number);
         let (message, only) = (Arc::new(message), requests.len() == 1);
         let latest = SignedDuration::try_from(self.0.settings.timeout).ok();
@@ -190,20 +218,29 @@ impl Endpoint {
             Row { message: message.clone(), request, origin, index, only, timing: Timing::default() }
         };
         let rows = requests.into_iter().enumerate().map(row).collect();
-        let Ok(rows) = Tracked::new((), ticket, body).split(rows) else { return Vec::new() };
-        let mut receivers = Vec::with_capacity(rows.len());
-        for row in rows {
+        let rows = Tracked::new((), ticket, body).split(rows).ok()?;
+        let mut waiting = lock(&self.0.waiting);
+        let receivers = rows.iter().map(|row| {
             let Some(place) = places.split(1) else { unreachable!("a place was taken for each row") };
             let (answer, receiver) = oneshot::channel();
-            receivers.push(receiver);
-            lock(&self.0.waiting).insert((number, row.value.index), Waiter { answer, _place: place });
+            waiting.insert((number, row.value.index), Waiter { answer, _place: place });
+            receiver
+        });
+        let receivers = receivers.collect();
+        drop(waiting);
+        Some((rows, receivers))
+    }
+
+    /// Sends rows in.
+    async fn send(self, entrance: Sender<Tracked<Row>>, rows: Vec<Tracked<Row>>) {
+        for row in rows {
             if let Err(closed) = entrance.send(row).await {
                 // The flow is going down: nobody waits for this row, and nobody is told of it but who asked.
-                let row = closed.into_inner().abandon();
-                lock(&self.0.waiting).remove(&(number, row.index));
+                let row = closed.into_inner();
+                let number = row.offset();
+                lock(&self.0.waiting).remove(&(number, row.abandon().index));
             }
         }
-        receivers
     }
 
     /// Hands answers to those who wait for them, until no more will come.
@@ -237,7 +274,7 @@ impl Endpoint {
 
     /// A row that was dropped without an answer: a bug.
     pub fn take_lost(&self) -> Option<Lost> {
-        self.0.ledger.take_lost()
+        self.0.numbers.ledger.take_lost()
     }
 
     /// The answer to who finds no room for `what`.
@@ -248,6 +285,12 @@ impl Endpoint {
     }
 }
 
+/// The answer to who has waited as long as may be.
+fn late() -> Failure {
+    let text = "there was no answer within endpoint.timeout; a device is still at work on it, or hangs";
+    Failure::with_message(Stage::Infer, Code::Deadline, text.into())
+}
+
 fn partition() -> TopicPartition {
     TopicPartition { topic: TOPIC.into(), partition: 0 }
 }
@@ -255,3 +298,6 @@ fn partition() -> TopicPartition {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests;

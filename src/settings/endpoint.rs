@@ -29,7 +29,8 @@ pub struct Endpoint {
     pub max_rows: usize,
     /// Rows under way; a request for which there is no room is told to come again (429).
     pub max_in_flight: usize,
-    /// Longest body of a request.
+    /// Longest body of a request. So much of the endpoint's part of `flow.max_message_bytes` is held while one comes whose
+    /// length is not announced.
     #[schemars(with = "String")]
     pub max_body: ByteSize,
     /// How long a row may take; after that its answer is an error of code `deadline`.
@@ -48,7 +49,7 @@ impl Default for Endpoint {
             share: 0.25,
             max_rows: 128,
             max_in_flight: 512,
-            max_body: ByteSize::mib(16),
+            max_body: ByteSize::mib(8),
             timeout: Duration::from_secs(30),
         }
     }

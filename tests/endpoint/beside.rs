@@ -98,11 +98,14 @@ async fn a_worker_says_that_its_model_is_loading() {
     let control =
         blipstream::pipeline::Control::new(&flow.settings.flow, Arc::new(blipstream::metrics::Metrics::new()));
     let stop = CancellationToken::new();
-    let port = endpoint::serve(&flow.settings.endpoint, control, stop.clone()).await.unwrap();
+    let port = endpoint::serve(&flow.settings.endpoint, control.clone(), stop.clone()).await.unwrap();
     let reply = http(port.address, "POST /score", "{}").await;
     assert!(reply.status == 503 && reply.header("retry-after").is_some(), "{reply:?}");
     assert!(reply.body.contains("the model is being loaded"), "{reply:?}");
     assert_eq!(http(port.address, "GET /v2/health/live", "").await.status, 200);
     assert_eq!(http(port.address, "GET /v2/health/ready", "").await.status, 503);
+    control.drain("a test");
+    let reply = http(port.address, "POST /score", "{}").await;
+    assert!(reply.status == 503 && reply.body.contains("shutting down"), "from the order to drain on: {reply:?}");
     stop.cancel();
 }

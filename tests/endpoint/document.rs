@@ -10,26 +10,14 @@ use super::serving::Serving;
 use super::support::http::http;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_document_names_every_route() {
+async fn what_the_document_names_is_there() {
     let server = Server::start().await;
     let document = server.get("/openapi.json").await.json();
-    let paths: Vec<_> = document["paths"].as_object().unwrap().keys().cloned().collect();
-    let expected = [
-        "/score",
-        "/v2",
-        "/v2/health/live",
-        "/v2/health/ready",
-        "/v2/models/{name}",
-        "/v2/models/{name}/infer",
-        "/v2/models/{name}/ready",
-    ];
-    assert_eq!(paths, expected);
-    for path in expected {
-        let method = if document["paths"][path]["post"].is_object() { "POST" } else { "GET" };
+    for (path, route) in document["paths"].as_object().unwrap() {
+        let method = if route["post"].is_object() { "POST" } else { "GET" };
         let path = path.replace("{name}", "caption");
         let reply = http(server.at, &format!("{method} {path}"), "").await;
-        assert_ne!(reply.status, 404, "{method} {path}");
-        assert_ne!(reply.status, 405, "{method} {path}");
+        assert!(![404, 405].contains(&reply.status), "{method} {path}: {reply:?}");
     }
     server.stop().await;
 }

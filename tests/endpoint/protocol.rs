@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::serving::Serving;
 use super::support::http::http;
 use super::support::promises::inline;
-use super::{Server, settings, with_answerer, with_filter};
+use super::{Server, with_answerer, with_filter};
 
 fn tensor(name: &str, data: &[&str]) -> Value {
     json!({"name": name, "shape": [data.len()], "datatype": "BYTES", "data": data})
@@ -124,7 +124,7 @@ async fn one_bad_row_fails_a_request_unless_errors_are_asked_for() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_that_cannot_be_answered_says_what_is_wrong() {
-    let mut settings = settings();
+    let mut settings = with_filter();
     settings.endpoint.max_rows = 3;
     let server = Server::with(settings, FakeOptions::default()).await;
     let with = |name: &str, value: Value| {
@@ -134,6 +134,7 @@ async fn a_request_that_cannot_be_answered_says_what_is_wrong() {
     };
     let picture = inline(1);
     let image = || tensor("image", &[&picture]);
+    let filter = |parameters| json!({"inputs": [image(), tensor("text", &["a dog"])], "parameters": parameters});
     for (path, body, status, text) in [
         ("caption", json!([]), 400, "invalid type"),
         ("caption", json!({"inputs": []}), 400, "image is missing"),
@@ -150,8 +151,21 @@ async fn a_request_that_cannot_be_answered_says_what_is_wrong() {
         ("caption", json!({"inputs": [image(), tensor("prompt", &[])]}), 400, "prompt: 0 values for 1 images"),
         ("caption", json!({"inputs": [tensor("image", &["A"; 4])]}), 400, "4 images; at most 3"),
         ("caption", json!({"inputs": [image()], "outputs": [{"name": "boxes"}]}), 400, "the model has no \"boxes\""),
-        ("caption", json!({"inputs": [image()], "parameters": {"beams": 3}}), 400, "beams"),
-        ("filter", json!({"inputs": [image()]}), 404, "filter.source"),
+        (
+            "caption",
+            json!({"inputs": [image()], "parameters": {"num_beam": 3}}),
+            400,
+            "parameters: unknown name `num_beam`; did you mean `num_beams`?",
+        ),
+        (
+            "caption",
+            json!({"inputs": [image()], "parameters": {"top_k": "3"}}),
+            400,
+            "parameters.top_k: expected a whole",
+        ),
+        ("caption", json!({"inputs": [image()], "more": vec![0; 250_000]}), 400, "more than 250000 JSON values"),
+        ("filter", filter(json!({"top_k": 3})), 400, "parameters: \"top_k\" has no effect on the model filter"),
+        ("filter", json!({"inputs": [image()]}), 400, "text is missing"),
         ("vqa", json!({"inputs": [image()]}), 404, "answerer.source"),
         ("llm", json!({"inputs": [image()]}), 404, "no such model"),
     ] {
@@ -159,9 +173,19 @@ async fn a_request_that_cannot_be_answered_says_what_is_wrong() {
         let error = reply.json()["error"].as_str().unwrap().to_owned();
         assert!(reply.status == status && error.contains(text), "{text}: {reply:?}");
     }
-    assert_eq!(server.get("/v2/models/filter/ready").await.status, 404);
+    let idle = filter(json!({"binary_data_output": false})).to_string();
+    assert_eq!(server.post("/v2/models/filter/infer", &idle).await.status, 200, "what changes nothing anywhere");
     let head = "POST /v2/models/caption/infer\ninference-header-content-length: 2";
     let reply = super::http(server.at, head, "{}").await;
     assert!(reply.status == 400 && reply.body.contains("binary form"), "{reply:?}");
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_model_that_is_not_loaded_is_not_there() {
+    let server = Server::start().await;
+    assert_eq!(server.get("/v2/models/filter/ready").await.status, 404);
+    let reply = server.post("/v2/models/filter/infer", "{}").await;
+    assert!(reply.status == 404 && reply.body.contains("filter.source"), "{reply:?}");
     server.stop().await;
 }

@@ -60,6 +60,9 @@ async fn a_row_that_fails_fails_alone_and_in_its_place() {
         rows[0]["text"].is_null() && rows[0]["error"]["message"].as_str().unwrap().contains("data[0].image"),
         "{rows}"
     );
+    for code in ["bad_reference", "not_found", "unsupported_media"] {
+        assert_eq!(server.metric(&format!("blipstream_endpoint_rows_total{{code=\"{code}\"}}")), 1, "{code}");
+    }
     assert_eq!((&rows[2]["error"]["stage"], &rows[1]["text"]), (&json!("fetch"), &rows[4]["text"]));
     server.stop().await;
 }

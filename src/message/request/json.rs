@@ -37,6 +37,18 @@ impl<'a> Json<'a> {
         Ok(value)
     }
 
+    /// The same tree over a value that was read already.
+    pub(super) fn of(value: &'a Value) -> Self {
+        match value {
+            Value::Null => Self::Null,
+            Value::Bool(value) => Self::Bool(*value),
+            Value::Number(number) => Self::Number(number.clone()),
+            Value::String(text) => Self::Text(Cow::Borrowed(text)),
+            Value::Array(items) => Self::List(items.iter().map(Self::of).collect()),
+            Value::Object(map) => Self::Object(Fields::of(map)),
+        }
+    }
+
     /// What it is, in words for an error.
     pub(super) fn kind(&self) -> &'static str {
         match self {
@@ -63,6 +75,11 @@ impl<'a> Json<'a> {
 }
 
 impl<'a> Fields<'a> {
+    /// The fields of an object that was read already.
+    pub(super) fn of(map: &'a Map<String, Value>) -> Self {
+        Self(map.iter().map(|(name, value)| (Cow::Borrowed(name.as_str()), Json::of(value))).collect())
+    }
+
     /// The value of a field; `null` is as good as absent.
     pub(super) fn get(&self, name: &str) -> Option<&Json<'a>> {
         let (_, value) = self.0.iter().rev().find(|(key, _)| key == name)?;
@@ -210,6 +227,7 @@ mod tests {
             prop_assert_eq!(ours.is_ok(), theirs.is_ok());
             if let (Ok(ours), Ok(theirs)) = (ours, theirs) {
                 prop_assert_eq!(&ours, &theirs);
+                prop_assert_eq!(&Json::of(&ours).to_value(), &theirs);
                 let again = serde_json::to_string(&Json::read(&text).unwrap()).unwrap();
                 prop_assert_eq!(serde_json::from_str::<Value>(&again).unwrap(), theirs);
             }

@@ -10,6 +10,7 @@ mod tasks;
 #[cfg(test)]
 mod tests;
 
+use std::borrow::Cow;
 use std::path::PathBuf;
 
 use bytes::Bytes;
@@ -17,6 +18,7 @@ use jiff::Timestamp;
 use serde_json::{Map, Value};
 use url::Url;
 
+use self::json::{Fields, Json};
 use super::Message;
 use crate::disposition::{Code, Disposed, Disposition};
 
@@ -164,11 +166,48 @@ pub fn parse(message: &Message, max_rows: usize) -> Result<Vec<ParsedRow>, Parse
     })
 }
 
+/// Reads the JSON of a stranger, with no more values than a message may have.
+///
+/// # Errors
+/// It is none, or has too many.
+pub fn read_json(text: &[u8]) -> Result<Value, ParseError> {
+    let not = |error: &dyn std::fmt::Display| ParseError::Message(format!("not valid JSON: {error}"));
+    let text = std::str::from_utf8(text).map_err(|error| not(&error))?;
+    Ok(Json::read(text).map_err(|error| not(&error))?.to_value())
+}
+
+/// Reads a request in the native form whose JSON was read already. An inline image is a slice of its text.
+///
+/// # Errors
+/// It is none.
+pub fn parse_object(mut object: Map<String, Value>) -> Result<Request, ParseError> {
+    let source = match object.get_mut("image") {
+        Some(Value::String(text)) => Bytes::from(std::mem::take(text)),
+        _ => Bytes::new(),
+    };
+    let mut fields = Fields::of(&object);
+    if let Some(image) = std::str::from_utf8(&source).ok().filter(|text| !text.is_empty()) {
+        // Of a repeated name the last one counts.
+        fields.0.push((Cow::Borrowed("image"), Json::Text(Cow::Borrowed(image))));
+    }
+    native::read(&source, &fields, "")
+}
+
 /// The id of a CloudEvent in binary mode. A replayed row of a table keeps the headers of its message, but its id was
 /// never that of the event.
 fn event_id(message: &Message) -> Option<&str> {
     let is_event = message.header("ce_specversion").is_some() && message.origin().index.is_none();
     message.header("ce_id").filter(|_| is_event)
+}
+
+impl RequestParams {
+    /// Reads parameters whose JSON was read already; `name` is what they are called, for errors.
+    ///
+    /// # Errors
+    /// One of them is unknown or no good.
+    pub fn read(given: &Map<String, Value>, name: &str) -> Result<Self, ParseError> {
+        native::params_of(&Fields::of(given), name)
+    }
 }
 
 impl Request {

@@ -84,10 +84,15 @@ fn params(fields: &Fields<'_>, place: &str) -> Result<RequestParams, ParseError>
         Some(other) => return Err(wrong(place, "params", "an object", other, ParseError::Params)),
         None => return Ok(RequestParams::default()),
     };
+    params_of(given, &format!("{place}params"))
+}
+
+/// Reads the parameters that stand at `place`.
+pub(super) fn params_of(given: &Fields<'_>, place: &str) -> Result<RequestParams, ParseError> {
     if let Some((name, _)) = given.0.iter().find(|(name, _)| !PARAMS.contains(&&**name)) {
         let hint = nearest(name, PARAMS.into_iter()).map_or_else(String::new, |name| format!("; did you mean {name}?"));
         let (name, known) = (quote(name), PARAMS.join(", "));
-        return Err(ParseError::Params(format!("{place}params: unknown name {name}{hint} Known are {known}")));
+        return Err(ParseError::Params(format!("{place}: unknown name {name}{hint} Known are {known}")));
     }
     Ok(RequestParams {
         max_new_tokens: count(given, place, "max_new_tokens")?,
@@ -139,7 +144,7 @@ fn param<T>(
             Json::Number(number) => number.to_string(),
             other => other.kind().to_owned(),
         };
-        ParseError::Params(format!("{place}params.{name}: expected {expected}, found {found}"))
+        ParseError::Params(format!("{place}.{name}: expected {expected}, found {found}"))
     })
 }
 
