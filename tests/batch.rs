@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::path::Path;
+use std::process::Command;
+use std::sync::mpsc;
 
 use parquet::basic::{LogicalType, Type as Physical};
 use parquet::file::reader::{FileReader, SerializedFileReader};
@@ -10,7 +12,7 @@ use parquet::record::Field;
 use serde_json::{Value, json};
 
 use self::images::{Answer, ImageServer, jpeg, png};
-use self::place::{Place, finish, signal};
+use self::place::{LIMIT, Place, finish, signal};
 
 #[allow(dead_code, missing_docs)]
 #[path = "support/images.rs"]
@@ -345,6 +347,7 @@ fn what_is_wrong_with_the_command_is_told_before_a_model_is_loaded() {
         (&["a.png", "--output", "o.csv", "--retry-failed"], "there is no job of o.csv"),
         (&["a.png", "--output", "o.csv", "--error-threshold", "-2"], "-2 is not in -1.."),
         (&["-", "--output", "o.csv"], "standard input cannot be read again"),
+        (&["a.png", "list.csv", "--column", "photo", "--output", "./list.csv", "--restart"], "list.csv is an input"),
     ] {
         // No such model: it is not looked for.
         let ran = place.run(&[arguments, &["--model", "nowhere"]].concat());
@@ -364,4 +367,37 @@ fn a_summary_alone_writes_no_rows() {
     assert_eq!(ran.code, Some(0), "{ran:?}");
     assert!(ran.out.starts_with("1 row: 1 captioned") && !ran.out.contains("output "), "{ran:?}");
     assert!(!place.path("o.csv").exists() && place.path("o.csv.report.json").exists());
+}
+
+#[test]
+fn an_output_of_an_earlier_job_is_not_taken_for_that_of_a_later_one() {
+    let place = Place::new();
+    place.list("list.csv", 2);
+    let arguments = ["list.csv", "--output", "out.csv"];
+    assert_eq!(place.run(&arguments).code, Some(0));
+    place.list("list.csv", 3);
+    let ran = place.run(&[&arguments[..], &["--restart", "--output-action", "summary_only"]].concat());
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    assert_eq!(place.read("out.csv").lines().count(), 3, "nobody asked for another one");
+    let ran = place.run(&arguments);
+    assert!(ran.code == Some(0) && ran.out.contains("output   out.csv"), "{ran:?}");
+    assert_eq!(place.read("out.csv").lines().count(), 4);
+    assert!(place.run(&arguments).err.starts_with("this job is finished: 3 rows"));
+}
+
+#[test]
+fn a_signal_ends_the_command_while_it_writes_its_output() {
+    let place = Place::new();
+    place.write("a.png", png(16, 16, 1));
+    // More than a pipe holds, so that the writing does not end.
+    place.write("list.jsonl", json!({"image": "a.png", "note": "x".repeat(1 << 20)}).to_string());
+    assert!(Command::new("mkfifo").arg(place.path("out.csv.part")).status().unwrap().success());
+    let child = place.batch(&["list.jsonl", "--output", "out.csv", "--quiet"]).spawn().unwrap();
+    let (sender, written) = mpsc::sync_channel(1);
+    let part = place.path("out.csv.part");
+    // Opening it waits for who writes.
+    std::thread::spawn(move || sender.send(File::open(part)));
+    let _pipe = written.recv_timeout(LIMIT).expect("nothing is written").unwrap();
+    signal(&child, "-TERM");
+    assert_eq!(finish(child).code, None, "it ended by itself");
 }

@@ -36,7 +36,7 @@ use self::report::{Counter, Report};
 use self::row::Rows;
 use self::sources::Sources;
 use super::local::CaptionerOptions;
-use super::{Exit, Usage, models, telemetry};
+use super::{Exit, Usage, let_signals_end, models, telemetry};
 use crate::message::RequestParams;
 use crate::settings::Settings;
 
@@ -45,7 +45,7 @@ use crate::settings::Settings;
 #[command(after_help = "Inputs, several of them if you like:
   photos.csv                  a row each; the image in the column image, url or image_url, or the only one (--column)
   photos.jsonl, .ndjson       an object each, with such a field, or a string; also .json and .txt, as `submit` reads them
-  photos.parquet              a row each; the image's column holds paths, addresses, base64, or the images themselves
+  photos.parquet, .parq, .pq  a row each; the image's column holds paths, addresses, base64, or the images themselves
   shard-0000.tar              a sample each (webdataset); its .txt, .json and .cls become columns
   holiday/                    all images below the folder
   photo.jpg, https://…        an image
@@ -127,7 +127,7 @@ pub fn run(args: BatchArgs) -> anyhow::Result<Exit> {
     let mut journal = args.open(&identity)?;
     let (done, resumed) = (journal.index().done(), journal.index().done());
     if journal.is_finished() && !(args.retry_failed && journal.index().failed() > 0) {
-        return args.finished_before(&journal, form, &identity.model);
+        return args.finished_before(journal, form, &identity.model);
     }
     if args.retry_failed {
         let again = journal.retry_failed().context("cannot write the journal")?;
@@ -145,8 +145,9 @@ pub fn run(args: BatchArgs) -> anyhow::Result<Exit> {
         End::Complete => {
             let done = job.journal.index().done();
             anyhow::ensure!(done >= rows, "{} of {rows} rows have no result", rows - done);
-            let report = args.write(&job.journal, form, &identity.model, resumed)?;
-            job.journal.mark(Mark::Finished).context("cannot write the journal")?;
+            // The output may take long, and appears as a whole.
+            let_signals_end();
+            let report = args.write(&mut job.journal, form, &identity.model, resumed)?;
             args.tell(&report)?;
             Ok(Exit::Done)
         }
@@ -199,6 +200,12 @@ impl BatchArgs {
         let path = Journal::path_of(&self.output);
         let begun = path.exists();
         let output = self.output.display();
+        let ours = [self.output.clone(), path.clone(), self.beside("report.json"), self.beside("report.svg")];
+        if let Some(input) = self.inputs.iter().find(|input| ours.iter().any(|file| is_same(file, Path::new(input)))) {
+            return Err(
+                Usage(format!("{input} is an input, and this job would write it; name another --output")).into()
+            );
+        }
         if self.retry_failed && !begun {
             return Err(
                 Usage(format!("--retry-failed: there is no job of {output} ({} is missing)", path.display())).into()
@@ -236,15 +243,21 @@ impl BatchArgs {
         };
         // A reader that waits for a row to be taken has nobody to take it.
         let rows = if end == End::Complete {
-            reader.join().map_err(|_| anyhow::anyhow!("reading the inputs panicked"))?
+            let read = reader.join().map_err(|_| anyhow::anyhow!("reading the inputs panicked"))?;
+            let done = HumanCount(job.journal.index().done());
+            read.map_err(|unread| {
+                anyhow::anyhow!(
+                    "{unread}; {done} rows are done and kept: once it can be read, the same command goes on"
+                )
+            })?
         } else {
             0
         };
         Ok((end, rows))
     }
 
-    /// Writes output and report.
-    fn write(&self, journal: &Journal, form: Form, model: &str, resumed: u64) -> anyhow::Result<Report> {
+    /// Writes output and report, and notes in the journal that the job is finished.
+    fn write(&self, journal: &mut Journal, form: Form, model: &str, resumed: u64) -> anyhow::Result<Report> {
         let mut columns = Columns::default();
         let mut counter = Counter::new(journal.seconds());
         for row in journal.results().context("cannot read the journal")? {
@@ -267,14 +280,17 @@ impl BatchArgs {
         let (picture, part) = (self.beside("report.svg"), self.beside("report.svg.part"));
         picture::draw(&part, &report).with_context(|| format!("cannot write {}", part.display()))?;
         std::fs::rename(&part, &picture).with_context(|| format!("cannot write {}", picture.display()))?;
+        let mark = if self.writes_rows() { Mark::Finished } else { Mark::Summarised };
+        journal.mark(mark).context("cannot write the journal")?;
         Ok(report)
     }
 
-    fn finished_before(&self, journal: &Journal, form: Form, model: &str) -> anyhow::Result<Exit> {
+    fn finished_before(&self, mut journal: Journal, form: Form, model: &str) -> anyhow::Result<Exit> {
         let index = journal.index();
         let (rows, failed) = (HumanCount(index.done()), HumanCount(index.failed()));
-        if self.writes_rows() && !self.output.exists() {
-            let report = self.write(journal, form, model, index.done())?;
+        if self.writes_rows() && !(journal.is_written() && self.output.exists()) {
+            let done = index.done();
+            let report = self.write(&mut journal, form, model, done)?;
             self.tell(&report)?;
             return Ok(Exit::Done);
         }
@@ -326,4 +342,9 @@ impl BatchArgs {
         }
         writeln!(out, "report   {}, {}", shown(&self.beside("report.json")), shown(&self.beside("report.svg")))
     }
+}
+
+/// Whether two names are of one file.
+fn is_same(one: &Path, other: &Path) -> bool {
+    matches!((one.canonicalize(), other.canonicalize()), (Ok(one), Ok(other)) if one == other)
 }

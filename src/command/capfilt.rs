@@ -68,7 +68,7 @@ fn requests(item: Result<Item, Bad>, max_rows: usize) -> Vec<Named> {
     let wrong = |place: &str, error| Err(Box::new((Request { id: Some(place.to_owned()), ..unnamed() }, error)));
     let item = match item {
         Ok(item) => item,
-        Err(Bad { place, why }) => return vec![wrong(&place, ParseError::Message(why))],
+        Err(Bad { place, why, .. }) => return vec![wrong(&place, ParseError::Message(why))],
     };
     let message = Message { payload: Some(item.value), ..Message::empty("", 0, 0) };
     let rows = match parse(&message, max_rows) {

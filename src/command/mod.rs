@@ -127,6 +127,14 @@ pub fn leave_at_once(code: u8) -> ! {
     unsafe { libc::_exit(code.into()) }
 }
 
+/// From now on a signal ends the process: nobody listens for them any more.
+pub fn let_signals_end() {
+    for signal in [libc::SIGINT, libc::SIGTERM] {
+        // SAFETY: the default action is no code of ours.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    }
+}
+
 /// Bad usage that clap cannot see; exit code 2.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]

@@ -15,7 +15,7 @@ use super::images::png;
 use super::ran::Ran;
 
 /// Far beyond what any job here needs, so that one that hangs fails its test.
-const LIMIT: Duration = Duration::from_secs(120);
+pub const LIMIT: Duration = Duration::from_secs(120);
 
 /// A folder that a job works in.
 pub struct Place {

@@ -16,7 +16,7 @@ use super::journal::{Caption, Ended, Failed, Journal, Positions, merge};
 use super::progress::Progress;
 use super::row::{Problem, Row};
 use super::sources::Sources;
-use crate::command::submit::request::Parcel;
+use crate::command::submit::request::{Bad, Parcel};
 use crate::disposition::Code;
 
 /// Rows read ahead; each may hold an image.
@@ -139,17 +139,30 @@ impl Job {
 /// Rows with their numbers in the job.
 pub type Numbered = Receiver<(u64, Row)>;
 
-/// Reads the rows that are not done on a thread of its own, which returns how many rows there are in all; the receiver
-/// closes behind the last one.
+/// Reads the rows that are not done on a thread of its own, which returns how many rows there are in all, or what the system
+/// could not read; the receiver closes behind the last one.
+///
+/// What could not be read is no row: the next time rows may stand there, and all behind would have other numbers.
 ///
 /// With `parcel`, local files are read, too.
-pub fn read_rows(sources: Arc<Sources>, done: Done, parcel: Option<Parcel>) -> io::Result<(Numbered, JoinHandle<u64>)> {
+pub fn read_rows(
+    sources: Arc<Sources>,
+    done: Done,
+    parcel: Option<Parcel>,
+) -> io::Result<(Numbered, JoinHandle<Result<u64, Bad>>)> {
     let (sender, receiver) = bounded(AHEAD);
     let reader = std::thread::Builder::new().name("inputs".into()).spawn(move || {
         let mut columns = HashSet::new();
-        let mut rows = 0;
+        let (mut rows, mut unread) = (0, None);
         // It breaks off where nobody wants more.
         let _ = sources.read(&mut |row| {
+            let row = match row {
+                Err(bad) if bad.unread => {
+                    unread = Some(bad);
+                    return ControlFlow::Break(());
+                }
+                row => row.unwrap_or_else(Row::from),
+            };
             let number = rows;
             rows += 1;
             let row = limit_columns(row, &mut columns);
@@ -165,7 +178,7 @@ pub fn read_rows(sources: Arc<Sources>, done: Done, parcel: Option<Parcel>) -> i
                 Err(_) => ControlFlow::Break(()),
             }
         });
-        rows
+        unread.map_or(Ok(rows), Err)
     })?;
     Ok((receiver, reader))
 }
@@ -185,4 +198,29 @@ fn limit_columns(mut row: Row, columns: &mut HashSet<String>) -> Row {
         columns.insert(name.clone());
     }
     row
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::command::batch::row::Rows;
+    use crate::message::RequestParams;
+
+    #[test]
+    fn an_input_that_cannot_be_read_ends_the_rows_and_gives_its_number_to_no_other() {
+        let folder = tempfile::tempdir().unwrap();
+        let inputs = ["a.txt", "b.txt", "c.txt"].map(|name| folder.path().join(name).display().to_string());
+        for input in &inputs {
+            std::fs::write(input, "http://h.example/a.png\nno reference\n").unwrap();
+        }
+        let rows = Rows { column: None, params: RequestParams::default(), max_body: 1000 };
+        let sources = Arc::new(Sources::new(&inputs, rows).unwrap());
+        std::fs::remove_file(&inputs[1]).unwrap();
+        let (rows, reader) = read_rows(sources, Done::default(), None).unwrap();
+        let read: Vec<_> =
+            std::iter::from_fn(|| rows.recv_blocking().ok()).map(|(number, row)| (number, row.place)).collect();
+        assert_eq!(read, [(0, format!("{}:1", inputs[0])), (1, format!("{}:2", inputs[0]))]);
+        let unread = reader.join().unwrap().unwrap_err();
+        assert!(unread.place == inputs[1] && unread.why.contains("cannot be read"), "{unread}");
+    }
 }

@@ -70,8 +70,10 @@ pub type Positions = BTreeMap<String, BTreeMap<i32, i64>>;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Mark {
-    /// All rows ended.
+    /// All rows ended, and the output was written.
     Finished,
+    /// All rows ended, and no output was asked for.
+    Summarised,
     /// More rows failed than allowed.
     Stopped,
     /// The failed rows are open again.
@@ -326,6 +328,11 @@ impl Journal {
 
     /// Whether all rows ended.
     pub fn is_finished(&self) -> bool {
+        matches!(self.mark, Some(Mark::Finished | Mark::Summarised))
+    }
+
+    /// Whether the output was written since; one that is there may be an earlier job's otherwise.
+    pub fn is_written(&self) -> bool {
         self.mark == Some(Mark::Finished)
     }
 

@@ -49,21 +49,22 @@ pub fn count(argument: &str) -> Option<u64> {
 pub fn read(argument: &str, rows: &Rows, emit: &mut Emit<'_>) -> ControlFlow<()> {
     let Table { reader, schema, image } = match Table::open(argument, rows) {
         Ok(table) => table,
-        Err(why) => return emit(Bad::new(argument, why).into()),
+        // It could be read when the job began.
+        Err(why) => return emit(Err(Bad::unread(argument, why))),
     };
     let records = RowIter::from_file_into(Box::new(reader)).project(Some(schema));
     let records = match records {
         Ok(records) => records.with_batch_size(ROWS_AT_A_TIME),
-        Err(error) => return emit(Bad::new(argument, error).into()),
+        Err(error) => return emit(Err(Bad::of(argument, &error, &error))),
     };
     let beside = Path::new(argument).parent();
     for (number, record) in records.enumerate() {
         let place = format!("{argument}[{number}]");
         match record {
-            Ok(record) => emit(row(&place, record, image, rows, beside))?,
+            Ok(record) => emit(Ok(row(&place, record, image, rows, beside)))?,
             Err(error) => {
                 let why = format!("cannot be read on from here, and the rows behind are missing: {error}");
-                return emit(Bad::new(place, why).into());
+                return emit(Err(Bad::of(place, &error, why)));
             }
         }
     }

@@ -197,11 +197,19 @@ impl Rows {
         };
         let names = list("columns")?.iter().map(|name| name.as_str().map(str::to_owned)).collect::<Option<Vec<_>>>();
         let names = names.ok_or_else(|| Bad::new(place, "input_data.columns: expected strings"))?;
+        if let Some((_, twice)) = names.iter().enumerate().find(|(at, name)| names[..*at].contains(name)) {
+            return Err(Bad::new(place, format!("input_data.columns: {twice} stands there twice")));
+        }
         let row = |(index, data): (usize, &Value)| {
             let place = format!("{place}[{index}]");
-            match data.as_array().filter(|data| data.len() == names.len()) {
-                Some(data) => {
-                    let cells = Cells(names.iter().cloned().zip(data.iter().cloned()).collect());
+            let values = match data {
+                // The values of the only column may stand in a list by themselves.
+                Value::String(_) if names.len() == 1 => Some(std::slice::from_ref(data)),
+                data => data.as_array().map(Vec::as_slice),
+            };
+            match values.filter(|values| values.len() == names.len()) {
+                Some(values) => {
+                    let cells = Cells(names.iter().cloned().zip(values.iter().cloned()).collect());
                     self.fields(&place, cells, beside)
                 }
                 None => Bad::new(place, format!("expected a list of {} values", names.len())).into(),

@@ -9,6 +9,7 @@ use super::row::{Row, Rows};
 use super::{parquet_rows, tar_rows};
 use crate::command::submit::inputs::{Build, Columns, Form, Inputs};
 use crate::command::submit::lines::Lines;
+use crate::command::submit::request::Bad;
 use crate::command::{Usage, input};
 use crate::message::ImageRef;
 
@@ -23,8 +24,8 @@ enum Kind {
     Image,
 }
 
-/// Takes a row on, or says that it was the last one wanted.
-pub type Emit<'e> = dyn FnMut(Row) -> ControlFlow<()> + 'e;
+/// Takes on a row, or what is none, or says that it was the last one wanted.
+pub type Emit<'e> = dyn FnMut(Result<Row, Bad>) -> ControlFlow<()> + 'e;
 
 /// The inputs of the command line.
 pub struct Sources {
@@ -108,8 +109,8 @@ impl Sources {
                 Kind::Parquet => parquet_rows::read(argument, self.rows(), emit)?,
                 Kind::Tar => tar_rows::read(argument, self.rows(), emit)?,
                 _ => self.lists.argument(argument, &mut |made| match made {
-                    Ok(rows) => rows.into_iter().try_for_each(&mut *emit),
-                    Err(bad) => emit(bad.into()),
+                    Ok(rows) => rows.into_iter().map(Ok).try_for_each(&mut *emit),
+                    Err(bad) => emit(Err(bad)),
                 })?,
             }
         }

@@ -41,7 +41,7 @@ pub fn check(file: impl Read) -> Result<(), String> {
 pub fn read(argument: &str, rows: &Rows, emit: &mut Emit<'_>) -> ControlFlow<()> {
     match File::open(argument) {
         Ok(file) => read_from(BufReader::with_capacity(1 << 20, file), argument, rows, emit),
-        Err(error) => emit(Bad::new(argument, format!("cannot be read: {error}")).into()),
+        Err(error) => emit(Err(Bad::unread(argument, format!("cannot be read: {error}")))),
     }
 }
 
@@ -55,8 +55,10 @@ struct Sample {
 }
 
 fn read_from(file: impl Read, argument: &str, rows: &Rows, emit: &mut Emit<'_>) -> ControlFlow<()> {
+    // What was read of a sample then is not whole.
     let broken = |error: io::Error| {
-        Row::from(Bad::new(argument, format!("cannot be read to its end, and the samples behind are missing: {error}")))
+        let why = format!("cannot be read to its end, and the samples behind are missing: {error}");
+        Err(Bad::of(argument, &error, why))
     };
     let mut archive = Archive::new(file);
     let entries = match archive.entries() {
@@ -65,28 +67,23 @@ fn read_from(file: impl Read, argument: &str, rows: &Rows, emit: &mut Emit<'_>) 
     };
     let mut sample: Option<Sample> = None;
     for entry in entries {
-        let added = entry.and_then(|entry| {
-            let Some((key, extension)) = name_of(&entry) else { return Ok(None) };
-            let before = if sample.as_ref().is_some_and(|sample| sample.key == key) {
-                None
-            } else {
-                sample.replace(Sample { key, ..Sample::default() })
-            };
-            if let Some(sample) = &mut sample {
-                sample.add(entry, &extension, rows.max_body)?;
-            }
-            Ok(before)
-        });
-        match added {
-            Ok(Some(before)) => emit(before.row(argument, rows))?,
-            Ok(None) => {}
-            Err(error) => {
-                // What was read of the sample is not whole.
-                return emit(broken(error));
-            }
+        let entry = match entry {
+            Ok(entry) => entry,
+            Err(error) => return emit(broken(error)),
+        };
+        let Some((key, extension)) = name_of(&entry) else { continue };
+        if sample.as_ref().is_none_or(|sample| sample.key != key)
+            && let Some(before) = sample.replace(Sample { key, ..Sample::default() })
+        {
+            emit(Ok(before.row(argument, rows)))?;
+        }
+        if let Some(sample) = &mut sample
+            && let Err(error) = sample.add(entry, &extension, rows.max_body)
+        {
+            return emit(broken(error));
         }
     }
-    sample.map_or(ControlFlow::Continue(()), |last| emit(last.row(argument, rows)))
+    sample.map_or(ControlFlow::Continue(()), |last| emit(Ok(last.row(argument, rows))))
 }
 
 /// Key and extension of a regular file: the path up to the first dot of its last part, and what follows that.
@@ -174,13 +171,26 @@ mod tests {
         Rows { column: None, params: crate::message::RequestParams::default(), max_body: 100 }
     }
 
-    fn read_all(bytes: &[u8]) -> Vec<Row> {
+    fn read_all(archive: impl Read) -> Vec<Row> {
+        read_results(archive).into_iter().map(|row| row.unwrap_or_else(Row::from)).collect()
+    }
+
+    fn read_results(archive: impl Read) -> Vec<Result<Row, Bad>> {
         let mut all = Vec::new();
-        let _ = read_from(bytes, "s.tar", &rows(), &mut |row| {
+        let _ = read_from(archive, "s.tar", &rows(), &mut |row| {
             all.push(row);
             ControlFlow::Continue(())
         });
         all
+    }
+
+    /// A disk that fails.
+    struct Failing;
+
+    impl Read for Failing {
+        fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+            Err(io::Error::from_raw_os_error(libc::EIO))
+        }
     }
 
     #[test]
@@ -196,7 +206,7 @@ mod tests {
             ("readme", b"has no extension"),
             ("c.txt", b"no image"),
         ]);
-        let all = read_all(&bytes);
+        let all = read_all(bytes.as_slice());
         let places: Vec<_> = all.iter().map(|row| row.place.as_str()).collect();
         assert_eq!(places, ["s.tar/a/000", "s.tar/a/001", "s.tar/b/001", "s.tar/c"]);
         let cells: Vec<_> = all.iter().map(|row| serde_json::to_string(&row.cells).unwrap()).collect();
@@ -213,7 +223,7 @@ mod tests {
     fn what_is_too_long_is_not_read_and_costs_only_itself() {
         let bytes =
             archive(&[("0.png", &[7; 101]), ("1.txt", &vec![b'x'; LONGEST_TEXT as usize + 1]), ("1.png", b"png")]);
-        let all = read_all(&bytes);
+        let all = read_all(bytes.as_slice());
         assert_eq!(all[0].request.as_ref().unwrap_err().code, Code::TooLarge);
         assert!(all[1].request.is_ok() && all[1].cells.get("txt").is_none());
     }
@@ -225,5 +235,14 @@ mod tests {
         assert_eq!(all.len(), 2);
         assert!(all[0].request.is_ok());
         assert!(all[1].request.as_ref().unwrap_err().message.contains("missing"), "{all:?}");
+    }
+
+    #[test]
+    fn a_disk_that_fails_inside_of_a_member_costs_no_sample_before_it_and_is_no_row() {
+        let bytes = archive(&[("0.png", b"png"), ("1.png", &[7; 90]), ("2.png", b"png")]);
+        let all = read_results(bytes[..1024 + 512 + 40].chain(Failing));
+        let [Ok(whole), Err(bad)] = &all[..] else { panic!("{all:?}") };
+        assert!(whole.place == "s.tar/0" && whole.request.is_ok(), "{whole:?}");
+        assert!(bad.unread && bad.why.contains("os error"), "{bad}");
     }
 }

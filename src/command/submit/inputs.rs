@@ -1,5 +1,6 @@
 //! From arguments to records: references, folders, lists of several forms. Lists are read as they are sent.
 
+use std::error::Error;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
 use std::ops::ControlFlow;
@@ -153,7 +154,7 @@ impl<B: Build> Inputs<B> {
         };
         let file = match File::open(path) {
             Ok(file) => BufReader::new(file),
-            Err(error) => return emit(Err(Bad::new(argument, format!("cannot be read: {error}")))),
+            Err(error) => return emit(Err(Bad::unread(argument, format!("cannot be read: {error}")))),
         };
         let list = List { name: argument, folder: path.parent() };
         match form {
@@ -170,7 +171,7 @@ impl<B: Build> Inputs<B> {
             empty = false;
             emit(match image {
                 Ok(image) => self.builder.reference(&image, &image, Given::default()),
-                Err(error) => Err(Bad::new(argument, error)),
+                Err(error) => Err(Bad::unread(argument, error)),
             })?;
         }
         if empty { emit(Err(Bad::new(argument, "no images in this folder"))) } else { ControlFlow::Continue(()) }
@@ -186,7 +187,7 @@ impl<B: Build> Inputs<B> {
         for (number, line) in self.lines(reader) {
             let place = list.place(number);
             emit(match line {
-                Err(why) => Err(Bad::new(place, why)),
+                Err(error) => Err(Bad::of(place, &error, &error)),
                 Ok(line) if line.starts_with(['{', '"']) => self.json_line(list, &place, line),
                 Ok(line) => self.builder.reference(&place, &line, list.given()),
             })?;
@@ -198,7 +199,7 @@ impl<B: Build> Inputs<B> {
         for (number, line) in self.lines(reader) {
             let place = list.place(number);
             emit(match line {
-                Err(why) => Err(Bad::new(place, why)),
+                Err(error) => Err(Bad::of(place, &error, &error)),
                 Ok(line) => self.json_line(list, &place, line),
             })?;
         }
@@ -221,7 +222,7 @@ impl<B: Build> Inputs<B> {
     fn json(&self, list: &List<'_>, reader: impl BufRead, emit: &mut Emit<'_, B::Made>) -> ControlFlow<()> {
         let mut text = Vec::new();
         if let Err(error) = reader.take(MAX_JSON_FILE + 1).read_to_end(&mut text) {
-            return emit(Err(Bad::new(list.name, error)));
+            return emit(Err(Bad::of(list.name, &error, &error)));
         }
         if text.len() as u64 > MAX_JSON_FILE {
             let why = "too long to be read as a whole; a .jsonl file, with one request a line, has no limit";
@@ -250,10 +251,13 @@ impl<B: Build> Inputs<B> {
 
     fn csv(&self, list: &List<'_>, reader: impl Read, emit: &mut Emit<'_, B::Made>) -> ControlFlow<()> {
         let mut reader = csv::ReaderBuilder::new().trim(csv::Trim::All).from_reader(reader);
-        let columns = reader.headers().map_err(|error| error.to_string()).and_then(|h| self.columns(h));
+        let columns = match reader.headers() {
+            Ok(header) => self.columns(header).map_err(|why| Bad::new(list.name, why)),
+            Err(error) => Err(Bad::of(list.name, csv_cause(&error), &error)),
+        };
         let columns = match columns {
             Ok(columns) => columns,
-            Err(why) => return emit(Err(Bad::new(list.name, why))),
+            Err(bad) => return emit(Err(bad)),
         };
         let mut record = csv::StringRecord::new();
         loop {
@@ -266,7 +270,7 @@ impl<B: Build> Inputs<B> {
                 }
                 Err(error) => {
                     let line = error.position().map_or(line, csv::Position::line);
-                    emit(Err(Bad::new(list.place(line), csv_error(&error))))?;
+                    emit(Err(Bad::of(list.place(line), csv_cause(&error), csv_error(&error))))?;
                     if error.is_io_error() {
                         return ControlFlow::Continue(());
                     }
@@ -304,6 +308,14 @@ impl Columns {
 
     fn others(&self) -> impl Iterator<Item = usize> {
         (0..self.names.len()).filter(|at| *at != self.image && ![self.id, self.prompt].contains(&Some(*at)))
+    }
+}
+
+/// The error of who reads, which the crate does not give as the source of its own.
+fn csv_cause(error: &csv::Error) -> &(dyn Error + 'static) {
+    match error.kind() {
+        csv::ErrorKind::Io(error) => error,
+        _ => error,
     }
 }
 

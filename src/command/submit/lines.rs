@@ -19,7 +19,7 @@ impl<R: BufRead> Lines<R> {
     }
 
     /// The next line as it is; `None` at the end.
-    fn line(&mut self) -> Option<Result<String, String>> {
+    fn line(&mut self) -> Option<io::Result<String>> {
         let mut line = Vec::new();
         // One byte more than the limit tells a line that is too long from one that is not.
         match self.reader.by_ref().take(self.limit.saturating_add(1)).read_until(b'\n', &mut line) {
@@ -27,18 +27,19 @@ impl<R: BufRead> Lines<R> {
             Ok(_) => {}
             Err(error) => {
                 self.over = true;
-                return Some(Err(error.to_string()));
+                return Some(Err(error));
             }
         }
         self.number += 1;
         if line.len() as u64 > self.limit && line.last() != Some(&b'\n') {
             if let Err(error) = self.skip_line() {
                 self.over = true;
-                return Some(Err(error.to_string()));
+                return Some(Err(error));
             }
-            return Some(Err(format!("longer than {} bytes ({})", self.limit, self.setting)));
+            let why = format!("longer than {} bytes ({})", self.limit, self.setting);
+            return Some(Err(io::Error::new(io::ErrorKind::InvalidData, why)));
         }
-        Some(String::from_utf8(line).map_err(|_| "not UTF-8".to_owned()))
+        Some(String::from_utf8(line).map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "not UTF-8")))
     }
 
     fn skip_line(&mut self) -> io::Result<()> {
@@ -55,7 +56,7 @@ impl<R: BufRead> Lines<R> {
 }
 
 impl<R: BufRead> Iterator for Lines<R> {
-    type Item = (u64, Result<String, String>);
+    type Item = (u64, io::Result<String>);
 
     fn next(&mut self) -> Option<Self::Item> {
         while !self.over {
@@ -81,8 +82,9 @@ mod tests {
 
     #[test]
     fn comments_and_empty_lines_are_counted_and_passed_over() {
-        let lines: Vec<_> = Lines::new("# a\n\n one \ntwo".as_bytes(), 100, "limit").collect();
-        assert_eq!(lines, [(3, Ok("one".to_owned())), (4, Ok("two".to_owned()))]);
+        let lines = Lines::new("# a\n\n one \ntwo".as_bytes(), 100, "limit");
+        let lines: Vec<_> = lines.map(|(number, line)| (number, line.unwrap())).collect();
+        assert_eq!(lines, [(3, "one".to_owned()), (4, "two".to_owned())]);
     }
 
     #[test]
@@ -92,15 +94,16 @@ mod tests {
         let lines: Vec<_> = Lines::new(io::BufReader::with_capacity(7, &text[..]), 10, "limit").collect();
         assert_eq!(lines.iter().map(|(number, _)| *number).collect::<Vec<_>>(), [1, 2, 3, 4, 5]);
         assert_eq!(lines.iter().map(|(_, line)| line.is_ok()).collect::<Vec<_>>(), [true, false, true, false, true]);
-        assert!(lines[1].1.as_ref().unwrap_err().contains("10 bytes"));
+        assert!(lines[1].1.as_ref().unwrap_err().to_string().contains("10 bytes"));
     }
 
     proptest! {
         #[test]
         fn short_lines_come_as_they_are(lines in proptest::collection::vec("[a-z]{1,10}", 0..20), capacity in 1usize..16) {
             let text = lines.join("\n");
-            let read: Vec<_> = Lines::new(io::BufReader::with_capacity(capacity, text.as_bytes()), 10, "limit").collect();
-            let expected: Vec<_> = (1..).zip(lines.into_iter().map(Ok)).collect();
+            let read = Lines::new(io::BufReader::with_capacity(capacity, text.as_bytes()), 10, "limit");
+            let read: Vec<_> = read.map(|(number, line)| (number, line.unwrap())).collect();
+            let expected: Vec<_> = (1..).zip(lines).collect();
             prop_assert_eq!(read, expected);
         }
     }

@@ -1,6 +1,7 @@
 //! From a reference, a row of a list or a JSON request to the record that is sent.
 
-use std::io::Read;
+use std::error::Error;
+use std::io::{self, Read};
 use std::path::Path;
 use std::time::Duration;
 
@@ -35,11 +36,25 @@ pub struct Bad {
     pub place: String,
     /// What is wrong and what to do.
     pub why: String,
+    /// Whether the system could not read it, so that another time something else may stand there.
+    pub unread: bool,
 }
 
 impl Bad {
     pub fn new(place: impl Into<String>, why: impl ToString) -> Self {
-        Self { place: place.into(), why: why.to_string() }
+        Self { place: place.into(), why: why.to_string(), unread: false }
+    }
+
+    /// What the system could not read.
+    pub fn unread(place: impl Into<String>, why: impl ToString) -> Self {
+        Self { unread: true, ..Self::new(place, why) }
+    }
+
+    /// Of an error of who reads, which may be one of the system or of what was read.
+    pub fn of(place: impl Into<String>, error: &(dyn Error + 'static), why: impl ToString) -> Self {
+        let causes = std::iter::successors(Some(error), |&error| error.source());
+        let mut errors = causes.filter_map(|cause| cause.downcast_ref::<io::Error>());
+        Self { unread: errors.any(|error| error.raw_os_error().is_some()), ..Self::new(place, why) }
     }
 }
 

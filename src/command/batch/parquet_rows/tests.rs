@@ -54,7 +54,7 @@ fn table(folder: &TempDir, schema: &str, leaves: Vec<Leaf<'_>>, levels: &[i16]) 
 fn read_all(argument: &str, rows: &Rows) -> Vec<Row> {
     let mut all = Vec::new();
     let _ = read(argument, rows, &mut |row| {
-        all.push(row);
+        all.push(row.unwrap_or_else(Row::from));
         ControlFlow::Continue(())
     });
     all
@@ -122,4 +122,12 @@ fn a_torn_table_is_refused_before_anything_is_loaded() {
     let bytes = std::fs::read(&path).unwrap();
     std::fs::write(&path, &bytes[..bytes.len() - 3]).unwrap();
     assert!(check(&path, &rows(None)).unwrap_err().contains("no Parquet table"));
+}
+
+#[test]
+fn a_disk_that_fails_is_told_from_a_table_that_is_damaged() {
+    let failed = ParquetError::from(std::io::Error::from_raw_os_error(libc::EIO));
+    assert!(Bad::of("t.parquet", &failed, "why").unread);
+    let damaged = ParquetError::from(std::io::Error::new(std::io::ErrorKind::InvalidData, "no such code"));
+    assert!(!Bad::of("t.parquet", &damaged, "why").unread);
 }

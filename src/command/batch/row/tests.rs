@@ -70,6 +70,18 @@ fn a_table_of_the_model_card_is_a_row_for_each_image() {
 }
 
 #[test]
+fn a_table_of_one_column_may_be_a_list_of_its_values_and_none_has_a_column_twice() {
+    let flat = |columns: &[&str], data| json!({"input_data": {"columns": columns, "data": data}}).to_string();
+    let both = object(&flat(&["image"], json!(["https://e.com/a", ["https://e.com/b"], 7])));
+    assert_eq!(both.iter().map(|row| row.request.is_ok()).collect::<Vec<_>>(), [true, true, false]);
+    assert_eq!(shown(&both[0]), r#"{"image":"https://e.com/a"}"#);
+    assert!(object(&flat(&["image", "n"], json!(["https://e.com/a"])))[0].request.is_err(), "which column?");
+    let twice = flat(&["image", "n", "n"], json!([["https://e.com/a", 1, 2]]));
+    let bad = rows().object("l.json", twice.into(), None).unwrap_err();
+    assert_eq!(bad.why, "input_data.columns: n stands there twice");
+}
+
+#[test]
 fn bytes_over_the_limit_are_refused_and_a_name_beside_bytes_is_kept() {
     let cells = || Cells(vec![("image".into(), "a.png".into())]);
     let row = rows().row("p", cells(), 0, Image::Bytes(Bytes::from_static(&[1; 10])), None);

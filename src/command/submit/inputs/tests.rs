@@ -237,3 +237,33 @@ proptest! {
         }
     }
 }
+
+/// A disk that fails.
+struct Failing;
+
+impl Read for Failing {
+    fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+        Err(io::Error::from_raw_os_error(libc::EIO))
+    }
+}
+
+#[test]
+fn a_disk_that_fails_is_told_from_a_list_that_is_wrong() {
+    let (inputs, list) = (inputs(), List { name: "list", folder: None });
+    let text = |wrong: &'static str| BufReader::new(wrong.as_bytes().chain(Failing));
+    for form in [Form::Csv, Form::JsonLines, Form::Json, Form::Text] {
+        let mut all = Vec::new();
+        let mut emit = |item: Result<Item, Bad>| {
+            all.extend(item.err());
+            ControlFlow::Continue(())
+        };
+        let ended = match form {
+            Form::Csv => inputs.csv(&list, text("image,n\na.png\n"), &mut emit),
+            Form::JsonLines => inputs.json_lines(&list, text("7\n"), &mut emit),
+            Form::Json => inputs.json(&list, text("[7,"), &mut emit),
+            Form::Text => inputs.text(&list, text("no such reference\n"), &mut emit),
+        };
+        assert!(ended.is_continue() && all.last().unwrap().unread, "{all:?}");
+        assert_eq!(all.iter().filter(|bad| bad.unread).count(), 1, "{all:?}");
+    }
+}
