@@ -256,13 +256,7 @@ fn a_job_stops_when_more_rows_failed_than_allowed_and_goes_on_when_more_are() {
 #[tokio::test(flavor = "multi_thread")]
 async fn transient_failures_are_tried_anew_and_retry_failed_does_only_the_failed_rows() {
     let place = Place::new();
-    let picture = |seed| Answer::Body(png(24, 24, seed));
-    let server = ImageServer::start()
-        .await
-        .with("/good.png", picture(1))
-        .with("/gone.png", Answer::status(404))
-        .with_all("/shaky.png", vec![Answer::status(503), Answer::status(503), picture(2)])
-        .with("/down.png", Answer::status(503));
+    let server = ImageServer::of_all_kinds().await;
     let names = ["good", "gone", "shaky", "down"];
     let lines = names.map(|name| format!("{}\n", server.url(&format!("/{name}.png"))));
     place.write("list.txt", lines.concat());
@@ -285,13 +279,13 @@ async fn transient_failures_are_tried_anew_and_retry_failed_does_only_the_failed
     let report: Value = serde_json::from_str(&place.read("out.jsonl.report.json")).unwrap();
     assert_eq!(report["retries"], 4);
 
-    server.set("/gone.png", picture(3));
+    server.set("/gone.png", Answer::Body(png(24, 24, 3)));
     let ran = batch(&["--retry-failed"]).await;
     assert_eq!(ran.code, Some(0), "{ran:?}");
     assert!(ran.err.starts_with("trying 2 failed rows anew\n"), "{ran:?}");
     assert_eq!(codes(), ["-", "-", "-", "http_5xx"], "written anew");
     assert_eq!(server.seen().requests("/good.png"), 1, "a row that did not fail was done again");
-    server.set("/down.png", picture(4));
+    server.set("/down.png", Answer::Body(png(24, 24, 4)));
     assert_eq!(batch(&["--retry-failed"]).await.code, Some(0));
     assert_eq!(codes(), ["-"; 4]);
     let ran = batch(&["--retry-failed"]).await;

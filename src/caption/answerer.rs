@@ -7,8 +7,8 @@ use std::sync::Arc;
 use candle_core::{Device, Result};
 
 use super::config::BlipConfig;
-use super::encoder::{Encoder, EncoderId, Sight};
-use super::engine::{at_home, encode_size};
+use super::encoder::Encoder;
+use super::engine::{at_home, encode_size, in_parts};
 use super::load::{Built, LoadError};
 use super::memory::{ImageMemory, Sizes};
 use super::preprocess::Preprocessor;
@@ -74,36 +74,15 @@ impl Answerer {
     /// An image has another size, or the device fails.
     pub fn encode(&self, images: &[Pixels]) -> std::result::Result<Vec<Encoded>, EngineError> {
         self.info.check_images(images)?;
-        at_home(&self.device, || {
-            let parts = images.chunks(encode_size(&self.device));
-            let encoded = parts.map(|images| self.remember_part(&self.vision.see(images)?));
-            Ok(encoded.collect::<std::result::Result<Vec<_>, EngineError>>()?.concat())
-        })
-    }
-
-    /// Names its image encoder.
-    pub fn encoder(&self) -> EncoderId {
-        self.vision.id()
-    }
-
-    /// The second half of `encode`: images that its image encoder saw for any model.
-    ///
-    /// # Errors
-    /// Another image encoder saw one, or the device fails.
-    pub fn remember(&self, sights: &[Sight]) -> std::result::Result<Vec<Encoded>, EngineError> {
-        at_home(&self.device, || {
-            let parts = sights.chunks(encode_size(&self.device)).map(|sights| self.remember_part(sights));
-            Ok(parts.collect::<std::result::Result<Vec<_>, EngineError>>()?.concat())
-        })
-    }
-
-    fn remember_part(&self, sights: &[Sight]) -> std::result::Result<Vec<Encoded>, EngineError> {
-        let memories = self.reader.remember(&self.vision.recall(sights)?, self.config.vision.tokens())?;
-        let encoded = memories.into_iter().map(|memory| {
-            let bytes = memory.bytes();
-            Encoded::new(Seen(Arc::new(memory)), bytes)
-        });
-        Ok(encoded.collect())
+        let part = |images: &[Pixels]| {
+            let memories = self.reader.remember(&self.vision.forward(images)?, self.config.vision.tokens())?;
+            let encoded = memories.into_iter().map(|memory| {
+                let bytes = memory.bytes();
+                Encoded::new(Seen(Arc::new(memory)), bytes)
+            });
+            Ok(encoded.collect())
+        };
+        at_home(&self.device, || in_parts(images, encode_size(&self.device), part))
     }
 
     /// Answers questions about images, in their order; a caption's text is the answer. Each question's own errors stand in its

@@ -26,6 +26,15 @@ pub(super) fn at_home<T: Send>(device: &Device, work: impl FnOnce() -> T + Send)
     if device.is_cpu() { rayon::scope(|_| work()) } else { work() }
 }
 
+/// Works on images, or on what was seen of them, so many at a time; the results are in their order.
+pub(super) fn in_parts<T>(
+    images: &[T],
+    at_a_time: usize,
+    part: impl FnMut(&[T]) -> Result<Vec<Encoded>, EngineError>,
+) -> Result<Vec<Encoded>, EngineError> {
+    Ok(images.chunks(at_a_time).map(part).collect::<Result<Vec<_>, _>>()?.concat())
+}
+
 /// BLIP on candle. Several engines may share one model, each on a thread of its own.
 pub struct BlipEngine {
     model: Arc<Model>,
@@ -107,10 +116,7 @@ impl Engine for BlipEngine {
 
     fn remember(&mut self, sights: &[Sight]) -> Result<Vec<Encoded>, EngineError> {
         let (device, size) = (self.model.device.clone(), self.encode_size);
-        at_home(&device, || {
-            let parts = sights.chunks(size).map(|sights| self.remember_part(sights));
-            Ok(parts.collect::<Result<Vec<_>, EngineError>>()?.concat())
-        })
+        at_home(&device, || in_parts(sights, size, |sights| self.remember_part(sights)))
     }
 
     /// What was seen of some images is forgotten before the next ones are looked at.
@@ -118,11 +124,10 @@ impl Engine for BlipEngine {
         self.model.info().check_images(images)?;
         let (device, size) = (self.model.device.clone(), self.encode_size);
         at_home(&device, || {
-            let parts = images.chunks(size).map(|images| {
+            in_parts(images, size, |images| {
                 let sights = self.see_part(images)?;
                 self.remember_part(&sights)
-            });
-            Ok(parts.collect::<Result<Vec<_>, EngineError>>()?.concat())
+            })
         })
     }
 

@@ -9,7 +9,7 @@ use candle_core::{D, DType, Device, Result, Tensor};
 use super::compute::Linear;
 use super::config::BlipConfig;
 use super::encoder::{Encoder, EncoderId, Sight};
-use super::engine::{at_home, encode_size};
+use super::engine::{at_home, encode_size, in_parts};
 use super::load::{Built, LoadError};
 use super::memory::ImageMemory;
 use super::preprocess::Preprocessor;
@@ -88,11 +88,8 @@ impl Matcher {
     /// An image has another size, or the device fails.
     pub fn encode(&self, images: &[Pixels]) -> std::result::Result<Vec<Encoded>, EngineError> {
         self.info.check_images(images)?;
-        at_home(&self.device, || {
-            let parts = images.chunks(encode_size(&self.device));
-            let encoded = parts.map(|images| self.remember_part(&self.vision.see(images)?));
-            Ok(encoded.collect::<std::result::Result<Vec<_>, EngineError>>()?.concat())
-        })
+        let part = |images: &[Pixels]| self.remember_hidden(&self.vision.forward(images)?, images.len());
+        at_home(&self.device, || in_parts(images, encode_size(&self.device), part))
     }
 
     /// Names its image encoder.
@@ -105,18 +102,16 @@ impl Matcher {
     /// # Errors
     /// Another image encoder saw one, or the device fails.
     pub fn remember(&self, sights: &[Sight]) -> std::result::Result<Vec<Encoded>, EngineError> {
-        at_home(&self.device, || {
-            let parts = sights.chunks(encode_size(&self.device)).map(|sights| self.remember_part(sights));
-            Ok(parts.collect::<std::result::Result<Vec<_>, EngineError>>()?.concat())
-        })
+        let part = |sights: &[Sight]| self.remember_hidden(&self.vision.recall(sights)?, sights.len());
+        at_home(&self.device, || in_parts(sights, encode_size(&self.device), part))
     }
 
-    fn remember_part(&self, sights: &[Sight]) -> std::result::Result<Vec<Encoded>, EngineError> {
+    /// What the texts look at, of images with these hidden states, `[images · tokens, width]`.
+    fn remember_hidden(&self, hidden: &Tensor, images: usize) -> std::result::Result<Vec<Encoded>, EngineError> {
         let (tokens, width) = (self.config.vision.tokens(), self.config.vision.hidden_size);
-        let hidden = self.vision.recall(sights)?;
-        let class = hidden.reshape((sights.len(), tokens, width))?.narrow(1, 0, 1)?.squeeze(1)?.contiguous()?;
+        let class = hidden.reshape((images, tokens, width))?.narrow(1, 0, 1)?.squeeze(1)?.contiguous()?;
         let embeddings = normalised(&self.image_projection.forward(&class)?)?;
-        let both = self.reader.remember(&hidden, tokens)?.into_iter().zip(embeddings);
+        let both = self.reader.remember(hidden, tokens)?.into_iter().zip(embeddings);
         let encoded = both.map(|(memory, embedding)| {
             let bytes = memory.bytes() + embedding.len() * size_of::<f32>();
             Encoded::new(Seen { memory: Arc::new(memory), embedding }, bytes)

@@ -71,7 +71,7 @@ pub use model::Model;
 pub use none::NoCaptioner;
 pub use params::{BeamSearch, DEFAULT_MAX_NEW_TOKENS, Number, Params, Sampling, Strategy, number};
 pub use respondent::Respondent;
-pub use task::{Ask, Told, tell};
+pub use task::{Ask, Told, probe, tell};
 pub use work::{Ceilings, Work};
 
 /// An image at the model's size: RGB, 8 bits a channel, row-major, `size * size * 3` bytes. The engine normalises it.

@@ -3,7 +3,7 @@
 
 use super::{
     Caption, Embeddings, Encoded, Engine, EngineError, ErrorKind, Filter, Match, Params, Pixels, Respondent, Sight,
-    embeddings, questions, write,
+    embeddings, pictures, questions, write,
 };
 
 /// Images that are judged at a time: what is remembered of an image takes some 20 MB on a GPU.
@@ -76,7 +76,9 @@ pub fn tell(
         items.iter().enumerate().filter_map(|(at, (_, ask))| Some((at, ask.caption.as_ref()?))).unzip();
     if !places.is_empty() {
         let images: Vec<Pixels> = places.iter().map(|at| items[*at].0.clone()).collect();
-        let encoded = if filter.as_ref().is_some_and(|filter| filter.encoder() == engine.encoder()) {
+        let is_shared = filter.as_ref().is_some_and(|filter| filter.encoder() == engine.encoder());
+        // What was seen is kept only where the filter is to look at it, too.
+        let encoded = if is_shared && places.iter().any(|at| items[*at].1.needs_filter()) {
             let seen = engine.see(&images)?;
             let encoded = engine.remember(&seen)?;
             for (at, sight) in places.iter().zip(seen) {
@@ -124,6 +126,21 @@ impl Told {
             _ => Ok(self),
         }
     }
+}
+
+/// A grey picture for each of the tasks, which no sound device fails on.
+///
+/// # Errors
+/// The size is 0.
+pub fn probe(size: usize, caption: bool, filter: bool, answer: bool) -> Result<Vec<(Pixels, Ask)>, EngineError> {
+    let picture = pictures::grey(size)?;
+    let brief = || Params { max_new_tokens: 1, ..Params::default() };
+    let asks = [
+        caption.then(|| Ask::caption(brief())),
+        filter.then(|| Ask { texts: vec!["a picture".into()], filter, ..Ask::default() }),
+        answer.then(|| Ask { questions: vec!["a picture?".into()], answering: brief(), ..Ask::default() }),
+    ];
+    Ok(asks.into_iter().flatten().map(|ask| (picture.clone(), ask)).collect())
 }
 
 /// What is told of a text or a question of its own, or why nothing is: it has no words, or too many. The others are told all

@@ -1,7 +1,10 @@
 //! What the commands have in common that run one model without a captioner.
 
-use crate::command::local;
+use crate::command::local::{self, Form, Print};
+use crate::command::models::{self, LoadedModel};
+use crate::command::{Exit, telemetry};
 use crate::config::ConfigOptions;
+use crate::message::Request;
 use crate::settings::Settings;
 
 /// Where the model runs, and what it may reach.
@@ -32,4 +35,21 @@ impl AloneOptions {
         local::open_to_the_user(&mut settings, images, &self.allow_network);
         Ok(settings)
     }
+}
+
+/// Asks a model about one image, and prints what it says.
+///
+/// # Errors
+/// The model cannot be loaded, or the flow broke down.
+pub fn ask(
+    settings: &Settings,
+    load: impl FnOnce(&Settings) -> anyhow::Result<LoadedModel>,
+    image: &str,
+    asking: impl FnOnce(Request) -> Request,
+    (form, text): (Form, Print),
+) -> anyhow::Result<Exit> {
+    telemetry::init(&telemetry::quiet(&settings.log))?;
+    let parts = models::parts(settings, load(settings)?)?;
+    let request = local::request(image).map(asking);
+    local::run(settings, parts, std::iter::once(Ok(request)), local::printing(form, text), 0.0)
 }

@@ -2,9 +2,9 @@
 
 use std::io::{self, Write};
 
-use super::alone::AloneOptions;
-use super::local::{self, Form};
-use super::{Exit, Usage, models, telemetry};
+use super::alone::{self, AloneOptions};
+use super::local::Form;
+use super::{Exit, Usage, models};
 use crate::message::{CaptionRecord, Request, Tasks};
 use crate::settings::Settings;
 
@@ -36,14 +36,9 @@ pub struct AnswerArgs {
 /// Runs the command.
 pub fn run(args: AnswerArgs) -> anyhow::Result<Exit> {
     let settings = args.settings()?;
-    telemetry::init(&telemetry::quiet(&settings.log))?;
-    let parts = models::parts(&settings, models::load_answerer_alone(&settings)?)?;
-    let request = local::request(&args.image).map(|request| Request {
-        questions: args.questions,
-        tasks: Tasks { answer: true, ..Tasks::NONE },
-        ..request
-    });
-    local::run(&settings, parts, std::iter::once(Ok(request)), local::printing(args.output, print), 0.0)
+    let asking =
+        |request| Request { questions: args.questions, tasks: Tasks { answer: true, ..Tasks::NONE }, ..request };
+    alone::ask(&settings, models::load_answerer_alone, &args.image, asking, (args.output, print))
 }
 
 fn print(record: &CaptionRecord, out: &mut dyn Write) -> io::Result<()> {

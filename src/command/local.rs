@@ -289,7 +289,11 @@ impl Feeder {
         let mut count = 0;
         for request in requests {
             let request = request.context("cannot read the list of images")?;
-            let permit = self.runtime.block_on(self.control.budget().messages.acquire(size(&request)));
+            let bytes = match &request {
+                Ok(request) => size(request),
+                Err(wrong) => size(&wrong.0),
+            };
+            let permit = self.runtime.block_on(self.control.budget().messages.acquire(bytes));
             let Some(ticket) = self.control.ledger().open(&self::arguments(), count) else {
                 anyhow::bail!("argument {count} was numbered twice");
             };
@@ -318,13 +322,13 @@ impl Feeder {
 }
 
 /// What a request takes of the memory for messages, in bytes.
-fn size(request: &Named) -> usize {
-    let request = match request {
-        Ok(request) => request,
-        Err(wrong) => &wrong.0,
+pub fn size(request: &Request) -> usize {
+    let inline = match &request.image {
+        ImageRef::Base64(text) | ImageRef::Percent(text) => text.len(),
+        ImageRef::Http(_) | ImageRef::File(_) | ImageRef::Object(_) => 0,
     };
-    let texts = request.texts.iter().chain(&request.questions);
-    request.id.as_ref().map_or(0, String::len) + texts.map(String::len).sum::<usize>()
+    let texts = request.id.iter().chain(&request.texts).chain(&request.questions);
+    inline + texts.map(String::len).sum::<usize>()
 }
 
 /// The row of a request without a message.

@@ -208,18 +208,12 @@ fn load_on_device(
         Some(filter) => {
             let loaded = encoders.load_model(options).with_context(cannot)?;
             let filter = load_filter(encoders, &filter, loaded.preprocessor())?;
-            let device = &loaded.info().device;
-            if filter.encoder() == loaded.encoder() {
-                tracing::info!(
-                    device,
-                    "captioner and filter have the same image encoder: an image is encoded once for both"
-                );
+            let encoders = if filter.encoder() == loaded.encoder() {
+                "the same image encoder: an image is encoded once for both"
             } else {
-                tracing::info!(
-                    device,
-                    "captioner and filter have different image encoders: an image is encoded for each"
-                );
-            }
+                "different image encoders: an image is encoded for each"
+            };
+            tracing::info!(device = loaded.info().device, "captioner and filter have {encoders}");
             (loaded, Some(filter))
         }
     };
@@ -254,7 +248,7 @@ fn load_filter(
     let filter = encoders
         .load_matcher(options)
         .with_context(|| format!("cannot load the model {} (filter.source)", options.source))?;
-    check_pixels(filter.preprocessor(), preprocessor, "filter.source", options)?;
+    check_pixels(filter.preprocessor(), preprocessor, "filter.source", &options.source)?;
     Ok(filter)
 }
 
@@ -263,7 +257,7 @@ fn load_filter(
 fn load_beside_answerer(options: &LoadOptions, preprocessor: &Preprocessor) -> anyhow::Result<Arc<Answerer>> {
     let answerer = load_answerer(options)
         .with_context(|| format!("cannot load the model {} (answerer.source)", options.source))?;
-    check_pixels(answerer.preprocessor(), preprocessor, "answerer.source", options)?;
+    check_pixels(answerer.preprocessor(), preprocessor, "answerer.source", &options.source)?;
     Ok(answerer)
 }
 
@@ -271,7 +265,7 @@ fn check_pixels(
     own: &Preprocessor,
     captioner: &Preprocessor,
     setting: &str,
-    options: &LoadOptions,
+    source: &ModelSource,
 ) -> Result<(), LoadError> {
     if own == captioner {
         return Ok(());
@@ -281,7 +275,7 @@ fn check_pixels(
         "makes its pixels in another way than the captioner: {own:?}, and {captioner:?}. Both must take the same, as the \
          published models of one size do"
     );
-    Err(LoadError::Invalid { file: format!("{setting}: {}", options.source), reason })
+    Err(LoadError::Invalid { file: format!("{setting}: {source}"), reason })
 }
 
 /// Finds the batch size of a device. An image waits for the batch under way, for `batch.linger`, and for its own batch: each

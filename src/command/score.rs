@@ -2,9 +2,9 @@
 
 use std::io::{self, Write};
 
-use super::alone::AloneOptions;
-use super::local::{self, Form};
-use super::{Exit, models, telemetry};
+use super::alone::{self, AloneOptions};
+use super::local::Form;
+use super::{Exit, models};
 use crate::message::{CaptionRecord, Request, Tasks};
 use crate::settings::Settings;
 
@@ -37,14 +37,8 @@ pub struct ScoreArgs {
 /// Runs the command.
 pub fn run(args: ScoreArgs) -> anyhow::Result<Exit> {
     let settings = args.settings()?;
-    telemetry::init(&telemetry::quiet(&settings.log))?;
-    let parts = models::parts(&settings, models::load_filter_alone(&settings)?)?;
-    let request = local::request(&args.image).map(|request| Request {
-        texts: args.texts,
-        tasks: Tasks { filter: true, ..Tasks::NONE },
-        ..request
-    });
-    local::run(&settings, parts, std::iter::once(Ok(request)), local::printing(args.output, print), 0.0)
+    let asking = |request| Request { texts: args.texts, tasks: Tasks { filter: true, ..Tasks::NONE }, ..request };
+    alone::ask(&settings, models::load_filter_alone, &args.image, asking, (args.output, print))
 }
 
 fn print(record: &CaptionRecord, out: &mut dyn Write) -> io::Result<()> {

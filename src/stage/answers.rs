@@ -153,15 +153,15 @@ impl Answers {
     /// Its parameters are over the fleet's limits or make no sense, or a model is missing.
     pub fn ask(&self, request: &Request, sha256: &str) -> Result<Ask, AskError> {
         let Tasks { caption, filter, answer, embed } = request.tasks;
-        if filter && !self.beside.filter {
-            return Err(AskError::NoModel { task: "filter", does: "judges texts", setting: "filter.source" });
-        }
-        if embed && !self.beside.filter {
-            let does = "embeds images and texts";
-            return Err(AskError::NoModel { task: "embed", does, setting: "filter.source" });
-        }
-        if answer && !self.beside.answerer {
-            return Err(AskError::NoModel { task: "answer", does: "answers questions", setting: "answerer.source" });
+        let Beside { filter: judge, answerer } = self.beside;
+        for (lacks, task, does, setting) in [
+            (filter && !judge, "filter", "judges texts", "filter.source"),
+            (embed && !judge, "embed", "embeds images and texts", "filter.source"),
+            (answer && !answerer, "answer", "answers questions", "answerer.source"),
+        ] {
+            if lacks {
+                return Err(AskError::NoModel { task, does, setting });
+            }
         }
         for (name, them, count, limit, setting) in [
             ("text", "texts", request.texts.len(), self.texts_limit, "filter.texts_limit"),

@@ -18,9 +18,7 @@ pub use self::size::{Measured, WarmUp, best_of, most_rows, warm_up};
 pub use self::stats::DeviceStats;
 use self::stats::Life;
 use super::{Answers, AskError, Finished, Models, Ready, Writer, failed, send_blocking};
-use crate::caption::{
-    self, Ask, Engine, EngineError, ErrorKind, Filter, Params, Phases, Pixels, Respondent, Told, pictures,
-};
+use crate::caption::{self, Ask, Engine, EngineError, ErrorKind, Filter, Phases, Pixels, Respondent, Told};
 use crate::disposition::{Code, Disposed, Disposition, Failure, Stage};
 use crate::message::Timing;
 use crate::metrics::{Flush, Metrics, Phase};
@@ -338,16 +336,8 @@ impl Runner {
 
     /// Captions a grey picture, judges a text of it and answers a question about it, which no sound device fails on.
     fn probe(&mut self) -> Result<(), EngineError> {
-        let picture = pictures::grey(self.engine.model().image_size)?;
-        let mut items = vec![(picture.clone(), Ask::caption(Params { max_new_tokens: 1, ..Params::default() }))];
-        if self.filter.is_some() {
-            let ask = Ask { texts: vec!["a picture".into()], filter: true, ..Ask::default() };
-            items.push((picture.clone(), ask));
-        }
-        if self.answerer.is_some() {
-            let answering = Params { max_new_tokens: 1, ..Params::default() };
-            items.push((picture, Ask { questions: vec!["a picture?".into()], answering, ..Ask::default() }));
-        }
+        let size = self.engine.model().image_size;
+        let items = caption::probe(size, true, self.filter.is_some(), self.answerer.is_some())?;
         self.tell(&items)?;
         Ok(())
     }

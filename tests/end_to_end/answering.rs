@@ -1,22 +1,16 @@
 //! Questions about images in the stream, answered beside captions and judgements or alone.
 
 use std::path::Path;
-use std::process::Command;
 
 use blipstream::caption::fake::FakeOptions;
-use blipstream::caption::preprocess::{Limits, Resizer, decode};
 use blipstream::caption::{Caption, DeviceSpec, DtypeSpec, LoadOptions, ModelSource, Params, load_answerer};
-use blipstream::kafka::NewRecord;
 use bytesize::ByteSize;
 use serde_json::{Value, json};
 
-use crate::support::flow::{Flow, request};
+use crate::support::alone::{blipstream, pixels};
+use crate::support::flow::{Flow, asking, request};
 use crate::support::images::{Answer, ImageServer};
 use crate::support::promises::inline;
-
-fn asking(value: &Value) -> NewRecord {
-    NewRecord { value: Some(value.to_string().into_bytes()), ..request("", "") }
-}
 
 /// The field of each answer.
 fn each(record: &Value, field: &str) -> Vec<Value> {
@@ -117,8 +111,7 @@ fn by_the_library(model: &str, image: &[u8], questions: &[&str], params: &Params
     let source = ModelSource::Dir(model.into());
     let options = LoadOptions { device: DeviceSpec::Cpu, dtype: DtypeSpec::F32, ..LoadOptions::new(source) };
     let answerer = load_answerer(&options).unwrap();
-    let limits = Limits { max_pixels: 1 << 24, max_side: 1 << 14, max_memory: 1 << 28 };
-    let pixels = answerer.preprocessor().resize(&decode(image, &limits).unwrap(), &mut Resizer::new()).unwrap();
+    let pixels = pixels(answerer.preprocessor(), image);
     let encoded = answerer.encode(&[pixels]).unwrap().remove(0);
     let asked: Vec<_> = questions.iter().map(|question| (&encoded, *question, params.clone())).collect();
     answerer.answer(&asked).unwrap().into_iter().map(Result::unwrap).collect()
@@ -154,13 +147,6 @@ async fn a_worker_of_three_models_answers_as_the_library_does() {
         assert!((found["logprob"].as_f64().unwrap() as f32 - expected.logprob).abs() < 1e-3, "{record}");
     }
     assert_eq!(record["answerer"]["id"], model("answering"));
-}
-
-fn blipstream(arguments: &[&str]) -> (Option<i32>, String, String) {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_blipstream"));
-    let output = command.current_dir(env!("CARGO_MANIFEST_DIR")).args(arguments).output().unwrap();
-    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
-    (output.status.code(), text(output.stdout), text(output.stderr))
 }
 
 #[test]

@@ -140,13 +140,7 @@ async fn a_dead_letter_is_a_row_with_its_error_and_retry_failed_asks_for_nothing
     flow.settings.fetch.attempts = 1;
     flow.settings.fetch.cache = bytesize::ByteSize::b(0);
     let job = Job::new(flow);
-    let picture = |seed| Answer::Body(png(24, 24, seed));
-    let server = ImageServer::start()
-        .await
-        .with("/good.png", picture(1))
-        .with("/gone.png", Answer::status(404))
-        .with_all("/shaky.png", vec![Answer::status(503), Answer::status(503), picture(2)])
-        .with("/down.png", Answer::status(503));
+    let server = ImageServer::of_all_kinds().await;
     let lines = ["good", "gone", "shaky", "down"].map(|name| format!("{}\n", server.url(&format!("/{name}.png"))));
     job.place.write("list.txt", lines.concat());
     let worker = job.flow.worker(fast());
@@ -161,7 +155,7 @@ async fn a_dead_letter_is_a_row_with_its_error_and_retry_failed_asks_for_nothing
     let requests = ["/good.png", "/gone.png", "/shaky.png", "/down.png"].map(|path| seen.requests(path));
     assert_eq!(requests, [1, 1, 3, 3], "a 404 is not worth another try, a 503 two");
 
-    server.set("/gone.png", picture(3));
+    server.set("/gone.png", Answer::Body(png(24, 24, 3)));
     let before = job.requests();
     let again = [&arguments[..], &["--retry-failed"]].concat();
     let ran = job.run(&again);
@@ -169,7 +163,7 @@ async fn a_dead_letter_is_a_row_with_its_error_and_retry_failed_asks_for_nothing
     assert!(ran.err.starts_with("trying 2 failed rows anew\n"), "{ran:?}");
     assert_eq!(job.codes(), ["-", "-", "-", "http_5xx"], "written anew");
     assert_eq!(job.requests() - before, 4, "one for the image that is there again, three for the other one");
-    server.set("/down.png", picture(4));
+    server.set("/down.png", Answer::Body(png(24, 24, 4)));
     assert_eq!(job.run(&again).code, Some(0));
     assert_eq!(job.codes(), ["-"; 4]);
 

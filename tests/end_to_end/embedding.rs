@@ -1,18 +1,12 @@
 //! Images and texts as points of one space, in the stream and by the command.
 
-use std::process::Command;
-
 use blipstream::caption::fake::FakeOptions;
-use blipstream::kafka::NewRecord;
 use bytesize::ByteSize;
 use serde_json::{Value, json};
 
-use crate::support::flow::{Flow, request};
+use crate::support::alone::blipstream;
+use crate::support::flow::{Flow, asking, request};
 use crate::support::promises::inline;
-
-fn asking(value: &Value) -> NewRecord {
-    NewRecord { value: Some(value.to_string().into_bytes()), ..request("", "") }
-}
 
 fn point(value: &Value) -> Vec<f64> {
     value.as_array().unwrap_or_else(|| panic!("no point: {value}")).iter().map(|x| x.as_f64().unwrap()).collect()
@@ -81,13 +75,6 @@ async fn without_a_filter_only_what_asks_for_embeddings_is_a_dead_letter() {
     let message = letter.header("blipstream-error-message").unwrap();
     assert!(message.contains("the task `embed` needs a model that embeds images and texts"), "{message}");
     assert!(worker.stop().await.clean());
-}
-
-fn blipstream(arguments: &[&str]) -> (Option<i32>, String, String) {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_blipstream"));
-    let output = command.current_dir(env!("CARGO_MANIFEST_DIR")).args(arguments).output().unwrap();
-    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
-    (output.status.code(), text(output.stdout), text(output.stderr))
 }
 
 fn lines(out: &str) -> Vec<Value> {

@@ -1,23 +1,17 @@
 //! CapFilt: captions and texts that were found are judged, the best is kept, and what matches nothing goes elsewhere.
 
 use std::path::Path;
-use std::process::Command;
 
 use blipstream::caption::fake::FakeOptions;
-use blipstream::caption::preprocess::{Limits, Resizer, decode};
 use blipstream::caption::{DeviceSpec, DtypeSpec, LoadOptions, ModelSource, load_matcher};
-use blipstream::kafka::NewRecord;
 use bytesize::ByteSize;
 use serde_json::{Value, json};
 
-use crate::support::flow::{Flow, RETRIES, request};
+use crate::support::alone::{blipstream, pixels};
+use crate::support::flow::{Flow, RETRIES, asking, request};
 use crate::support::promises::inline;
 
 const FILTERED: &str = "filtered";
-
-fn asking(value: &Value) -> NewRecord {
-    NewRecord { value: Some(value.to_string().into_bytes()), ..request("", "") }
-}
 
 /// The field of each candidate.
 fn each(record: &Value, field: &str) -> Vec<Value> {
@@ -125,13 +119,6 @@ async fn without_a_filter_only_what_asks_for_it_is_a_dead_letter() {
     assert!(worker.stop().await.clean());
 }
 
-fn blipstream(arguments: &[&str]) -> (Option<i32>, String, String) {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_blipstream"));
-    let output = command.current_dir(env!("CARGO_MANIFEST_DIR")).args(arguments).output().unwrap();
-    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
-    (output.status.code(), text(output.stdout), text(output.stderr))
-}
-
 #[test]
 fn texts_are_scored_by_the_command_the_best_first_as_the_library_judges_them() {
     let (image, model) = ("models/demo/images/cabin.jpg", "tests/fixtures/retrieval/widths");
@@ -151,9 +138,7 @@ fn texts_are_scored_by_the_command_the_best_first_as_the_library_judges_them() {
     let source = ModelSource::Dir(model.into());
     let options = LoadOptions { device: DeviceSpec::Cpu, dtype: DtypeSpec::F32, ..LoadOptions::new(source) };
     let matcher = load_matcher(&options).unwrap();
-    let limits = Limits { max_pixels: 1 << 24, max_side: 1 << 14, max_memory: 1 << 28 };
-    let picture = decode(&std::fs::read(image).unwrap(), &limits).unwrap();
-    let pixels = matcher.preprocessor().resize(&picture, &mut Resizer::new()).unwrap();
+    let pixels = pixels(matcher.preprocessor(), &std::fs::read(image).unwrap());
     let encoded = matcher.encode(&[pixels]).unwrap().remove(0);
     let judged = matcher.judge(&texts.map(|text| (&encoded, text))).unwrap();
     for (itm, judged) in each(&record, "itm").iter().zip(judged) {

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use crate::support::client::eventually;
-use crate::support::flow::{Answers, Flow, request};
+use crate::support::flow::{Answers, Flow, asking, request};
 use crate::support::http::{Reply, http};
 use crate::support::promises::{assert_all_captioned, assert_no_duplicate, inline, slow};
 
@@ -70,10 +70,7 @@ async fn what_the_old_model_said_is_not_remembered_for_the_new_one() {
     flow.settings.filter.source = Some("fake".into());
     flow.settings.answerer.source = Some("fake".into());
     let worker = flow.worker(slow());
-    let judged = || {
-        let value = json!({"image": inline(1), "tasks": ["caption", "filter"]}).to_string();
-        NewRecord { value: Some(value.into_bytes()), ..request("", "") }
-    };
+    let judged = || asking(&json!({"image": inline(1), "tasks": ["caption", "filter"]}));
     let mut count = 0;
     let mut next = |requests: Vec<NewRecord>| {
         count += requests.len();
@@ -94,8 +91,7 @@ async fn what_the_old_model_said_is_not_remembered_for_the_new_one() {
     assert_eq!(next(vec![judged()]), (false, model("second"), filter("other")));
     assert_eq!(models.now().filter.unwrap().id, "other");
     models.exchange(&Wanted { vqa: Some("third".into()), ..Wanted::default() }).unwrap();
-    let value = json!({"image": inline(1), "tasks": ["answer"], "questions": "what is it?"}).to_string();
-    flow.write([NewRecord { value: Some(value.into_bytes()), ..request("", "") }]);
+    flow.write([asking(&json!({"image": inline(1), "tasks": ["answer"], "questions": "what is it?"}))]);
     let answers = flow.until_answered(count + 1);
     let record = &answers.captions[&format!("requests/0/{count}")][0];
     assert_eq!((&record["answerer"]["id"], record["answers"].as_array().unwrap().len()), (&json!("third"), 1));
@@ -150,11 +146,8 @@ async fn a_worker_takes_a_model_of_a_folder_while_it_runs() {
     let mut flow = Flow::start(1);
     flow.settings.filter.source = Some("demo".into());
     let worker = flow.process();
-    let picture = |n: usize| {
-        let image = inline(n);
-        let value = json!({"image": image, "tasks": ["caption", "filter"], "text": "a red circle"}).to_string();
-        NewRecord { value: Some(value.into_bytes()), ..request("", "") }
-    };
+    let picture =
+        |n: usize| asking(&json!({"image": inline(n), "tasks": ["caption", "filter"], "text": "a red circle"}));
     flow.write([picture(0)]);
     let before = flow.until_answered(1).captions["requests/0/0"][0].clone();
     let admin = worker.admin().expect("the admin port is logged");

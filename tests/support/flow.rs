@@ -399,3 +399,8 @@ pub fn request(id: impl ToString, image: impl ToString) -> NewRecord {
     let value = json!({"id": id, "image": image.to_string()}).to_string();
     NewRecord { key: Some(id.into_bytes()), value: Some(value.into_bytes()), headers: Vec::new() }
 }
+
+/// A request as JSON, without a key.
+pub fn asking(value: &Value) -> NewRecord {
+    NewRecord { value: Some(value.to_string().into_bytes()), ..request("", "") }
+}

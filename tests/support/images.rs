@@ -135,6 +135,18 @@ impl ImageServer {
         Self { address, shared, listener }
     }
 
+    /// One whose `/good.png` is a picture, `/gone.png` is missing, `/shaky.png` fails twice before it is one, and `/down.png`
+    /// always fails.
+    pub async fn of_all_kinds() -> Self {
+        let picture = |seed| Answer::Body(png(24, 24, seed));
+        Self::start()
+            .await
+            .with("/good.png", picture(1))
+            .with("/gone.png", Answer::status(404))
+            .with_all("/shaky.png", vec![Answer::status(503), Answer::status(503), picture(2)])
+            .with("/down.png", Answer::status(503))
+    }
+
     /// Gives a path its answer.
     #[must_use]
     pub fn with(self, path: &str, answer: Answer) -> Self {

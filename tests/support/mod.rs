@@ -1,6 +1,7 @@
 //! What the integration tests share. Each test program uses a part of it.
 #![allow(dead_code, missing_docs)]
 
+pub mod alone;
 pub mod client;
 pub mod flow;
 pub mod http;

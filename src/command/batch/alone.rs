@@ -8,9 +8,9 @@ use tokio::sync::mpsc;
 
 use super::driver::{Answered, Asked, Failure, Rows, Way, drive};
 use super::job::{End, Job};
-use super::journal::{Caption, Failed, Picture, Positions};
+use super::journal::{Caption, Failed, Picture, Positions, several};
 use crate::command::local;
-use crate::message::{CaptionRecord, ImageRef, Request, Row, TextSource};
+use crate::message::{CaptionRecord, Row, TextSource};
 use crate::offsets::Outcome;
 use crate::pipeline::{Control, Core, Parts};
 use crate::settings::Settings;
@@ -54,7 +54,7 @@ pub fn run(settings: &Settings, parts: Parts, rows: Rows, job: &mut Job, retries
 /// Takes requests into the flow as fast as its budget allows.
 async fn feed(mut requests: mpsc::Receiver<Asked>, rows: Sender<Tracked<Row>>, control: Control) {
     while let Some(Asked { number, request, .. }) = requests.recv().await {
-        let permit = control.budget().messages.acquire(size(&request)).await;
+        let permit = control.budget().messages.acquire(local::size(&request)).await;
         let Some(ticket) = control.ledger().open(&local::arguments(), number) else {
             tracing::error!(number, "a row was numbered twice");
             return;
@@ -65,15 +65,6 @@ async fn feed(mut requests: mpsc::Receiver<Asked>, rows: Sender<Tracked<Row>>, c
             return;
         }
     }
-}
-
-/// What a request takes of the memory for messages, in bytes.
-fn size(request: &Request) -> usize {
-    let inline = match &request.image {
-        ImageRef::Base64(text) | ImageRef::Percent(text) => text.len(),
-        ImageRef::Http(_) | ImageRef::File(_) | ImageRef::Object(_) => 0,
-    };
-    inline + request.id.as_ref().map_or(0, String::len)
 }
 
 /// Hands back what comes out of the flow.
@@ -127,14 +118,13 @@ fn answered(finished: Finished) -> Answered {
 /// What is kept of a record.
 fn caption(record: CaptionRecord) -> Caption {
     let generated = record.candidates.into_iter().filter(|one| one.source == TextSource::Generated);
-    let texts: Vec<String> = generated.map(|one| one.text).collect();
     let image = record.image;
     Caption {
         text: record.text,
         logprob: record.generated.logprob,
         tokens: record.generated.tokens.map(|tokens| tokens as u64),
         finish: record.generated.finish.map(str::to_owned),
-        texts: if texts.len() > 1 { texts } else { Vec::new() },
+        texts: several(generated.map(|one| one.text)),
         image: Picture {
             sha256: image.sha256,
             width: image.width.into(),

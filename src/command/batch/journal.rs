@@ -47,6 +47,12 @@ pub struct Caption {
     pub image: Picture,
 }
 
+/// What [`Caption::texts`] is of the captions that were generated.
+pub fn several(generated: impl Iterator<Item = String>) -> Vec<String> {
+    let texts: Vec<String> = generated.collect();
+    if texts.len() > 1 { texts } else { Vec::new() }
+}
+
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Picture {
     pub sha256: String,

@@ -1,15 +1,17 @@
 //! Other models for a flow that runs (`POST /admin/models`).
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use anyhow::{Context, ensure};
+use anyhow::Context;
 
-use super::{options, source};
+use super::{check_pixels, options, source};
 use crate::caption::config::Architecture;
 use crate::caption::preprocess::Preprocessor;
 use crate::caption::{
-    Answerer, Ask, BlipEngine, DeviceSpec, Encoders, Engine, Filter, LoadOptions, Matcher, Model, NoCaptioner, Params,
-    Respondent, pictures, tell,
+    Answerer, BlipEngine, DeviceSpec, Encoders, Engine, Filter, LoadError, LoadOptions, Matcher, Model, NoCaptioner,
+    Respondent, load_answerer, probe, tell,
 };
 use crate::pipeline::{Load, Wanted};
 use crate::settings;
@@ -36,88 +38,78 @@ struct New {
 
 impl Load for Reload {
     fn load(&self, wanted: &Wanted, engines: &[usize]) -> anyhow::Result<Vec<Replacement>> {
-        let mut loaded: Vec<(DeviceSpec, New)> = Vec::new();
-        let mut all = Vec::with_capacity(engines.len());
+        let mut loaded: HashMap<DeviceSpec, New> = HashMap::new();
         for device in engines.iter().map(|at| self.devices[*at]) {
-            let known = loaded.iter().find(|(other, _)| *other == device).map(|(_, new)| new.clone());
-            let new = if let Some(new) = known {
-                new
-            } else {
-                let new = self.load_on(device, wanted)?;
-                loaded.push((device, new.clone()));
-                new
-            };
-            all.push(Replacement {
-                engine: new.captioner.map(|model| Box::new(BlipEngine::new(model)) as Box<dyn Engine>),
-                filter: new.filter.map(|filter| Box::new(filter) as Box<dyn Filter>),
-                answerer: new.answerer.map(|answerer| Box::new(answerer) as Box<dyn Respondent>),
-            });
+            if let Entry::Vacant(place) = loaded.entry(device) {
+                place.insert(self.load_on(device, wanted)?);
+            }
         }
-        Ok(all)
+        Ok(engines.iter().map(|at| loaded[&self.devices[*at]].replacement()).collect())
     }
 }
 
 impl Reload {
     fn load_on(&self, device: DeviceSpec, wanted: &Wanted) -> anyhow::Result<New> {
         let mut encoders = self.encoders.lock().unwrap_or_else(PoisonError::into_inner);
-        let of = |name: &String, architecture| -> anyhow::Result<LoadOptions> {
-            Ok(LoadOptions { device, ..options(source(name, architecture, &self.model)?, &self.model)? })
+        let (caption, filter, vqa) = (wanted.caption.as_ref(), wanted.filter.as_ref(), wanted.vqa.as_ref());
+        let of = |architecture| (device, architecture);
+        let new = New {
+            captioner: self.one("caption", caption, of(Architecture::Captioner), Model::preprocessor, |options| {
+                encoders.load_model(options)
+            })?,
+            filter: self.one("filter", filter, of(Architecture::Matcher), Matcher::preprocessor, |options| {
+                encoders.load_matcher(options)
+            })?,
+            answerer: self.one("vqa", vqa, of(Architecture::Answerer), Answerer::preprocessor, load_answerer)?,
         };
-        let captioner = wanted.caption.as_ref().map(|name| {
-            let model = encoders.load_model(&of(name, Architecture::Captioner)?);
-            let model = model.with_context(|| format!("caption: cannot load {name}"))?;
-            self.makes_the_same_pixels("caption", model.preprocessor())?;
-            anyhow::Ok(model)
-        });
-        let captioner = captioner.transpose()?;
-        let filter = wanted.filter.as_ref().map(|name| {
-            let filter = encoders.load_matcher(&of(name, Architecture::Matcher)?);
-            let filter = filter.with_context(|| format!("filter: cannot load {name}"))?;
-            self.makes_the_same_pixels("filter", filter.preprocessor())?;
-            anyhow::Ok(filter)
-        });
-        let answerer = wanted.vqa.as_ref().map(|name| {
-            let answerer = encoders.load_answerer(&of(name, Architecture::Answerer)?);
-            let answerer = answerer.with_context(|| format!("vqa: cannot load {name}"))?;
-            self.makes_the_same_pixels("vqa", answerer.preprocessor())?;
-            anyhow::Ok(answerer)
-        });
-        let new = New { captioner, filter: filter.transpose()?, answerer: answerer.transpose()? };
-        new.work_on_a_picture(self.preprocessor.size())
-            .with_context(|| format!("a new model failed on a grey picture on {device}"))?;
+        let works = new.work_on_a_picture(self.preprocessor.size());
+        works.with_context(|| format!("a new model failed on a grey picture on {device}"))?;
         Ok(new)
     }
 
-    /// The pixels of images under way are made already, and those to come are made in the same way.
-    fn makes_the_same_pixels(&self, what: &str, new: &Preprocessor) -> anyhow::Result<()> {
-        let now = &self.preprocessor;
-        ensure!(
-            new == now,
-            "{what}: the model makes its pixels in another way ({new:?}) than the one that runs ({now:?}); a worker with it \
-             has to be started anew"
-        );
-        Ok(())
+    /// Loads the model that an order names for a task, if it names one. The pixels of images under way are made already, and
+    /// those to come are made in the same way, so that it has to take these.
+    fn one<T>(
+        &self,
+        task: &str,
+        name: Option<&String>,
+        (device, architecture): (DeviceSpec, Architecture),
+        preprocessor: fn(&T) -> &Preprocessor,
+        load: impl FnOnce(&LoadOptions) -> Result<Arc<T>, LoadError>,
+    ) -> anyhow::Result<Option<Arc<T>>> {
+        let Some(name) = name else { return Ok(None) };
+        let options = LoadOptions { device, ..options(source(name, architecture, &self.model)?, &self.model)? };
+        let new = load(&options).with_context(|| format!("{task}: cannot load {name}"))?;
+        check_pixels(preprocessor(&new), &self.preprocessor, task, &options.source)
+            .context("a worker with it has to be started anew")?;
+        Ok(Some(new))
     }
 }
 
 impl New {
+    /// For one engine of the device.
+    fn replacement(&self) -> Replacement {
+        let Self { captioner, filter, answerer } = self.clone();
+        Replacement {
+            engine: captioner.map(|model| Box::new(BlipEngine::new(model)) as Box<dyn Engine>),
+            filter: filter.map(|filter| Box::new(filter) as Box<dyn Filter>),
+            answerer: answerer.map(|answerer| Box::new(answerer) as Box<dyn Respondent>),
+        }
+    }
+
     /// Before anything is exchanged: a model that cannot do this would take its device out of the flow.
     fn work_on_a_picture(&self, size: usize) -> anyhow::Result<()> {
-        let picture = pictures::grey(size)?;
-        if let Some(model) = &self.captioner {
-            let ask = Ask::caption(Params { max_new_tokens: 1, ..Params::default() });
-            tell(&mut BlipEngine::new(model.clone()), None, None, &[(picture.clone(), ask)])?.remove(0)?;
-        }
-        if let Some(filter) = &self.filter {
-            let ask = Ask { texts: vec!["a picture".into()], filter: true, ..Ask::default() };
-            let mut nobody = NoCaptioner::new(filter.info().clone());
-            tell(&mut nobody, Some(&mut filter.clone()), None, &[(picture.clone(), ask)])?.remove(0)?;
-        }
-        if let Some(answerer) = &self.answerer {
-            let ask = Ask { questions: vec!["what is it?".into()], ..Ask::default() };
-            let mut nobody = NoCaptioner::new(answerer.info().clone());
-            tell(&mut nobody, None, Some(&mut answerer.clone()), &[(picture, ask)])?.remove(0)?;
-        }
-        Ok(())
+        let Self { captioner, mut filter, mut answerer } = self.clone();
+        let items = probe(size, captioner.is_some(), filter.is_some(), answerer.is_some())?;
+        let beside = filter.as_ref().map(|filter| filter.info()).or(answerer.as_ref().map(|answerer| answerer.info()));
+        let mut engine: Box<dyn Engine> = match (captioner, beside) {
+            (Some(model), _) => Box::new(BlipEngine::new(model)),
+            (None, Some(info)) => Box::new(NoCaptioner::new(info.clone())),
+            (None, None) => return Ok(()),
+        };
+        let filter = filter.as_mut().map(|filter| filter as &mut dyn Filter);
+        let answerer = answerer.as_mut().map(|answerer| answerer as &mut dyn Respondent);
+        let told = tell(engine.as_mut(), filter, answerer, &items)?;
+        Ok(told.into_iter().try_for_each(|told| told.map(drop))?)
     }
 }

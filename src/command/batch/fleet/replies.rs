@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use super::keys::{Keys, Sent};
 use crate::command::batch::index::Done;
-use crate::command::batch::journal::{Caption, Failed, Positions};
+use crate::command::batch::journal::{Caption, Failed, Positions, several};
 use crate::command::collect::answer::{Answer, Captioned, Refusal};
 use crate::command::collect::dead_letters;
 use crate::disposition::Code;
@@ -81,8 +81,7 @@ fn caption(captioned: &Captioned) -> Result<Caption, String> {
     let record = serde_json::from_slice(&captioned.record).map_err(|error| format!("no caption record: {error}"))?;
     let Record { mut caption, candidates } = record;
     let generated = candidates.into_iter().filter(|one| one.source == TextSource::Generated.as_str());
-    let texts: Vec<String> = generated.map(|one| one.text).collect();
-    caption.texts = if texts.len() > 1 { texts } else { Vec::new() };
+    caption.texts = several(generated.map(|one| one.text));
     Ok(caption)
 }
 
