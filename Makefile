@@ -79,7 +79,7 @@ bench: setup ## Measure against transformers and candle-transformers on this CPU
 	$(BENCH)/venv/bin/python benches/compare.py target/debug/blipstream target/debug/examples/candle_blip \
 		$(BENCH)/random-base --write docs/benchmarks.md $(ARGS)
 
-bench-tasks: setup ## Measure beams, the filter and the endpoint on this CPU (20 min), into their sections of docs/benchmarks.md
+bench-tasks: setup ## Measure beams, the filter and the endpoint on this CPU (16 min), into their sections of docs/benchmarks.md
 	$(CARGO) build --locked --bin blipstream
 	python3 benches/tasks.py target/debug/blipstream --write docs/benchmarks.md
 
