@@ -132,6 +132,7 @@ impl Running {
                 engine: Box::new(engine),
                 filter: None,
                 answerer: None,
+                canary: None,
                 batch_size: 8,
                 replica: None,
             }],

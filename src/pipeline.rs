@@ -25,7 +25,7 @@ use crate::message::Row;
 use crate::metrics::Flush;
 use crate::settings::Settings;
 use crate::stage::batch::{Guests, Queue, Take};
-use crate::stage::infer::{Device, DeviceFailure, DeviceStats, Mailbox, Queued};
+use crate::stage::infer::{Device, DeviceFailure, DeviceStats, Mailbox, Queued, Trials};
 use crate::stage::{Answers, Beside, Finished, Ready, decode, fetch, infer};
 use crate::tracked::Tracked;
 
@@ -91,6 +91,7 @@ impl Core {
         let first = parts.engines.first();
         let filter = first.and_then(|one| one.filter.as_ref()).map(|filter| filter.model().clone());
         let answerer = first.and_then(|one| one.answerer.as_ref()).map(|answerer| answerer.model().clone());
+        let canary = first.and_then(|one| one.canary.as_ref()).map(|canary| canary.model().clone());
         let pixel_bytes = model.image_size * model.image_size * 3;
         let metrics = control.metrics().clone();
         let lanes = Lanes::new(settings);
@@ -120,6 +121,7 @@ impl Core {
             model: settings.model.clone(),
             linger: settings.batch.linger,
             answers: answers.clone(),
+            trials: Trials { share: settings.canary.share, lanes: lanes.weights.len() },
         });
         let (failures_in, device_failures) = bounded(parts.engines.len());
         let devices = start_devices(parts.engines, &shared, &queue, failures_in)?;
@@ -169,7 +171,13 @@ impl Core {
 
         control.wired(Wiring {
             devices: devices.iter().map(|(stats, _)| stats.clone()).collect(),
-            models: Models::new(Named { caption: model, filter, vqa: answerer }, devices, parts.load, answers, metrics),
+            models: Models::new(
+                Named { caption: model, filter, vqa: answerer, canary },
+                devices,
+                parts.load,
+                answers,
+                metrics,
+            ),
             queues: vec![
                 (Stage::Fetch, before_fetch),
                 (Stage::Decode, before_decode),
@@ -328,6 +336,7 @@ mod tests {
             engine: Box::new(FakeEngine::new(FakeOptions::default())),
             filter: None,
             answerer: None,
+            canary: None,
             batch_size,
             replica: None,
         };

@@ -60,6 +60,15 @@ impl<T> Tracked<T> {
         Ok(values.into_iter().zip(tags).map(|(value, tag)| Tracked { value, tag }).collect())
     }
 
+    /// A second value beside this one, which takes the image permit along; the message is resolved when both are.
+    pub fn fork<U>(self, beside: U) -> (Self, Tracked<U>) {
+        let Tag { ticket, message, image } = self.tag;
+        let second = ticket.fork();
+        let (tag, other) =
+            (Tag { ticket, message: message.clone(), image: None }, Tag { ticket: second, message, image });
+        (Self { value: self.value, tag }, Tracked { value: beside, tag: other })
+    }
+
     /// Puts a permit of the image pool on the value.
     pub fn with_image(mut self, permit: Permit) -> Self {
         self.tag.image = Some(permit);

@@ -30,6 +30,8 @@ pub struct FakeOptions {
     pub deadly: Option<[u8; 3]>,
     /// The longest prompt that is taken, in words.
     pub max_prompt_words: usize,
+    /// The first word of its captions.
+    pub article: &'static str,
     /// What a row is said to take of the device's memory, in bytes.
     pub row_bytes: usize,
 }
@@ -46,6 +48,7 @@ impl Default for FakeOptions {
             poison: None,
             deadly: None,
             max_prompt_words: 64,
+            article: "a",
             row_bytes: 0,
         }
     }
@@ -204,7 +207,7 @@ impl Engine for FakeEngine {
         self.rows.push(FakeRow {
             id,
             prompt: params.prompt.clone(),
-            words: encoding.0.clone(),
+            words: std::iter::once(self.options.article.into()).chain(encoding.0.iter().skip(1).cloned()).collect(),
             generated: 0,
             max_new_tokens: params.max_new_tokens,
             min_new_tokens: params.min_new_tokens,

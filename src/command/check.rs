@@ -177,6 +177,18 @@ impl Report {
             usable &= matches!(found.state, State::Ok | State::Warning);
             self.add(found)?;
         }
+        if let Some(source) = &settings.canary.source {
+            let wanted = model::Wanted {
+                item: "canary",
+                source,
+                setting: "canary.source",
+                architecture: Architecture::Captioner,
+            };
+            let (found, sizes) = model::source(wanted, &settings.model, args.offline, args.timeout);
+            parameters = parameters.zip(sizes).map(|(sum, sizes)| sum + sizes.parameters());
+            usable &= matches!(found.state, State::Ok | State::Warning);
+            self.add(found)?;
+        }
         self.add(model::devices(&settings.model))?;
         if args.load_model {
             self.add(if usable {

@@ -167,7 +167,8 @@ pub(super) fn start_broker(settings: &mut Settings, partitions: i32) -> anyhow::
     // A worker is one member of its group then. A second one that came late, on a busy machine, would wait for most of a
     // session's time-out in this broker, and everybody with it.
     kafka.retry_topics.clear();
-    let outputs = [Some(&kafka.captions_topic), kafka.filtered_topic.as_ref(), Some(&kafka.dead_letter_topic)];
+    let (filtered, canary) = (kafka.filtered_topic.as_ref(), kafka.canary_topic.as_ref());
+    let outputs = [Some(&kafka.captions_topic), filtered, canary, Some(&kafka.dead_letter_topic)];
     let topics = kafka.consumed_topics().chain(outputs.into_iter().flatten().map(String::as_str));
     let topics: Vec<_> = topics.map(|topic| (topic, partitions)).collect();
     Ok(EmbeddedBroker::start(1, &topics)?)

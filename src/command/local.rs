@@ -367,6 +367,7 @@ impl Printer {
     fn take(&mut self, finished: Finished) -> anyhow::Result<()> {
         let mut result = finished.map(|output| match output {
             Output::Caption { record, .. } => Ok(record),
+            Output::Canary { .. } => unreachable!("a canary without a stream"),
             Output::FailedRow(row, failure) => Err((row.request.id.unwrap_or_default(), failure)),
             Output::FailedMessage { failure, .. } => Err((String::new(), failure)),
         });

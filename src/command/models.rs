@@ -9,11 +9,12 @@ use anyhow::Context;
 
 use self::reload::Reload;
 use super::{Usage, assets};
+use crate::caption;
 use crate::caption::config::Architecture;
 use crate::caption::preprocess::Preprocessor;
 use crate::caption::{
     Answerer, BlipEngine, DeviceSpec, Encoders, Engine, ErrorKind, HubSource, LoadError, LoadOptions, Matcher,
-    ModelInfo, ModelSource, NoCaptioner, load_answerer, load_matcher, load_model,
+    ModelInfo, ModelSource, NoCaptioner, load_answerer, load_matcher, load_model, probe, tell,
 };
 use crate::pipeline::{Load, Loaded, Parts};
 use crate::settings::{Batch, Model, Settings};
@@ -91,16 +92,38 @@ pub struct LoadedModel {
     pub load: Option<Arc<dyn Load>>,
 }
 
+/// How the models beside the captioner are loaded, of those that there are.
+#[derive(Clone, Default)]
+struct Beside {
+    filter: Option<LoadOptions>,
+    answerer: Option<LoadOptions>,
+    canary: Option<LoadOptions>,
+}
+
 /// Loads the configured models once for each device, with their replicas, and finds the best batch sizes. Of the devices
 /// that `auto` and `all` found, those that do not take the models are left out, as long as one does.
+///
+/// The canary is not loaded: only a stream has images for it, see [`load_for_stream`].
 pub fn load(settings: &Settings) -> anyhow::Result<LoadedModel> {
+    load_all(settings, None)
+}
+
+/// The same with the canary, where one is configured.
+pub fn load_for_stream(settings: &Settings) -> anyhow::Result<LoadedModel> {
+    load_all(settings, settings.canary.source.as_ref())
+}
+
+fn load_all(settings: &Settings, canary: Option<&String>) -> anyhow::Result<LoadedModel> {
     let model = &settings.model;
     let source = source(&model.source, Architecture::Captioner, model)?;
-    let beside = |name: &Option<String>, architecture| {
-        name.as_ref().map(|name| self::source(name, architecture, model)).transpose()
+    let beside = |name: Option<&String>, architecture| {
+        name.map(|name| anyhow::Ok(options(self::source(name, architecture, model)?, model)?)).transpose()
     };
-    let filter = beside(&settings.filter.source, Architecture::Matcher)?;
-    let answerer = beside(&settings.answerer.source, Architecture::Answerer)?;
+    let beside = Beside {
+        filter: beside(settings.filter.source.as_ref(), Architecture::Matcher)?,
+        answerer: beside(settings.answerer.source.as_ref(), Architecture::Answerer)?,
+        canary: beside(canary, Architecture::Captioner)?,
+    };
     let common = options(source, model)?;
     let devices = devices(model)?;
     // What `auto` and `all` found is more than what was written, or it is the only one.
@@ -109,8 +132,7 @@ pub fn load(settings: &Settings) -> anyhow::Result<LoadedModel> {
     let (mut encoders, mut of_engines) = (Encoders::default(), Vec::new());
     for device in devices {
         let options = LoadOptions { device, ..common.clone() };
-        let beside = |source: &Option<ModelSource>| Some(LoadOptions { source: source.clone()?, ..options.clone() });
-        match load_on_device(&options, beside(&filter), beside(&answerer), settings, &mut encoders) {
+        match load_on_device(&options, beside.on(device), settings, &mut encoders) {
             Ok(loaded) => {
                 of_engines.extend(loaded.engines.iter().map(|_| device));
                 match &mut all {
@@ -130,6 +152,13 @@ pub fn load(settings: &Settings) -> anyhow::Result<LoadedModel> {
     let encoders = Mutex::new(encoders);
     all.load = Some(Arc::new(Reload { model, devices: of_engines, preprocessor, encoders }));
     Ok(all)
+}
+
+impl Beside {
+    fn on(&self, device: DeviceSpec) -> Self {
+        let on = |options: &Option<LoadOptions>| options.clone().map(|options| LoadOptions { device, ..options });
+        Self { filter: on(&self.filter), answerer: on(&self.answerer), canary: on(&self.canary) }
+    }
 }
 
 /// How a model is loaded, but for its device.
@@ -182,7 +211,7 @@ fn load_alone<T>(
 /// A model in the place beside a captioner, and none in the captioner's.
 fn alone(info: ModelInfo, preprocessor: Preprocessor, put: impl FnOnce(&mut Loaded)) -> LoadedModel {
     let engine = Box::new(NoCaptioner::new(info.clone()));
-    let mut loaded = Loaded { engine, filter: None, answerer: None, batch_size: 1, replica: None };
+    let mut loaded = Loaded { engine, filter: None, answerer: None, canary: None, batch_size: 1, replica: None };
     put(&mut loaded);
     LoadedModel { info, engines: vec![loaded], preprocessor, load: None }
 }
@@ -196,14 +225,13 @@ fn is_of_device(error: &anyhow::Error) -> bool {
 
 fn load_on_device(
     options: &LoadOptions,
-    filter: Option<LoadOptions>,
-    answerer: Option<LoadOptions>,
+    beside: Beside,
     settings: &Settings,
     encoders: &mut Encoders,
 ) -> anyhow::Result<LoadedModel> {
     let (model, batch) = (&settings.model, &settings.batch);
     let cannot = || format!("cannot load the model {} (model.source)", model.source);
-    let (loaded, filter) = match filter {
+    let (loaded, filter) = match beside.filter {
         None => (load_model(options).with_context(cannot)?, None),
         Some(filter) => {
             let loaded = encoders.load_model(options).with_context(cannot)?;
@@ -217,7 +245,9 @@ fn load_on_device(
             (loaded, Some(filter))
         }
     };
-    let answerer = answerer.map(|options| load_beside_answerer(&options, loaded.preprocessor())).transpose()?;
+    let pixels = loaded.preprocessor();
+    let answerer = beside.answerer.map(|options| load_beside_answerer(&options, pixels)).transpose()?;
+    let canary = beside.canary.map(|options| load_canary(&options, pixels)).transpose()?;
     let mut size = batch.max_size;
     let mut engines = Vec::new();
     for replica in 0..model.replicas.max(1) {
@@ -233,7 +263,8 @@ fn load_on_device(
         let replica = (model.replicas > 1).then_some(replica);
         let filter = filter.clone().map(|filter| Box::new(filter) as _);
         let answerer = answerer.clone().map(|answerer| Box::new(answerer) as _);
-        engines.push(Loaded { engine, filter, answerer, batch_size: size, replica });
+        let canary = canary.clone().map(|model| Box::new(BlipEngine::new(model)) as _);
+        engines.push(Loaded { engine, filter, answerer, canary, batch_size: size, replica });
     }
     let (info, preprocessor) = (loaded.info().clone(), loaded.preprocessor().clone());
     Ok(LoadedModel { info, preprocessor, engines, load: None })
@@ -259,6 +290,18 @@ fn load_beside_answerer(options: &LoadOptions, preprocessor: &Preprocessor) -> a
         .with_context(|| format!("cannot load the model {} (answerer.source)", options.source))?;
     check_pixels(answerer.preprocessor(), preprocessor, "answerer.source", &options.source)?;
     Ok(answerer)
+}
+
+/// Loads the captioner that is on trial, which looks at the same pixels, and tries it on a picture.
+fn load_canary(options: &LoadOptions, preprocessor: &Preprocessor) -> anyhow::Result<Arc<caption::Model>> {
+    let named = || format!("cannot load the model {} (canary.source)", options.source);
+    let canary = load_model(options).with_context(named)?;
+    check_pixels(canary.preprocessor(), preprocessor, "canary.source", &options.source)?;
+    let items = probe(preprocessor.size(), true, false, false)?;
+    let told = tell(&mut BlipEngine::new(canary.clone()), None, None, &items)?;
+    let tried = told.into_iter().try_for_each(|told| told.map(drop));
+    tried.with_context(|| format!("the model {} (canary.source) failed on a grey picture", options.source))?;
+    Ok(canary)
 }
 
 fn check_pixels(

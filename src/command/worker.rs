@@ -48,7 +48,9 @@ pub fn run(mut args: WorkerArgs) -> anyhow::Result<Exit> {
     for warning in loaded.warnings() {
         tracing::warn!("{warning}");
     }
-    serve(loaded.settings, |settings| models::load(settings).and_then(|model| models::parts(settings, model)))
+    serve(loaded.settings, |settings| {
+        models::load_for_stream(settings).and_then(|model| models::parts(settings, model))
+    })
 }
 
 /// Runs a worker on whatever `load` brings, until it is told to stop. The fault tests bring a fake captioner.

@@ -238,8 +238,8 @@ mod tests {
         assert_eq!(
             sections,
             [
-                "kafka", "flow", "fetch", "decode", "model", "filter", "answerer", "batch", "output", "endpoint",
-                "admin", "log"
+                "kafka", "flow", "fetch", "decode", "model", "filter", "answerer", "canary", "batch", "output",
+                "endpoint", "admin", "log"
             ]
         );
         assert!(keys.all().iter().all(|key| !key.help.is_empty()));

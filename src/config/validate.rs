@@ -77,6 +77,7 @@ pub(super) fn settings(settings: &Settings) -> Vec<Problem> {
     check.model(&settings.model);
     check.filter(&settings.filter);
     check.answerer(&settings.answerer, &settings.model);
+    check.canary(&settings.canary, &settings.kafka);
     check.at_least_one("batch.queue", settings.batch.queue as u64);
     if let Some(worker) = &settings.output.worker {
         check.header("output.worker", worker);
@@ -103,6 +104,10 @@ pub(super) fn warnings(settings: &Settings) -> Vec<String> {
     warn(
         kafka.filtered_topic.is_some() && settings.filter.source.is_none(),
         "kafka.filtered_topic has no effect in a worker without filter.source, the model that rejects something".into(),
+    );
+    warn(
+        kafka.canary_topic.is_some() && settings.canary.source.is_none(),
+        "kafka.canary_topic has no effect in a worker without canary.source, the model whose captions it takes".into(),
     );
     warn(
         fetch.max_body > flow.max_image_bytes,
@@ -235,6 +240,7 @@ impl Check {
             ("kafka.dead_letter_topic", &kafka.dead_letter_topic),
         ];
         outputs.extend(kafka.filtered_topic.iter().map(|topic| ("kafka.filtered_topic", topic)));
+        outputs.extend(kafka.canary_topic.iter().map(|topic| ("kafka.canary_topic", topic)));
         for &(key, topic) in &outputs {
             self.topic(key, topic);
             let message = format!("{topic} is also an input: blipstream would read what it writes, for ever");
@@ -261,6 +267,12 @@ impl Check {
             apart(&kafka.captions_topic) && apart(&kafka.dead_letter_topic),
             &["kafka.filtered_topic", "kafka.captions_topic", "kafka.dead_letter_topic"],
             "what the filter rejects needs a topic of its own; without kafka.filtered_topic it goes with the captions",
+        );
+        let others = [Some(&kafka.captions_topic), kafka.filtered_topic.as_ref(), Some(&kafka.dead_letter_topic)];
+        self.need(
+            kafka.canary_topic.is_none() || !others.contains(&kafka.canary_topic.as_ref()),
+            &["kafka.canary_topic", "kafka.captions_topic", "kafka.filtered_topic", "kafka.dead_letter_topic"],
+            "what the canary writes needs a topic of its own",
         );
     }
 

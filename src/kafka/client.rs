@@ -84,11 +84,13 @@ impl TopicCheck {
             (settings.dead_letter_topic.as_str(), "kafka.dead_letter_topic"),
         ];
         let filtered = settings.filtered_topic.iter().map(|topic| (topic.as_str(), "kafka.filtered_topic"));
+        let canary = settings.canary_topic.iter().map(|topic| (topic.as_str(), "kafka.canary_topic"));
         let retries = settings.retry_topics.iter().map(|retry| (retry.topic.as_str(), "kafka.retry_topics"));
         inputs
             .chain(retries)
             .chain(outputs)
             .chain(filtered)
+            .chain(canary)
             .map(|(topic, setting)| Self { topic: topic.into(), setting })
             .collect()
     }

@@ -90,12 +90,12 @@ fn advice(class: Class, reason: &str) -> &'static str {
         Class::Authentication => login_advice(reason),
         Class::NotAuthorised => {
             "the user needs Read on kafka.inputs, kafka.retry_topics and on the group kafka.group_id, and Write on \
-             kafka.retry_topics, kafka.captions_topic, kafka.filtered_topic and kafka.dead_letter_topic; \
-             `blipstream check` says what is missing"
+             kafka.retry_topics, kafka.captions_topic, kafka.filtered_topic, kafka.canary_topic and \
+             kafka.dead_letter_topic; `blipstream check` says what is missing"
         }
         Class::UnknownTopic => {
             "create the topic, or change kafka.inputs, kafka.retry_topics, kafka.captions_topic, kafka.filtered_topic, \
-             kafka.dead_letter_topic"
+             kafka.canary_topic, kafka.dead_letter_topic"
         }
         Class::TooLarge => "raise kafka.max_message_size, and max.message.bytes of the topic",
         Class::OffsetOutOfRange => "messages were deleted before they were read; move the group's offsets",

@@ -36,7 +36,8 @@ pub enum Error {
     /// The brokers know us, and do not permit this.
     #[error(
         "not permitted by the Kafka brokers: {reason}. The user needs Read on the input topics and on the group \
-         kafka.group_id, Write on kafka.captions_topic, kafka.filtered_topic and kafka.dead_letter_topic, and both on kafka.retry_topics"
+         kafka.group_id, Write on kafka.captions_topic, kafka.filtered_topic, kafka.canary_topic and kafka.dead_letter_topic, and \
+         both on kafka.retry_topics"
     )]
     NotAuthorised {
         /// What was refused.

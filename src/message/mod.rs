@@ -1,5 +1,6 @@
 //! The wire contracts: what comes in, what goes out. `docs/messages.md` describes them for users.
 
+mod canary;
 mod dead_letter;
 #[cfg(test)]
 mod documentation;
@@ -15,6 +16,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use serde::Serialize;
 
+pub use canary::{CANARY_SCHEMA, CanaryRecord, Comparison, Tried, Written};
 pub use dead_letter::{
     ATTEMPTS_HEADER, DROPPED_HEADERS_HEADER, DROPPED_KEY_HEADER, DeadLetter, ERROR_CODE_HEADER, ERROR_MESSAGE_HEADER,
     FIRST_FAILED_AT_HEADER, HEADER_OVERHEAD, NOT_BEFORE_HEADER, RECORD_OVERHEAD, STAGE_HEADER, WORKER_HEADER,

@@ -95,6 +95,15 @@ impl Ticket {
         (0..rows).map(|_| Ticket { message: self.message.clone(), ready: self.ready, done: false }).collect()
     }
 
+    /// A second ticket for the same message, which closes when both are resolved.
+    pub fn fork(&self) -> Ticket {
+        self.message.parts.fetch_add(1, Ordering::AcqRel);
+        if !self.ready {
+            self.message.unready.fetch_add(1, Ordering::AcqRel);
+        }
+        Ticket { message: self.message.clone(), ready: self.ready, done: false }
+    }
+
     /// Partition of the message.
     pub fn partition(&self) -> &TopicPartition {
         &self.message.partition

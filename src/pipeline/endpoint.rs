@@ -249,6 +249,8 @@ impl Endpoint {
             let number = finished.offset();
             let (index, answer) = match finished.resolve(Outcome::Published) {
                 Output::Caption { record, .. } => (record.index, Ok(record)),
+                // Canaries have the stream's images only.
+                Output::Canary { .. } => continue,
                 Output::FailedRow(row, failure) => (row.index, Err(failure)),
                 Output::FailedMessage { index, failure, .. } => (index.unwrap_or(0), Err(failure)),
             };

@@ -21,9 +21,12 @@ pub struct Named {
     /// What answers questions, if there is such a model.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub vqa: Option<ModelInfo>,
+    /// The captioner on trial, if there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub canary: Option<ModelInfo>,
 }
 
-/// Models to be exchanged, as `model.source`, `filter.source` and `answerer.source` name them; what is absent stays.
+/// Models to be exchanged, as `model.source`, `filter.source`, `answerer.source` and `canary.source` name them; what is absent stays.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Wanted {
@@ -33,6 +36,8 @@ pub struct Wanted {
     pub filter: Option<String>,
     /// What answers questions.
     pub vqa: Option<String>,
+    /// The captioner on trial.
+    pub canary: Option<String>,
 }
 
 /// Loads models for devices that run.
@@ -113,13 +118,14 @@ impl Models {
         let Some(load) = &self.load else { return Err(Refused::NotNow("the models of this flow are fixed")) };
         if *wanted == Wanted::default() {
             return Err(Refused::Order(
-                "no model is named: {\"caption\": \"…\"}, with filter and vqa the others".into(),
+                "no model is named: {\"caption\": \"…\"}, with filter, vqa and canary the others".into(),
             ));
         }
         let now = self.now();
         for (name, setting, missing) in [
             ("filter", "filter.source", wanted.filter.is_some() && now.filter.is_none()),
             ("vqa", "answerer.source", wanted.vqa.is_some() && now.vqa.is_none()),
+            ("canary", "canary.source", wanted.canary.is_some() && now.canary.is_none()),
         ] {
             if missing {
                 let text = format!("{name}: this worker was started without one; set {setting} and start it anew");
@@ -137,13 +143,18 @@ impl Models {
             return Err(Refused::NotNow("no device is left"));
         };
         let mut now = self.now();
-        if let Some(engine) = &first.engine {
-            let (has, needs) = (engine.model().image_size, now.caption.image_size);
-            if has != needs {
-                let text = format!("caption: the model takes images of side {has}, and what is under way has {needs}");
+        for (name, engine) in [("caption", &first.engine), ("canary", &first.canary)] {
+            let (has, needs) = (engine.as_ref().map(|engine| engine.model().image_size), now.caption.image_size);
+            if let Some(has) = has.filter(|has| *has != needs) {
+                let text = format!("{name}: the model takes images of side {has}, and what is under way has {needs}");
                 return Err(Refused::Order(text));
             }
+        }
+        if let Some(engine) = &first.engine {
             now.caption = engine.model().clone();
+        }
+        if let Some(canary) = &first.canary {
+            now.canary = Some(canary.model().clone());
         }
         if let Some(filter) = &first.filter {
             now.filter = Some(filter.model().clone());

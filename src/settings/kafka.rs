@@ -22,6 +22,8 @@ pub struct Kafka {
     pub captions_topic: String,
     /// Topic for the records of images of which the filter keeps no text; they go with the others where there is none.
     pub filtered_topic: Option<String>,
+    /// Topic for what the canary writes; needed where `canary.source` names one.
+    pub canary_topic: Option<String>,
     /// Topic for dead letters.
     pub dead_letter_topic: String,
     /// Topics for what failed for a reason that may pass, from the first to the last; each comes back after its delay.
@@ -218,6 +220,7 @@ impl Default for Kafka {
             inputs: vec![Input { topic: "blipstream.requests".into(), weight: 1 }],
             captions_topic: "blipstream.captions".into(),
             filtered_topic: None,
+            canary_topic: None,
             dead_letter_topic: "blipstream.dlq".into(),
             retry_topics: [("blipstream.retry.10s", 10), ("blipstream.retry.1m", 60), ("blipstream.retry.10m", 600)]
                 .map(|(topic, delay)| RetryTopic { topic: topic.into(), delay: Duration::from_secs(delay) })

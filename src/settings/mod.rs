@@ -4,6 +4,7 @@
 //! [`crate::config`] fills them from files, environment and flags; the rest of the program only reads them.
 
 mod answerer;
+mod canary;
 mod endpoint;
 mod fetch;
 mod filter;
@@ -21,6 +22,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use answerer::Answerer;
+pub use canary::Canary;
 pub use endpoint::Endpoint;
 pub use fetch::{Fetch, LONGEST_BREAK, STORE_OPTIONS, is_web_address};
 pub use filter::Filter;
@@ -47,6 +49,8 @@ pub struct Settings {
     pub filter: Filter,
     /// Which model answers questions about images, and how.
     pub answerer: Answerer,
+    /// Which model captions some of the images once more, for comparison.
+    pub canary: Canary,
     /// How batches are formed.
     pub batch: Batch,
     /// What a caption record contains.

@@ -89,13 +89,13 @@ pub struct Models {
 impl Models {
     /// Of what is known of them.
     pub fn of(model: &ModelInfo, filter: Option<&ModelInfo>, answerer: Option<&ModelInfo>) -> Self {
-        let named = |info: &ModelInfo| ModelRef {
-            id: info.id.clone(),
-            revision: info.revision.clone(),
-            dtype: info.dtype.clone(),
-        };
         Self { model: named(model), filter: filter.map(named), answerer: answerer.map(named) }
     }
+}
+
+/// A model as records name it.
+pub(super) fn named(info: &ModelInfo) -> ModelRef {
+    ModelRef { id: info.id.clone(), revision: info.revision.clone(), dtype: info.dtype.clone() }
 }
 
 /// Who wrote a caption.
@@ -276,7 +276,7 @@ impl Recalled {
 }
 
 /// What a model says of a text that it wrote.
-fn generated(caption: &Caption) -> Generated {
+pub(super) fn generated(caption: &Caption) -> Generated {
     let finish = match caption.finish {
         Finish::Stop => "stop",
         Finish::Length => "length",

@@ -1,5 +1,6 @@
 //! From pixels to captions: one OS thread owns one device and its model, and pulls batches from the shared queue.
 
+mod canary;
 mod exchange;
 mod size;
 mod stats;
@@ -13,6 +14,7 @@ use std::time::{Duration, Instant};
 use async_channel::Sender;
 use jiff::Timestamp;
 
+use self::canary::{Canary, Trial, is_chosen};
 pub use self::exchange::{Mailbox, Replacement};
 pub use self::size::{Measured, WarmUp, best_of, most_rows, warm_up};
 pub use self::stats::DeviceStats;
@@ -136,6 +138,17 @@ pub struct Shared {
     pub linger: Duration,
     /// What rows ask, and the records that answer them.
     pub answers: Arc<Answers>,
+    /// What a canary captions, where devices have one.
+    pub trials: Trials,
+}
+
+/// The images that canaries caption.
+#[derive(Debug, Clone, Copy)]
+pub struct Trials {
+    /// How many of them, 0 to 1.
+    pub share: f64,
+    /// The stream's lanes are those before this one; no other has trials.
+    pub lanes: usize,
 }
 
 impl fmt::Debug for Shared {
@@ -152,6 +165,8 @@ pub struct Loaded {
     pub filter: Option<Box<dyn Filter>>,
     /// What answers questions, where there is such a model.
     pub answerer: Option<Box<dyn Respondent>>,
+    /// A second captioner, whose captions are compared with those of the first, where there is one.
+    pub canary: Option<Box<dyn Engine>>,
     /// Images it takes at once.
     pub batch_size: usize,
     /// Number of this copy, where a device has several.
@@ -170,7 +185,7 @@ pub struct Device {
 
 /// Starts the thread of one device. The batches are no larger than `model.max_state` allows.
 pub fn spawn(loaded: Loaded, shared: Arc<Shared>) -> std::io::Result<Device> {
-    let Loaded { engine, filter, answerer, batch_size, replica } = loaded;
+    let Loaded { engine, filter, answerer, canary, batch_size, replica } = loaded;
     let info = engine.model();
     let name = replica.map_or_else(|| info.device.clone(), |n| format!("{}#{n}", info.device));
     let max_batch_size = most_rows(engine.as_ref(), &shared.model);
@@ -185,7 +200,19 @@ pub fn spawn(loaded: Loaded, shared: Arc<Shared>) -> std::io::Result<Device> {
     let models = Arc::new(models_of(engine.as_ref(), filter.as_deref(), answerer.as_deref()));
     let mailbox = Arc::<Mailbox>::default();
     let inbox = mailbox.clone();
-    let mut runner = Runner { engine, filter, answerer, models, shared, stats: stats.clone(), inbox, last: None };
+    let canary = canary.map(|engine| Canary::new(engine, &shared.model));
+    let mut runner = Runner {
+        engine,
+        filter,
+        answerer,
+        canary,
+        trials: Vec::new(),
+        models,
+        shared,
+        stats: stats.clone(),
+        inbox,
+        last: None,
+    };
     let thread = thread::Builder::new().name(format!("infer {name}")).spawn(move || {
         let life = Life::of(runner.stats.clone());
         life.over(runner.run())
@@ -202,6 +229,9 @@ struct Runner {
     engine: Box<dyn Engine>,
     filter: Option<Box<dyn Filter>>,
     answerer: Option<Box<dyn Respondent>>,
+    canary: Option<Canary>,
+    /// What the canary is to caption when the batch is done, each with its lane.
+    trials: Vec<(usize, Tracked<Trial>)>,
     /// What records say of them.
     models: Arc<Models>,
     shared: Arc<Shared>,
@@ -226,6 +256,7 @@ impl Runner {
             self.stats.begin();
             let batch = self.admit(batch, begun);
             let result = self.caption_all(batch);
+            self.try_canary();
             self.stats.end();
             self.last = Some(begun.elapsed());
             if let Err((error, rest)) = result {
@@ -237,7 +268,10 @@ impl Runner {
 
     /// Takes the models that were left for it, if there are any.
     fn exchange(&mut self) {
-        let Replacement { engine, filter, answerer } = self.inbox.take();
+        let Replacement { engine, filter, answerer, canary } = self.inbox.take();
+        if let Some(canary) = canary {
+            self.canary = Some(Canary::new(canary, &self.shared.model));
+        }
         if engine.is_none() && filter.is_none() && answerer.is_none() {
             return;
         }
@@ -349,34 +383,66 @@ impl Runner {
     }
 
     fn observe(&mut self, images: usize, took: Duration) {
-        let Phases { encode, cross_kv, decode, images: captioned, steps, tokens } = self.engine.take_phases();
-        let (metrics, device, model) = (&self.shared.metrics, self.stats.name.as_str(), self.models.model.id.as_str());
+        let phases = self.engine.take_phases();
+        self.observe_phases(&self.models.model.id, phases);
+        for _ in 0..images {
+            self.shared.metrics.stage(Stage::Infer, took);
+        }
+    }
+
+    fn observe_phases(&self, model: &str, phases: Phases) {
+        let Phases { encode, cross_kv, decode, images: captioned, steps, tokens } = phases;
+        let (metrics, device) = (&self.shared.metrics, self.stats.name.as_str());
         // The models beside it may have worked alone.
         if captioned > 0 {
             metrics.phase(device, model, Phase::Encode, captioned, encode);
             metrics.phase(device, model, Phase::CrossKv, captioned, cross_kv);
             metrics.phase(device, model, Phase::Decode, tokens.div_ceil(steps.max(1)), decode);
         }
-        for _ in 0..images {
-            metrics.stage(Stage::Infer, took);
+    }
+
+    /// Has the canary caption what was chosen of a batch, once its own captions are on their way.
+    fn try_canary(&mut self) {
+        let (lanes, trials): (Vec<usize>, Vec<_>) = std::mem::take(&mut self.trials).into_iter().unzip();
+        let Some(canary) = self.canary.as_mut().filter(|_| !trials.is_empty()) else { return };
+        let compared = canary.compare(trials, self.shared.answers.worker());
+        let (id, phases) = (canary.id().to_owned(), canary.take_phases());
+        self.observe_phases(&id, phases);
+        for (lane, finished) in lanes.into_iter().zip(compared) {
+            self.send(lane, finished);
         }
     }
 
     /// Answers a row of a batch that took so long, `cost` of it for this row.
-    fn finish(&self, row: Admitted, result: Result<Told, EngineError>, took: Duration, cost: Duration) {
+    fn finish(&mut self, row: Admitted, result: Result<Told, EngineError>, took: Duration, cost: Duration) {
         let Admitted { queued, ask } = row;
         let lane = queued.lane;
         let told = match result {
             Ok(told) => told,
             Err(error) => return self.fail(queued, Stage::Infer, &InferError::Params(error)),
         };
-        let finished = queued.ready.map(|ready| {
+        let by = Writer { models: &self.models, device: &self.stats.name, cost };
+        let mut ready = queued.ready;
+        if let (Some(params), Some(caption)) = (&ask.caption, &told.caption)
+            && self.has_trial(lane, &ready.value)
+        {
+            let trial = Trial::of(&ready.value, params, caption, by);
+            let (first, second) = ready.fork(trial);
+            ready = first;
+            self.trials.push((lane, second));
+        }
+        let finished = ready.map(|ready| {
             let Ready { mut row, image, .. } = ready;
             row.timing.caption = Timing::ms(took);
-            let by = Writer { models: &self.models, device: &self.stats.name, cost };
             self.shared.answers.written(row, image, ask, told, by)
         });
         self.send(lane, finished);
+    }
+
+    /// Whether the canary is to caption this row, too.
+    fn has_trial(&self, lane: usize, ready: &Ready) -> bool {
+        let Trials { share, lanes } = self.shared.trials;
+        self.canary.is_some() && lane < lanes && is_chosen(&ready.image.sha256, share)
     }
 
     fn fail(&self, queued: Queued, stage: Stage, error: &InferError) {

@@ -22,7 +22,7 @@ use bytes::Bytes;
 
 use crate::caption::Pixels;
 use crate::disposition::{Failure, Stage};
-use crate::message::{CaptionRecord, ImageInfo, Message, Row};
+use crate::message::{CanaryRecord, CaptionRecord, ImageInfo, Message, Row};
 use crate::metrics::Metrics;
 use crate::tracked::Tracked;
 
@@ -59,6 +59,13 @@ pub enum Output {
         device: String,
         /// Whether the filter kept none of the texts.
         rejected: bool,
+    },
+    /// What a second captioner wrote of an image beside the caption, which is an output of its own.
+    Canary {
+        /// The record.
+        record: Box<CanaryRecord>,
+        /// The message of both.
+        message: Arc<Message>,
     },
     /// One row failed.
     FailedRow(Box<Row>, Failure),

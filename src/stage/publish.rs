@@ -83,7 +83,7 @@ struct Flight {
     finished: Finished,
     /// To a retry topic, if the output is worth it; a dead letter otherwise.
     retry: bool,
-    /// As a pointer, since the broker refused it whole.
+    /// As a pointer, or without its texts, since the broker refused it whole.
     pointer: bool,
     /// With the time of sending, since the topic refuses the request's.
     now: bool,
@@ -411,6 +411,7 @@ impl Flight {
                     metrics.end_to_end(Timestamp::now().as_millisecond() - produced);
                 }
             }
+            Output::Canary { record, .. } => metrics.canary(record.result),
             Output::FailedRow(_, failure) if self.retry => metrics.retried_later(failure.code),
             Output::FailedRow(_, failure) | Output::FailedMessage { failure, .. } => {
                 metrics.dead_lettered(failure.code);
@@ -418,8 +419,8 @@ impl Flight {
         }
     }
 
-    /// What is too long made shorter: a caption becomes a dead letter, a dead letter becomes a pointer. A pointer comes
-    /// back as an error: key and headers alone are too long for the topic.
+    /// What is too long made shorter: a caption becomes a dead letter, a dead letter becomes a pointer, and the canary's record
+    /// loses its texts. What was made shorter comes back as an error: key and headers alone are too long for the topic.
     fn shorten(
         mut self: Box<Self>,
         kafka: &settings::Kafka,
@@ -433,7 +434,7 @@ impl Flight {
         if self.retry {
             // A retry topic takes less than the topic of the dead letters.
             self.retry = false;
-        } else if record::code(&self.finished.value).is_some() {
+        } else if !matches!(self.finished.value, Output::Caption { .. }) {
             self.pointer = true;
         } else {
             self.finished = self.finished.map(|output| record::too_large(output, kafka, reason));

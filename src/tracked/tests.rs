@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::budget::{Limit, Pool};
-use crate::offsets::Ledger;
+use crate::offsets::{Ledger, Reach};
 
 struct Bench {
     ledger: Ledger,
@@ -86,4 +86,38 @@ fn a_dropped_value_is_a_lost_message_and_its_permits_come_back() {
     assert_eq!(bench.ledger.take_lost().map(|lost| lost.offset), Some(5));
     assert_eq!((bench.messages.used(), bench.images.used()), (Limit::default(), Limit::default()));
     assert_eq!(bench.watermark(), 5);
+}
+
+#[test]
+fn a_fork_keeps_its_message_open_until_both_are_resolved_and_takes_the_image_permit_along() {
+    for beside_first in [true, false] {
+        let bench = Bench::new();
+        let row = bench.message("row").with_image(bench.images.try_acquire(500).unwrap());
+        let (row, beside) = row.fork(7);
+        let used = || (bench.messages.used().bytes, bench.images.used().bytes);
+        if beside_first {
+            assert_eq!(beside.resolve(Outcome::Published), 7);
+            assert_eq!((used(), bench.watermark()), ((100, 0), 5));
+            row.resolve(Outcome::Published);
+        } else {
+            assert_eq!(row.resolve(Outcome::Published), "row");
+            assert_eq!((used(), bench.watermark()), ((100, 500), 5));
+            beside.resolve(Outcome::Published);
+        }
+        assert_eq!((used(), bench.watermark(), bench.ledger.take_lost()), ((0, 0), 6, None));
+    }
+}
+
+#[test]
+fn a_message_is_ready_for_a_transaction_when_both_of_a_fork_are() {
+    let bench = Bench::new();
+    let (mut row, mut beside) = bench.message("row").fork(7);
+    let due = || bench.ledger.due(Reach::Ready).first().map(|prefix| prefix.end.offset);
+    row.ready();
+    assert_eq!(due(), Some(5));
+    beside.ready();
+    assert_eq!(due(), Some(6));
+    row.resolve(Outcome::Published);
+    beside.resolve(Outcome::Published);
+    assert_eq!(bench.watermark(), 6);
 }

@@ -5,6 +5,7 @@
 mod answering;
 mod bad_input;
 mod batch;
+mod canary;
 mod control;
 mod delivery;
 mod demo_model;

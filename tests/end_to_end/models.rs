@@ -121,6 +121,7 @@ async fn an_order_that_cannot_be_carried_out_is_refused_with_its_reason_and_noth
         (json!({"caption": "large"}), "images of side 16, and what is under way has 8"),
         (json!({"filter": "second"}), "started without one; set filter.source"),
         (json!({"vqa": "second"}), "started without one; set answerer.source"),
+        (json!({"canary": "second"}), "started without one; set canary.source"),
     ] {
         let reply = post(admin, &order).await;
         assert!(reply.status == 422 && reply.json()["error"].as_str().unwrap().contains(words), "{order}: {reply:?}");
@@ -134,7 +135,7 @@ async fn an_order_that_cannot_be_carried_out_is_refused_with_its_reason_and_noth
     assert!(second.status == 409 && second.body.contains("under way"), "{second:?}");
     assert_eq!(first.await.unwrap().json()["caption"]["id"], "slow");
     let metrics = worker.control.metrics().render();
-    for line in ["model_exchanges_total{result=\"done\"} 1", "model_exchanges_total{result=\"refused\"} 6"] {
+    for line in ["model_exchanges_total{result=\"done\"} 1", "model_exchanges_total{result=\"refused\"} 7"] {
         assert!(metrics.contains(line), "no {line} in\n{metrics}");
     }
     assert!(worker.stop().await.clean());

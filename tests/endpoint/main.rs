@@ -49,6 +49,7 @@ impl Server {
                 engine: Box::new(FakeEngine::new(options)),
                 filter: settings.filter.source.as_ref().map(|_| Box::new(FakeFilter::default()) as _),
                 answerer: settings.answerer.source.as_ref().map(|_| Box::new(FakeAnswerer::default()) as _),
+                canary: None,
                 batch_size: 4,
                 replica: None,
             }],

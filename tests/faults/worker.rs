@@ -44,6 +44,7 @@ pub fn run(file: &Path) -> ! {
                 engine: Box::new(engine),
                 filter: None,
                 answerer: None,
+                canary: None,
                 batch_size: BATCH_SIZE,
                 replica: None,
             }],

@@ -185,6 +185,29 @@ fn reduced_precisions_give_most_answers_of_f32() {
     }
 }
 
+/// What bf16 rounds may depend on how many rows are multiplied together.
+#[test]
+fn in_bf16_the_company_of_other_questions_changes_hardly_an_answer() {
+    for backend in [Backend::Native(None), Backend::Candle] {
+        let (mut answers, mut flips) = (0, 0);
+        for name in MODELS {
+            let (expected, images) = expected(name);
+            let answerer = answerer(name, DtypeSpec::Bf16, backend);
+            let encoded = answerer.encode(&images).unwrap();
+            let together = ask(&answerer, &encoded, &expected.answers);
+            for (one, together) in expected.answers.iter().zip(together) {
+                let image = answerer.encode(&images[one.image..=one.image]).unwrap().remove(0);
+                let alone = answerer.answer(&[(&image, &one.question, one.params())]).unwrap().remove(0).unwrap();
+                let both = alone.all().zip(together.all());
+                flips += both.filter(|(alone, together)| alone.token_ids != together.token_ids).count();
+                answers += one.answers.len();
+            }
+        }
+        report(&format!("bf16 on {backend}: {flips} of {answers} answers flip in company"));
+        assert!(answers > 200 && flips * 100 <= answers, "{backend}");
+    }
+}
+
 #[test]
 fn samples_are_drawn_by_their_seed_whatever_is_asked_at_the_time() {
     let (expected, images) = expected("proportions");

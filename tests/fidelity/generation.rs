@@ -3,7 +3,7 @@
 //!
 //! What the reference gives is written by `tests/reference/make_generation.py`.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use blipstream::caption::{
     Backend, BeamSearch, BlipEngine, Caption, DtypeSpec, Engine, Model, Params, Pixels, RowId, Sampling, Strategy,
@@ -11,7 +11,7 @@ use blipstream::caption::{
 };
 use serde::Deserialize;
 
-use crate::fixture::{Fixture, TOLERANCE, load_on, report};
+use crate::fixture::{Fixture, TOLERANCE, load_if_here, load_on, report};
 
 /// Draws from each distribution.
 const DRAWS: usize = 20_000;
@@ -160,6 +160,38 @@ fn beams_and_penalties_find_what_the_reference_finds_on_every_backend() {
     }
 }
 
+/// Has rows of all ways join and leave one after the other, in an order in which neighbours differ, and tells the captions of
+/// each by its place in `all`.
+fn in_company<T>(
+    engine: &mut BlipEngine,
+    fixture: &Fixture,
+    all: &[(usize, Params, T)],
+    mut told: impl FnMut(usize, Caption),
+) {
+    let encoded = engine.encode(&fixture.images).unwrap();
+    let mut waiting = (0..all.len()).map(|at| at * 31 % all.len());
+    let mut running: HashMap<RowId, usize> = HashMap::new();
+    let (mut widest, mut left) = (0, all.len());
+    for step in 0.. {
+        if step % 5 != 4
+            && let Some(at) = waiting.next()
+        {
+            let (image, params, _) = &all[at];
+            running.insert(engine.admit(&encoded[*image], params).unwrap(), at);
+        }
+        for (row, caption) in engine.step().unwrap() {
+            told(running.remove(&row).expect("an unknown row finished"), caption);
+            left -= 1;
+        }
+        widest = widest.max(engine.active());
+        assert_eq!(engine.active(), running.len());
+        if left == 0 {
+            break;
+        }
+    }
+    assert!(widest > 5, "the rows hardly overlapped");
+}
+
 /// Greedy captions, penalties, beams of several widths and samples, with and without prompts.
 #[test]
 fn a_batch_of_all_ways_in_which_rows_join_and_leave_changes_no_caption() {
@@ -176,31 +208,52 @@ fn a_batch_of_all_ways_in_which_rows_join_and_leave_changes_no_caption() {
             let drawn: Vec<_> = drawn.collect();
             let searched = searches.iter().map(|search| (search.image, search.params(), search.token_ids.clone()));
             let plain = fixture.captions.iter().map(|one| (one.image, one.params(), vec![one.token_ids.clone()]));
-            let mut all: Vec<_> = searched.chain(drawn).chain(plain).collect();
-            // A stride through the list, so that neighbours differ.
-            let count = all.len();
-            all = (0..count).map(|index| all[index * 31 % count].clone()).collect();
-            let encoded = engine.encode(&fixture.images).unwrap();
-            let mut waiting = all.iter();
-            let mut running: HashMap<RowId, _> = HashMap::new();
-            let mut widest = 0;
-            for step in 0.. {
-                if step % 5 != 4
-                    && let Some(next @ (image, params, _)) = waiting.next()
-                {
-                    running.insert(engine.admit(&encoded[*image], params).unwrap(), next);
-                }
-                for (row, caption) in engine.step().unwrap() {
-                    let (image, params, tokens) = running.remove(&row).expect("an unknown row finished");
-                    assert_eq!(&all_tokens(&caption), tokens, "{} on {backend}: {image}, {params:?}", fixture.name);
-                }
-                widest = widest.max(engine.active());
-                assert_eq!(engine.active(), running.len());
-                if running.is_empty() && waiting.len() == 0 {
-                    break;
-                }
-            }
-            assert!(widest > 5, "the rows hardly overlapped");
+            let all: Vec<_> = searched.chain(drawn).chain(plain).collect();
+            in_company(&mut engine, &fixture, &all, |at, caption| {
+                let (image, params, tokens) = &all[at];
+                assert_eq!(&all_tokens(&caption), tokens, "{} on {backend}: {image}, {params:?}", fixture.name);
+            });
+        }
+    }
+}
+
+/// What bf16 rounds may depend on how many rows are multiplied together.
+#[test]
+fn in_bf16_the_company_of_other_rows_changes_hardly_a_caption() {
+    for backend in [Backend::Native(None), Backend::Candle, Backend::OneDnn] {
+        let mut kinds: BTreeMap<&str, (usize, usize)> = BTreeMap::new();
+        for fixture in Fixture::all() {
+            let Some(model) = load_if_here(&fixture.directory(), DtypeSpec::Bf16, backend) else { continue };
+            let Expected { searches, samplings } = expected(&fixture);
+            let drawn = samplings.iter().map(|sampling| {
+                let params = Params { max_new_tokens: 9, ..sampling.params(5, 3) };
+                (sampling.image, params)
+            });
+            let searched = searches.iter().map(|search| (search.image, search.params()));
+            let plain = fixture.captions.iter().map(|one| (one.image, one.params()));
+            let mut engine = BlipEngine::new(model);
+            let alone = |(image, params): (usize, Params)| {
+                let item = (fixture.images[image].clone(), params);
+                let tokens = all_tokens(&caption(&mut engine, std::slice::from_ref(&item)).unwrap().remove(0).unwrap());
+                (image, item.1, tokens)
+            };
+            let all: Vec<_> = searched.chain(drawn).chain(plain).map(alone).collect();
+            assert_eq!((all.len() % 31 > 0, engine.active()), (true, 0));
+            in_company(&mut engine, &fixture, &all, |at, caption| {
+                let (_, params, alone) = &all[at];
+                let kind = match params.strategy {
+                    Strategy::Greedy => "greedy",
+                    Strategy::Beam(_) => "beams",
+                    Strategy::Sample(_) => "samples",
+                };
+                let (flips, captions) = kinds.entry(kind).or_default();
+                *flips += all_tokens(&caption).iter().zip(alone).filter(|(together, alone)| together != alone).count();
+                *captions += alone.len();
+            });
+        }
+        for (kind, (flips, captions)) in kinds {
+            report(&format!("bf16 on {backend}, {kind}: {flips} of {captions} captions flip in company"));
+            assert!(captions > 20 && flips * 100 <= captions, "{kind} on {backend}");
         }
     }
 }

@@ -133,6 +133,29 @@ fn reduced_precisions_judge_alike() {
     }
 }
 
+/// What bf16 rounds may depend on how many rows are multiplied together.
+#[test]
+fn in_bf16_the_company_of_other_pairs_changes_hardly_a_judgement() {
+    for backend in [Backend::Native(None), Backend::Candle] {
+        let (mut flips, mut pairs, mut most) = (0, 0, 0f32);
+        for name in MODELS {
+            let (expected, images) = expected(name);
+            let matcher = load_matcher(&options(name, DtypeSpec::Bf16, backend)).unwrap();
+            let encoded = matcher.encode(&images).unwrap();
+            let together = judged(&matcher, &encoded, &expected.pairs);
+            for (pair, together) in expected.pairs.iter().zip(together) {
+                let one = matcher.encode(&images[pair.image..=pair.image]).unwrap().remove(0);
+                let alone = matcher.judge(&[(&one, &pair.text)]).unwrap().remove(0).unwrap();
+                flips += usize::from((alone.itm > 0.5) != (together.itm > 0.5));
+                most = most.max((alone.itm - together.itm).abs());
+                pairs += 1;
+            }
+        }
+        report(&format!("bf16 on {backend}: {flips} of {pairs} judgements flip in company, by at most {most:.1e}"));
+        assert!(pairs >= 100 && flips * 100 <= pairs, "{backend}");
+    }
+}
+
 #[test]
 fn a_text_without_words_or_with_too_many_is_refused_alone() {
     let (expected, images) = expected("depths");

@@ -39,10 +39,11 @@ async fn every_topic_that_does_not_exist_is_told_by_its_setting() {
     let kafka = || flow.settings.kafka.clone();
     check_access(&kafka(), PATIENCE).unwrap().granted().unwrap();
     let missing = || "missing".to_owned();
-    let cases: [(&str, Change); 5] = [
+    let cases: [(&str, Change); 6] = [
         ("kafka.inputs", |kafka, topic| kafka.inputs[0].topic = topic),
         ("kafka.captions_topic", |kafka, topic| kafka.captions_topic = topic),
         ("kafka.filtered_topic", |kafka, topic| kafka.filtered_topic = Some(topic)),
+        ("kafka.canary_topic", |kafka, topic| kafka.canary_topic = Some(topic)),
         ("kafka.dead_letter_topic", |kafka, topic| kafka.dead_letter_topic = topic),
         ("kafka.retry_topics", |kafka, topic| {
             kafka.retry_topics = vec![RetryTopic { topic, delay: Duration::from_secs(1) }];

@@ -5,9 +5,11 @@ use std::time::Duration;
 use blipstream::caption::fake::FakeOptions;
 use blipstream::kafka::NewRecord;
 use blipstream::settings::Delivery;
+use serde_json::Value;
 
 use crate::support::client::eventually;
 use crate::support::flow::{Answers, Flow, request};
+use crate::support::kafka;
 use crate::support::promises::{assert_captioned, assert_no_duplicate, inline, slow};
 
 async fn flow(partitions: i32) -> Option<Flow> {
@@ -48,7 +50,10 @@ async fn every_request_has_one_result_and_its_offset_is_committed_with_it() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_killed_in_the_middle_leaves_no_duplicate_and_loses_nothing() {
     const COUNT: usize = 900;
-    let Some(flow) = flow(3).await else { return };
+    let Some(mut flow) = flow(3).await else { return };
+    let [canary] = kafka::new_topics(&flow.settings.kafka.bootstrap_servers, ["canary"], 3).await;
+    flow.settings.kafka.canary_topic = Some(canary.clone());
+    (flow.settings.canary.source, flow.settings.canary.share) = (Some("demo".into()), 0.5);
     flow.write((0..COUNT).map(|n| request(n, inline(n))));
     for _ in 0..2 {
         let before = Answers::read(&flow).count();
@@ -62,6 +67,20 @@ async fn a_worker_killed_in_the_middle_leaves_no_duplicate_and_loses_nothing() {
     assert_each_once(&Answers::read(&flow), COUNT);
     assert_each_once(&answers, COUNT);
     assert_eq!(flow.committed().into_iter().flatten().sum::<i64>(), COUNT as i64);
+    // What the canary was to caption is told by the images.
+    let captions = answers.captions.values().flatten();
+    let chosen = captions.filter(|caption| caption["image"]["sha256"].as_str().unwrap() < "8");
+    let mut chosen: Vec<_> = chosen.map(|caption| caption["id"].as_str().unwrap().to_owned()).collect();
+    let compared = flow.read(&canary).into_iter().map(|message| {
+        let record: Value = serde_json::from_slice(&message.payload.unwrap()).unwrap();
+        assert_eq!(record["result"], "equal");
+        record["id"].as_str().unwrap().to_owned()
+    });
+    let mut compared: Vec<_> = compared.collect();
+    assert!(compared.len() > COUNT / 4, "{}", compared.len());
+    chosen.sort_unstable();
+    compared.sort_unstable();
+    assert_eq!(compared, chosen);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -6,6 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use blipstream::caption::Engine;
 use blipstream::caption::fake::{FakeAnswerer, FakeEngine, FakeFilter, FakeOptions};
 use blipstream::caption::preprocess::Preprocessor;
 use blipstream::kafka::{EmbeddedBroker, NewRecord, group_offsets, write_records};
@@ -142,6 +143,7 @@ impl Flow {
             engine: Box::new(FakeEngine::new(options)),
             filter: self.settings.filter.source.as_ref().map(|_| Box::new(FakeFilter::default()) as _),
             answerer: self.settings.answerer.source.as_ref().map(|_| Box::new(FakeAnswerer::default()) as _),
+            canary: self.settings.canary.source.as_ref().map(|id| canary(id)),
             batch_size: 8,
             replica: Some(replica),
         };
@@ -189,6 +191,18 @@ impl Flow {
     }
 }
 
+/// A captioner on trial that is called like this: `other` writes other captions, `broken` none at all, and `brief` takes no
+/// prompt of more than two words.
+fn canary(id: &str) -> Box<dyn Engine> {
+    let options = FakeOptions { id: id.into(), ..FakeOptions::default() };
+    Box::new(FakeEngine::new(match id {
+        "other" => FakeOptions { article: "the", ..options },
+        "broken" => FakeOptions { memory_for: 0, ..options },
+        "brief" => FakeOptions { max_prompt_words: 2, ..options },
+        _ => options,
+    }))
+}
+
 /// Makes the model that is asked for by its name: `broken` cannot be loaded, `slow` takes half a second, `large` takes larger
 /// images.
 struct FakeLoad {
@@ -211,6 +225,7 @@ impl Load for FakeLoad {
                 Box::new(FakeEngine::new(options)) as _
             }),
             filter: wanted.filter.as_ref().map(|id| Box::new(FakeFilter::called(id)) as _),
+            canary: wanted.canary.as_ref().map(|id| canary(id)),
             answerer: wanted.vqa.as_ref().map(|id| Box::new(FakeAnswerer::called(id)) as _),
         };
         Ok(devices.iter().map(replacement).collect())

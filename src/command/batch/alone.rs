@@ -105,6 +105,7 @@ fn answered(finished: Finished) -> Answered {
         Output::Caption { record, .. } => {
             return Answered { number, result: Ok(caption(*record)), read: Positions::new() };
         }
+        Output::Canary { .. } => unreachable!("a canary without a stream"),
         Output::FailedMessage { failure, .. } => (failure, None),
         Output::FailedRow(row, failure) => {
             let again = failure.transient.then_some(row.request);

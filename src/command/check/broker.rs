@@ -55,6 +55,7 @@ fn topic(kafka: &Kafka, check: &TopicCheck, found: Result<FoundTopic, Error>) ->
     let (name, does) = match check.setting {
         "kafka.captions_topic" => ("captions", "captions go to"),
         "kafka.filtered_topic" => ("filtered", "what the filter rejects goes to"),
+        "kafka.canary_topic" => ("canary", "what the canary writes goes to"),
         "kafka.dead_letter_topic" => ("dead letters", "what fails goes to"),
         "kafka.retry_topics" => ("retries", "what may go better later waits in"),
         _ => ("requests", "requests come from"),

@@ -9,7 +9,7 @@ use crate::caption::DeviceSpec;
 use crate::command::models;
 use crate::kafka::{producer_queue_bytes, read_ahead_bytes};
 use crate::pipeline::shares;
-use crate::settings::{Model, Settings};
+use crate::settings::Settings;
 
 /// Adds up what a worker may take. `parameters` is how many its models have, where that is known.
 pub fn item(settings: &Settings, parameters: Option<u64>) -> Item {
@@ -43,7 +43,7 @@ pub fn item(settings: &Settings, parameters: Option<u64>) -> Item {
     // A wrong list of devices is told elsewhere.
     let devices = models::devices(&settings.model).unwrap_or_default();
     let gpus = devices.iter().filter(|device| matches!(device, DeviceSpec::Cuda(_))).count();
-    let on_host = Device::new(&settings.model, parameters, false);
+    let on_host = Device::new(settings, parameters, false);
     if gpus < devices.len() {
         parts.push((on_host.state, "what the decoder remembers of rows under way (model.max_state)"));
         parts.extend(on_host.weights.map(|weights| (weights, "weights")));
@@ -55,7 +55,7 @@ pub fn item(settings: &Settings, parameters: Option<u64>) -> Item {
         text += "; the weights, whose size is not known, come on top";
     }
     if gpus > 0 {
-        let Device { state, weights } = Device::new(&settings.model, parameters, true);
+        let Device { state, weights } = Device::new(settings, parameters, true);
         let weights =
             weights.map_or("weights of unknown size".to_owned(), |w| format!("{} of weights", ByteSize::b(w)));
         // Writing to a string can't fail.
@@ -71,14 +71,17 @@ struct Device {
 }
 
 impl Device {
-    fn new(model: &Model, parameters: Option<u64>, gpu: bool) -> Self {
+    fn new(settings: &Settings, parameters: Option<u64>, gpu: bool) -> Self {
+        let model = &settings.model;
+        // The canary remembers rows of its own.
+        let engines = model.replicas as u64 * if settings.canary.source.is_some() { 2 } else { 1 };
         let bytes = match model.dtype.as_str() {
             "f32" => 4,
             "auto" if !gpu => 4,
             _ => 2,
         };
         Self {
-            state: model.state_limit(gpu).as_u64().saturating_mul(model.replicas as u64),
+            state: model.state_limit(gpu).as_u64().saturating_mul(engines),
             weights: parameters.map(|parameters| parameters * bytes),
         }
     }
@@ -105,6 +108,17 @@ mod tests {
         settings.endpoint.listen = Some(([127, 0, 0, 1], 0).into());
         let both = item(&settings, None).text;
         assert!(both.contains("1.0 GiB of decoding"), "{both}");
+    }
+
+    #[test]
+    fn a_canary_remembers_as_much_as_the_captioner() {
+        let mut settings = Settings::default();
+        settings.model.devices = vec!["cpu".into()];
+        let of_one = item(&settings, None).text;
+        assert!(of_one.contains("1.0 GiB of what the decoder remembers"), "{of_one}");
+        settings.canary.source = Some("org/name".into());
+        let of_both = item(&settings, None).text;
+        assert!(of_both.contains("2.0 GiB of what the decoder remembers"), "{of_both}");
     }
 
     #[test]

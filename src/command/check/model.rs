@@ -146,7 +146,7 @@ pub fn devices(model: &Model) -> Item {
 /// Loads the models and finds the batch size, as a worker does when it starts.
 pub fn load(settings: &Settings) -> Item {
     let begun = Instant::now();
-    match models::load(settings) {
+    match models::load_for_stream(settings) {
         Err(error) => Item::failed("load", format!("{error:#}")),
         Ok(loaded) => {
             let info = &loaded.info;

@@ -11,7 +11,7 @@ use crate::caption::config::Architecture;
 use crate::caption::preprocess::Preprocessor;
 use crate::caption::{
     Answerer, BlipEngine, DeviceSpec, Encoders, Engine, Filter, LoadError, LoadOptions, Matcher, Model, NoCaptioner,
-    Respondent, load_answerer, probe, tell,
+    Respondent, load_answerer, load_model, probe, tell,
 };
 use crate::pipeline::{Load, Wanted};
 use crate::settings;
@@ -34,6 +34,7 @@ struct New {
     captioner: Option<Arc<Model>>,
     filter: Option<Arc<Matcher>>,
     answerer: Option<Arc<Answerer>>,
+    canary: Option<Arc<Model>>,
 }
 
 impl Load for Reload {
@@ -52,6 +53,7 @@ impl Reload {
     fn load_on(&self, device: DeviceSpec, wanted: &Wanted) -> anyhow::Result<New> {
         let mut encoders = self.encoders.lock().unwrap_or_else(PoisonError::into_inner);
         let (caption, filter, vqa) = (wanted.caption.as_ref(), wanted.filter.as_ref(), wanted.vqa.as_ref());
+        let canary = wanted.canary.as_ref();
         let of = |architecture| (device, architecture);
         let new = New {
             captioner: self.one("caption", caption, of(Architecture::Captioner), Model::preprocessor, |options| {
@@ -61,6 +63,7 @@ impl Reload {
                 encoders.load_matcher(options)
             })?,
             answerer: self.one("vqa", vqa, of(Architecture::Answerer), Answerer::preprocessor, load_answerer)?,
+            canary: self.one("canary", canary, of(Architecture::Captioner), Model::preprocessor, load_model)?,
         };
         let works = new.work_on_a_picture(self.preprocessor.size());
         works.with_context(|| format!("a new model failed on a grey picture on {device}"))?;
@@ -89,9 +92,11 @@ impl Reload {
 impl New {
     /// For one engine of the device.
     fn replacement(&self) -> Replacement {
-        let Self { captioner, filter, answerer } = self.clone();
+        let Self { captioner, filter, answerer, canary } = self.clone();
+        let engine = |model| Box::new(BlipEngine::new(model)) as Box<dyn Engine>;
         Replacement {
-            engine: captioner.map(|model| Box::new(BlipEngine::new(model)) as Box<dyn Engine>),
+            engine: captioner.map(engine),
+            canary: canary.map(engine),
             filter: filter.map(|filter| Box::new(filter) as Box<dyn Filter>),
             answerer: answerer.map(|answerer| Box::new(answerer) as Box<dyn Respondent>),
         }
@@ -99,7 +104,11 @@ impl New {
 
     /// Before anything is exchanged: a model that cannot do this would take its device out of the flow.
     fn work_on_a_picture(&self, size: usize) -> anyhow::Result<()> {
-        let Self { captioner, mut filter, mut answerer } = self.clone();
+        let Self { captioner, mut filter, mut answerer, canary } = self.clone();
+        if let Some(canary) = canary {
+            let told = tell(&mut BlipEngine::new(canary), None, None, &probe(size, true, false, false)?)?;
+            told.into_iter().try_for_each(|told| told.map(drop)).context("canary")?;
+        }
         let items = probe(size, captioner.is_some(), filter.is_some(), answerer.is_some())?;
         let beside = filter.as_ref().map(|filter| filter.info()).or(answerer.as_ref().map(|answerer| answerer.info()));
         let mut engine: Box<dyn Engine> = match (captioner, beside) {

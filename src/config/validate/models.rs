@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::Check;
-use crate::settings::{Answerer, Filter, Model};
+use crate::settings::{Answerer, Canary, Filter, Kafka, Model};
 
 const DTYPES: [&str; 5] = ["auto", "f32", "bf16", "f16", "int8"];
 const BACKENDS: [&str; 8] =
@@ -97,6 +97,20 @@ impl Check {
         }
     }
 
+    pub(super) fn canary(&mut self, canary: &Canary, kafka: &Kafka) {
+        let share = canary.share;
+        let message = format!("must be more than 0 and at most 1, not {share}");
+        self.need(share > 0.0 && share <= 1.0, &["canary.share"], message);
+        self.need(
+            canary.source.is_none() || kafka.canary_topic.is_some(),
+            &["kafka.canary_topic", "canary.source"],
+            "canary.source needs kafka.canary_topic, the topic for what that model writes",
+        );
+        if let Some(source) = &canary.source {
+            self.not_empty("canary.source", source);
+        }
+    }
+
     pub(super) fn answerer(&mut self, answerer: &Answerer, model: &Model) {
         self.at_least_one("answerer.questions_limit", answerer.questions_limit as u64);
         for (name, value, limit_name, limit) in [
@@ -148,5 +162,31 @@ mod tests {
         let mut narrow = Settings::default();
         (narrow.model.max_new_tokens, narrow.model.max_new_tokens_limit) = (10, 10);
         assert!(settings(&narrow).is_empty(), "nobody asks for answers");
+    }
+
+    #[test]
+    fn a_canary_needs_a_topic_of_its_own_and_a_share() {
+        let problems = |change: fn(&mut Settings)| {
+            let mut wrong = Settings::default();
+            wrong.canary.source = Some("org/name".into());
+            wrong.kafka.canary_topic = Some("canary".into());
+            change(&mut wrong);
+            settings(&wrong).into_iter().map(|wrong| (wrong.keys[0].clone(), wrong.message)).collect::<Vec<_>>()
+        };
+        assert!(problems(|_| {}).is_empty());
+        assert!(problems(|s| s.canary.share = 1.0).is_empty());
+        for (change, key, why) in [
+            ((|s| s.kafka.canary_topic = None) as fn(&mut Settings), "kafka.canary_topic", "canary.source needs"),
+            (|s| s.kafka.canary_topic = Some("blipstream.captions".into()), "kafka.canary_topic", "a topic of its own"),
+            (|s| s.kafka.canary_topic = Some("blipstream.requests".into()), "kafka.canary_topic", "is also an input"),
+            (|s| s.canary.share = 0.0, "canary.share", "more than 0 and at most 1, not 0"),
+            (|s| s.canary.share = 1.5, "canary.share", "not 1.5"),
+            (|s| s.canary.share = f64::NAN, "canary.share", "not NaN"),
+            (|s| s.canary.source = Some(" ".into()), "canary.source", "must not be empty"),
+        ] {
+            let found = problems(change);
+            let [(found, message)] = &found[..] else { panic!("{key}: {found:?}") };
+            assert!(found == key && message.contains(why), "{found}: {message}");
+        }
     }
 }

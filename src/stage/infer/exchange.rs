@@ -13,6 +13,8 @@ pub struct Replacement {
     pub filter: Option<Box<dyn Filter>>,
     /// What answers questions.
     pub answerer: Option<Box<dyn Respondent>>,
+    /// The captioner on trial.
+    pub canary: Option<Box<dyn Engine>>,
 }
 
 /// Where a device finds them.
@@ -22,7 +24,7 @@ pub struct Mailbox(Mutex<Replacement>);
 impl Mailbox {
     /// Leaves models for the device's next batch, in the place of those that it has not taken yet.
     pub fn put(&self, new: Replacement) {
-        let Replacement { engine, filter, answerer } = new;
+        let Replacement { engine, filter, answerer, canary } = new;
         let mut waiting = self.lock();
         if engine.is_some() {
             waiting.engine = engine;
@@ -32,6 +34,9 @@ impl Mailbox {
         }
         if answerer.is_some() {
             waiting.answerer = answerer;
+        }
+        if canary.is_some() {
+            waiting.canary = canary;
         }
     }
 

@@ -30,7 +30,7 @@ impl Failures {
     /// Notes an output, once, if it is a failure.
     pub(super) fn note(&self, output: &Output) {
         let (origin, failure) = match output {
-            Output::Caption { .. } => return,
+            Output::Caption { .. } | Output::Canary { .. } => return,
             Output::FailedRow(row, failure) => (row.origin.clone(), failure),
             Output::FailedMessage { message, index, failure, .. } => (message.origin_of(*index), failure),
         };

@@ -2,10 +2,11 @@
 
 use bytes::Bytes;
 use jiff::Timestamp;
+use serde::Serialize;
 
 use crate::disposition::{Code, Failure, Stage};
 use crate::kafka::{Class, Record};
-use crate::message::{CaptionRecord, DeadLetter, Headers, Message, ORIGIN_HEADER, Row, parse};
+use crate::message::{DeadLetter, Headers, Message, ORIGIN_HEADER, Origin, Row, parse};
 use crate::settings::Kafka;
 use crate::stage::Output;
 
@@ -40,7 +41,13 @@ const POINTER_ROOM: usize = 512;
 pub(super) fn render<'a>(output: &Output, pointer: bool, kafka: &'a Kafka, worker: &str) -> Rendered<'a> {
     let limit = kafka.max_message_size.as_u64() as usize;
     let (message, origin, row_value, failure) = match output {
-        Output::Caption { record, message, rejected, .. } => return caption(record, message, *rejected, kafka),
+        Output::Caption { record, message, rejected, .. } => {
+            return answer(record, &record.origin, message, topic_of(*rejected, kafka).0);
+        }
+        Output::Canary { record, message } if pointer => {
+            return answer(&record.without_texts(), &record.origin, message, canary_topic(kafka).0);
+        }
+        Output::Canary { record, message } => return answer(record, &record.origin, message, canary_topic(kafka).0),
         Output::FailedRow(row, failure) => (&row.message, row.origin.clone(), native(row), failure),
         Output::FailedMessage { message, index, native, failure } => {
             (message, message.origin_of(*index), native.clone(), failure)
@@ -78,20 +85,14 @@ fn native(row: &Row) -> Option<Bytes> {
     (!row.only).then(|| row.request.to_native())
 }
 
-fn caption<'a>(record: &CaptionRecord, message: &Message, rejected: bool, kafka: &'a Kafka) -> Rendered<'a> {
+/// A record about an image, with the key and the foreign headers of its message.
+fn answer<'a>(record: &impl Serialize, origin: &Origin, message: &Message, topic: &'a str) -> Rendered<'a> {
     // Strings, numbers and a map with string keys: nothing that JSON cannot say.
     let value = serde_json::to_vec(record).unwrap_or_default();
     let foreign = message.headers.iter().filter(|(name, _)| !name.starts_with(OWN_HEADERS));
     let mut headers: Headers = foreign.cloned().collect();
-    headers.push((ORIGIN_HEADER.into(), Some(record.origin.to_string().into())));
-    let key = message.key.clone();
-    Rendered {
-        topic: topic_of(rejected, kafka).0,
-        key,
-        value: Some(value.into()),
-        headers,
-        timestamp_ms: event_time(message),
-    }
+    headers.push((ORIGIN_HEADER.into(), Some(origin.to_string().into())));
+    Rendered { topic, key: message.key.clone(), value: Some(value.into()), headers, timestamp_ms: event_time(message) }
 }
 
 /// Where a record goes, and the setting that says so.
@@ -102,16 +103,21 @@ fn topic_of(rejected: bool, kafka: &Kafka) -> (&str, &'static str) {
     }
 }
 
+/// Where the canary's records go, and the setting that says so. A worker with a canary has one.
+fn canary_topic(kafka: &Kafka) -> (&str, &'static str) {
+    (kafka.canary_topic.as_deref().unwrap_or_default(), "kafka.canary_topic")
+}
+
 /// A caption has the time of the request that it answers, as in Kafka Streams. Topics refuse times to come.
 fn event_time(message: &Message) -> Option<i64> {
     let now = Timestamp::now().as_millisecond();
     message.timestamp_ms.filter(|time| (now - OLDEST_MS..=now).contains(time))
 }
 
-/// The code under which an output is dead-lettered; `None` for a caption.
+/// The code under which an output is dead-lettered; `None` for a caption, and for the canary's.
 pub(super) fn code(output: &Output) -> Option<Code> {
     match output {
-        Output::Caption { .. } => None,
+        Output::Caption { .. } | Output::Canary { .. } => None,
         Output::FailedRow(_, failure) | Output::FailedMessage { failure, .. } => Some(failure.code),
     }
 }
@@ -123,6 +129,7 @@ pub(super) fn destination<'a>(output: &Output, retry: bool, kafka: &'a Kafka) ->
             (kafka.next_retry(&row.message.topic).map_or("", |retry| &retry.topic), "kafka.retry_topics")
         }
         Output::Caption { rejected, .. } => topic_of(*rejected, kafka),
+        Output::Canary { .. } => canary_topic(kafka),
         Output::FailedRow(..) | Output::FailedMessage { .. } => (&kafka.dead_letter_topic, "kafka.dead_letter_topic"),
     }
 }
@@ -158,8 +165,12 @@ pub(super) fn advice(class: Class) -> &'static str {
 mod tests {
     use std::sync::Arc;
 
+    use serde_json::json;
+
     use super::*;
-    use crate::message::{Generated, ImageInfo, ModelRef, SCHEMA, Timing};
+    use crate::message::{
+        CANARY_SCHEMA, CanaryRecord, CaptionRecord, Generated, ImageInfo, ModelRef, SCHEMA, Timing, Tried, Written,
+    };
 
     fn message(headers: &[&str]) -> Message {
         Message {
@@ -193,6 +204,36 @@ mod tests {
         };
         let (record, message) = (Box::new(record), Arc::new(message.clone()));
         Output::Caption { record, message, device: "cpu".into(), rejected: false }
+    }
+
+    fn compared(message: &Message) -> Output {
+        let Output::Caption { record, message, .. } = captioned(message) else { unreachable!() };
+        let CaptionRecord { id, index, text, generated, model, image, origin, worker, .. } = *record;
+        let caption = Written { text, generated, model: model.clone(), device_ms: 1.0 };
+        let canary = Tried { text: Some("a dog".into()), generated, model, device_ms: 1.0, error: None };
+        let (result, word_distance) = CanaryRecord::compared(&caption, &canary);
+        let schema = CANARY_SCHEMA;
+        let record = CanaryRecord { schema, id, index, result, word_distance, caption, canary, image, origin, worker };
+        Output::Canary { record: Box::new(record), message }
+    }
+
+    #[test]
+    fn a_comparison_that_is_too_long_goes_without_its_texts_and_never_as_a_dead_letter() {
+        let kafka = Kafka { canary_topic: Some("canary".into()), ..Kafka::default() };
+        let output = compared(&message(&["traceparent"]));
+        let said = |pointer| {
+            let rendered = render(&output, pointer, &kafka, "w");
+            assert_eq!((rendered.topic, rendered.key.as_deref()), ("canary", Some(&b"key"[..])));
+            assert_eq!(rendered.headers.last().unwrap().0, ORIGIN_HEADER);
+            let record: serde_json::Value = serde_json::from_slice(&rendered.value.unwrap()).unwrap();
+            ["/caption/text", "/canary/text", "/canary/error", "/result", "/word_distance"]
+                .map(|field| record.pointer(field).cloned().unwrap_or_default())
+        };
+        assert_eq!(said(false), [json!("a cat"), json!("a dog"), json!(null), json!("different"), json!(1)]);
+        let [caption, canary, error, rest @ ..] = said(true);
+        assert_eq!((caption, canary, rest), (json!(""), json!(null), [json!("different"), json!(1)]));
+        assert!(error.as_str().unwrap().contains("too long for its topic"), "{error}");
+        assert_eq!((code(&output), destination(&output, true, &kafka)), (None, ("canary", "kafka.canary_topic")));
     }
 
     #[test]
