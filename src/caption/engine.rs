@@ -27,11 +27,11 @@ pub(super) fn at_home<T: Send>(device: &Device, work: impl FnOnce() -> T + Send)
 }
 
 /// Works on images, or on what was seen of them, so many at a time; the results are in their order.
-pub(super) fn in_parts<T>(
+pub(super) fn in_parts<T, U: Clone>(
     images: &[T],
     at_a_time: usize,
-    part: impl FnMut(&[T]) -> Result<Vec<Encoded>, EngineError>,
-) -> Result<Vec<Encoded>, EngineError> {
+    part: impl FnMut(&[T]) -> Result<Vec<U>, EngineError>,
+) -> Result<Vec<U>, EngineError> {
     Ok(images.chunks(at_a_time).map(part).collect::<Result<Vec<_>, _>>()?.concat())
 }
 
@@ -108,10 +108,7 @@ impl Engine for BlipEngine {
     fn see(&mut self, images: &[Pixels]) -> Result<Vec<Sight>, EngineError> {
         self.model.info().check_images(images)?;
         let (device, size) = (self.model.device.clone(), self.encode_size);
-        at_home(&device, || {
-            let parts = images.chunks(size).map(|images| self.see_part(images));
-            Ok(parts.collect::<Result<Vec<_>, EngineError>>()?.concat())
-        })
+        at_home(&device, || in_parts(images, size, |images| self.see_part(images)))
     }
 
     fn remember(&mut self, sights: &[Sight]) -> Result<Vec<Encoded>, EngineError> {

@@ -1,13 +1,16 @@
 //! An engine without a model: deterministic captions from the pixels, delays and failures on demand. For tests of what
 //! stands around an engine, and for measuring the pipeline without a model's cost.
 
+mod beside;
+
 use std::thread;
 use std::time::{Duration, Instant};
 
 use super::{
     Caption, Encoded, EncoderId, Engine, EngineError, ErrorKind, Filter, Finish, Match, ModelInfo, Params, Phases,
-    Pixels, Respondent, RowId, Sight,
+    Pixels, Respondent, RowId, Sight, Viewer,
 };
+pub use beside::{FakeAnswerer, FakeFilter, FakeViewer};
 
 /// How a [`FakeEngine`] behaves.
 #[derive(Clone, Debug)]
@@ -137,6 +140,11 @@ impl FakeEngine {
         };
         let encoder = EncoderId::new();
         Self { options, model, encoder, rows: Vec::new(), next_row: 0, encode_calls: 0, phases: Phases::default() }
+    }
+
+    /// The usual one, with the image encoder of another model.
+    pub fn with(encoder: EncoderId) -> Self {
+        Self { encoder, ..Self::default() }
     }
 
     /// How often images were looked at.
@@ -278,139 +286,6 @@ impl FakeRow {
             more: (2..=self.captions).map(|number| one(format!("{text} {number}"))).collect(),
             ..one(text.clone())
         }
-    }
-}
-
-/// A filter without a model: a text matches an image if it has the hash of its pixels among its words, as the caption of a
-/// [`FakeEngine`] has; and the embeddings of both are equal if it is the last of them.
-pub struct FakeFilter {
-    model: ModelInfo,
-    encoder: EncoderId,
-    encode_calls: usize,
-    images: usize,
-}
-
-impl FakeFilter {
-    /// One whose model has another name.
-    pub fn called(id: &str) -> Self {
-        let other = Self::default();
-        Self { model: ModelInfo { id: id.into(), ..other.model.clone() }, ..other }
-    }
-
-    /// With the image encoder of a captioner.
-    pub fn beside(engine: &FakeEngine) -> Self {
-        Self { encoder: engine.encoder, ..Self::default() }
-    }
-
-    /// How many images it encoded itself.
-    pub fn images(&self) -> usize {
-        self.images
-    }
-
-    /// How often `encode` was called.
-    pub fn encode_calls(&self) -> usize {
-        self.encode_calls
-    }
-}
-
-impl Default for FakeFilter {
-    fn default() -> Self {
-        let model = ModelInfo { id: "fake filter".into(), ..FakeEngine::default().model };
-        Self { model, encoder: EncoderId::new(), encode_calls: 0, images: 0 }
-    }
-}
-
-impl Filter for FakeFilter {
-    fn model(&self) -> &ModelInfo {
-        &self.model
-    }
-
-    fn encode(&mut self, images: &[Pixels]) -> Result<Vec<Encoded>, EngineError> {
-        self.encode_calls += 1;
-        self.images += images.len();
-        remember(&see(images, self.encoder), self.encoder)
-    }
-
-    fn encoder(&self) -> EncoderId {
-        self.encoder
-    }
-
-    fn remember(&mut self, sights: &[Sight]) -> Result<Vec<Encoded>, EngineError> {
-        remember(sights, self.encoder)
-    }
-
-    fn judge(&mut self, pairs: &[(&Encoded, &str)]) -> Result<Vec<Result<Match, EngineError>>, EngineError> {
-        let judge = |(image, text): &(&Encoded, &str)| {
-            last_word(text)?;
-            let hash = hash_of(image)?;
-            let matches = text.split_whitespace().any(|word| word == hash);
-            let logit = if matches { 2.0 } else { -2.0 };
-            Ok(Match { itm: 1.0 / (1.0 + f32::exp(-2.0 * logit)), logits: [-logit, logit], itc: logit / 4.0 })
-        };
-        Ok(pairs.iter().map(judge).collect())
-    }
-
-    fn image_embedding(&self, image: &Encoded) -> Result<Vec<f32>, EngineError> {
-        Ok(embedding(&hash_of(image)?))
-    }
-
-    fn text_embeddings(&mut self, texts: &[&str]) -> Result<Vec<Result<Vec<f32>, EngineError>>, EngineError> {
-        Ok(texts.iter().map(|text| last_word(text).map(embedding)).collect())
-    }
-}
-
-/// An answerer without a model: the answer is the last word of the question and the hash of the pixels, as many of these two
-/// words as there may be tokens.
-pub struct FakeAnswerer {
-    model: ModelInfo,
-    encode_calls: usize,
-}
-
-impl FakeAnswerer {
-    /// One whose model has another name.
-    pub fn called(id: &str) -> Self {
-        let other = Self::default();
-        Self { model: ModelInfo { id: id.into(), ..other.model.clone() }, ..other }
-    }
-
-    /// How often `encode` was called.
-    pub fn encode_calls(&self) -> usize {
-        self.encode_calls
-    }
-}
-
-impl Default for FakeAnswerer {
-    fn default() -> Self {
-        let model = ModelInfo { id: "fake answerer".into(), ..FakeEngine::default().model };
-        Self { model, encode_calls: 0 }
-    }
-}
-
-impl Respondent for FakeAnswerer {
-    fn model(&self) -> &ModelInfo {
-        &self.model
-    }
-
-    fn encode(&mut self, images: &[Pixels]) -> Result<Vec<Encoded>, EngineError> {
-        self.encode_calls += 1;
-        Ok(images.iter().map(|image| Encoded::new(FakeEncoding(fake_words(image)), 0)).collect())
-    }
-
-    fn answer(&mut self, asked: &[(&Encoded, &str, Params)]) -> Result<Vec<Result<Caption, EngineError>>, EngineError> {
-        let answer = |(image, question, params): &(&Encoded, &str, Params)| {
-            params.check()?;
-            let row = FakeRow {
-                id: RowId(0),
-                prompt: None,
-                words: vec![last_word(question)?.to_owned(), hash_of(image)?],
-                generated: params.max_new_tokens.min(3),
-                max_new_tokens: params.max_new_tokens,
-                min_new_tokens: 0,
-                captions: 1,
-            };
-            Ok(row.caption(if row.generated < 3 { Finish::Length } else { Finish::Stop }))
-        };
-        Ok(asked.iter().map(answer).collect())
     }
 }
 

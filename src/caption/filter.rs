@@ -3,28 +3,10 @@
 use std::sync::Arc;
 
 use super::matcher::{Match, Matcher};
-use super::{Encoded, EncoderId, EngineError, ModelInfo, Pixels, Sight};
+use super::{Encoded, EncoderId, EngineError, ModelInfo, Pixels, Sight, Viewer};
 
 /// Judges images and texts with one model on one device. Its owner is one thread.
-pub trait Filter: Send {
-    /// The model and where it runs.
-    fn model(&self) -> &ModelInfo;
-
-    /// Encodes images of the model's size; the result is in the order of `images`.
-    ///
-    /// # Errors
-    /// Of the whole call: with [`super::ErrorKind::OutOfMemory`] a smaller one may succeed.
-    fn encode(&mut self, images: &[Pixels]) -> Result<Vec<Encoded>, EngineError>;
-
-    /// Names its image encoder, whose sights [`Filter::remember`] takes; another model may have the same.
-    fn encoder(&self) -> EncoderId;
-
-    /// The second half of `encode`, for images that its image encoder saw, be it for another model; in their order.
-    ///
-    /// # Errors
-    /// Of the whole call.
-    fn remember(&mut self, sights: &[Sight]) -> Result<Vec<Encoded>, EngineError>;
-
+pub trait Filter: Viewer {
     /// Judges pairs, in their order. A pair's own error (a text without words, or one that is too long) is of kind
     /// [`super::ErrorKind::BadParams`] and stands in its place.
     ///
@@ -47,7 +29,7 @@ pub trait Filter: Send {
 }
 
 /// BLIP's own, whose weights may be shared.
-impl Filter for Arc<Matcher> {
+impl Viewer for Arc<Matcher> {
     fn model(&self) -> &ModelInfo {
         self.info()
     }
@@ -60,10 +42,16 @@ impl Filter for Arc<Matcher> {
         Matcher::encoder(self)
     }
 
+    fn see(&mut self, images: &[Pixels]) -> Result<Vec<Sight>, EngineError> {
+        Matcher::see(self, images)
+    }
+
     fn remember(&mut self, sights: &[Sight]) -> Result<Vec<Encoded>, EngineError> {
         Matcher::remember(self, sights)
     }
+}
 
+impl Filter for Arc<Matcher> {
     fn judge(&mut self, pairs: &[(&Encoded, &str)]) -> Result<Vec<Result<Match, EngineError>>, EngineError> {
         Matcher::judge(self, pairs)
     }

@@ -188,6 +188,14 @@ impl Encoders {
     pub fn load_matcher(&mut self, options: &LoadOptions) -> Result<Arc<Matcher>, LoadError> {
         load_as(options, Some(self), Architecture::Matcher, Matcher::build, Matcher::info).map(Arc::new)
     }
+
+    /// As [`load_answerer`], with the image encoder shared.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn load_answerer(&mut self, options: &LoadOptions) -> Result<Arc<Answerer>, LoadError> {
+        load_as(options, Some(self), Architecture::Answerer, Answerer::build, Answerer::info).map(Arc::new)
+    }
 }
 
 fn load_as<T>(

@@ -97,6 +97,15 @@ impl Matcher {
         self.vision.id()
     }
 
+    /// The first half of `encode`.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn see(&self, images: &[Pixels]) -> std::result::Result<Vec<Sight>, EngineError> {
+        self.info.check_images(images)?;
+        at_home(&self.device, || in_parts(images, encode_size(&self.device), |images| Ok(self.vision.see(images)?)))
+    }
+
     /// The second half of `encode`: images that its image encoder saw for any model.
     ///
     /// # Errors

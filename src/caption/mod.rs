@@ -41,6 +41,7 @@ mod search;
 mod task;
 mod text;
 mod tokenizer;
+mod viewer;
 mod vision;
 mod weights;
 mod work;
@@ -72,6 +73,7 @@ pub use none::NoCaptioner;
 pub use params::{BeamSearch, DEFAULT_MAX_NEW_TOKENS, Number, Params, Sampling, Strategy, number};
 pub use respondent::Respondent;
 pub use task::{Ask, Told, probe, tell};
+pub use viewer::Viewer;
 pub use work::{Ceilings, Work};
 
 /// An image at the model's size: RGB, 8 bits a channel, row-major, `size * size * 3` bytes. The engine normalises it.

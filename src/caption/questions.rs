@@ -1,7 +1,8 @@
 //! The pass over a batch that answers the questions about its images.
 
 use super::task::of_its_own;
-use super::{Ask, Encoded, EngineError, ErrorKind, Pixels, Respondent, Told};
+use super::viewer::Sights;
+use super::{Ask, EngineError, ErrorKind, Pixels, Respondent, Told};
 
 /// Images that are asked about at a time: what is remembered of an image takes some 20 MB on a GPU.
 const IMAGES: usize = 32;
@@ -15,6 +16,7 @@ const QUESTIONS: usize = 64;
 pub(super) fn answer(
     respondent: Option<&mut dyn Respondent>,
     items: &[(Pixels, Ask)],
+    sights: &mut Sights,
     results: &mut [Result<Told, EngineError>],
 ) -> Result<(), EngineError> {
     let asked: Vec<usize> =
@@ -25,7 +27,8 @@ pub(super) fn answer(
         }
         return Ok(());
     };
-    parts(&asked, |at| items[at].1.questions.len()).try_for_each(|places| tell(respondent, items, places, results))
+    parts(&asked, |at| items[at].1.questions.len())
+        .try_for_each(|places| tell(respondent, items, places, sights, results))
 }
 
 /// The places in parts of so many images and questions, one image at least.
@@ -48,10 +51,10 @@ fn tell(
     respondent: &mut dyn Respondent,
     items: &[(Pixels, Ask)],
     places: &[usize],
+    sights: &mut Sights,
     results: &mut [Result<Told, EngineError>],
 ) -> Result<(), EngineError> {
-    let images: Vec<Pixels> = places.iter().map(|at| items[*at].0.clone()).collect();
-    let images: Vec<Encoded> = respondent.encode(&images)?;
+    let images = sights.look(respondent, items, places, |_| false)?;
     let mut asked = Vec::new();
     for (image, at) in images.iter().zip(places) {
         let Ask { questions, answering, .. } = &items[*at].1;

@@ -3,19 +3,10 @@
 use std::sync::Arc;
 
 use super::answerer::Answerer;
-use super::{Caption, Encoded, EngineError, ModelInfo, Params, Pixels};
+use super::{Caption, Encoded, EncoderId, EngineError, ModelInfo, Params, Pixels, Sight, Viewer};
 
 /// Answers questions about images with one model on one device. Its owner is one thread.
-pub trait Respondent: Send {
-    /// The model and where it runs.
-    fn model(&self) -> &ModelInfo;
-
-    /// Encodes images of the model's size; the result is in the order of `images`.
-    ///
-    /// # Errors
-    /// Of the whole call: with [`super::ErrorKind::OutOfMemory`] a smaller one may succeed.
-    fn encode(&mut self, images: &[Pixels]) -> Result<Vec<Encoded>, EngineError>;
-
+pub trait Respondent: Viewer {
     /// Answers questions about images, in their order; a caption's text is the answer. A question's own error (no words, too
     /// long, unsound parameters) stands in its place. An image is best followed by all questions about it.
     ///
@@ -25,7 +16,7 @@ pub trait Respondent: Send {
 }
 
 /// BLIP's own, whose weights may be shared.
-impl Respondent for Arc<Answerer> {
+impl Viewer for Arc<Answerer> {
     fn model(&self) -> &ModelInfo {
         self.info()
     }
@@ -34,6 +25,20 @@ impl Respondent for Arc<Answerer> {
         Answerer::encode(self, images)
     }
 
+    fn encoder(&self) -> EncoderId {
+        Answerer::encoder(self)
+    }
+
+    fn see(&mut self, images: &[Pixels]) -> Result<Vec<Sight>, EngineError> {
+        Answerer::see(self, images)
+    }
+
+    fn remember(&mut self, sights: &[Sight]) -> Result<Vec<Encoded>, EngineError> {
+        Answerer::remember(self, sights)
+    }
+}
+
+impl Respondent for Arc<Answerer> {
     fn answer(&mut self, asked: &[(&Encoded, &str, Params)]) -> Result<Vec<Result<Caption, EngineError>>, EngineError> {
         Answerer::answer(self, asked)
     }

@@ -1,8 +1,9 @@
 //! What may be asked about an image, and the passes that answer a batch: captions first, then the judgement of all texts
 //! and the embeddings, then the answers to questions.
 
+use super::viewer::Sights;
 use super::{
-    Caption, Embeddings, Encoded, Engine, EngineError, ErrorKind, Filter, Match, Params, Pixels, Respondent, Sight,
+    Caption, Embeddings, Encoded, EncoderId, Engine, EngineError, ErrorKind, Filter, Match, Params, Pixels, Respondent,
     embeddings, pictures, questions, write,
 };
 
@@ -70,20 +71,21 @@ pub fn tell(
     items: &[(Pixels, Ask)],
 ) -> Result<Vec<Result<Told, EngineError>>, EngineError> {
     let mut results: Vec<Result<Told, EngineError>> = items.iter().map(|_| Ok(Told::default())).collect();
-    // What the filter can look at without encoding it again.
-    let mut sights: Vec<Option<Sight>> = vec![None; items.len()];
+    let encoders = (filter.as_ref().map(|filter| filter.encoder()), respondent.as_ref().map(|one| one.encoder()));
+    let is_asked = |at: usize, by: Option<EncoderId>| encoders.1 == by && !items[at].1.questions.is_empty();
+    let mut sights = Sights::of(items.len());
     let (places, params): (Vec<usize>, Vec<&Params>) =
         items.iter().enumerate().filter_map(|(at, (_, ask))| Some((at, ask.caption.as_ref()?))).unzip();
     if !places.is_empty() {
         let images: Vec<Pixels> = places.iter().map(|at| items[*at].0.clone()).collect();
-        let is_shared = filter.as_ref().is_some_and(|filter| filter.encoder() == engine.encoder());
-        // What was seen is kept only where the filter is to look at it, too.
-        let encoded = if is_shared && places.iter().any(|at| items[*at].1.needs_filter()) {
+        let by = Some(engine.encoder());
+        let is_judged = |at: usize| encoders.0 == by && items[at].1.needs_filter();
+        let is_looked_at_later = |at: usize| is_judged(at) || is_asked(at, by);
+        let encoded = if places.iter().any(|at| is_looked_at_later(*at)) {
             let seen = engine.see(&images)?;
             let encoded = engine.remember(&seen)?;
-            for (at, sight) in places.iter().zip(seen) {
-                sights[*at] = Some(sight).filter(|_| items[*at].1.needs_filter());
-            }
+            let kept = places.iter().zip(seen).filter(|(at, _)| is_looked_at_later(**at));
+            kept.for_each(|(at, sight)| sights.keep(*at, engine.encoder(), sight));
             encoded
         } else {
             engine.encode(&images)?
@@ -97,7 +99,7 @@ pub fn tell(
     match filter {
         _ if judged.is_empty() => {}
         Some(filter) => judged.chunks(JUDGED).try_for_each(|places| {
-            let images = look(filter, items, places, &sights)?;
+            let images = sights.look(filter, items, places, |at| is_asked(at, encoders.0))?;
             judge(filter, items, places, &images, &mut results)?;
             embeddings::embed(filter, items, places, &images, &mut results)
         })?,
@@ -107,7 +109,7 @@ pub fn tell(
             }
         }
     }
-    questions::answer(respondent, items, &mut results)?;
+    questions::answer(respondent, items, &mut sights, &mut results)?;
     Ok(results.into_iter().map(|told| told.and_then(Told::of_use)).collect())
 }
 
@@ -156,22 +158,6 @@ pub(super) fn of_its_own<T>(told: Result<T, EngineError>) -> Result<Result<T, St
     }
 }
 
-/// Encodes the images at some places for the filter, in the order of the places. Those that were seen are not looked at again.
-fn look(
-    filter: &mut dyn Filter,
-    items: &[(Pixels, Ask)],
-    places: &[usize],
-    sights: &[Option<Sight>],
-) -> Result<Vec<Encoded>, EngineError> {
-    let seen: Vec<Sight> = places.iter().filter_map(|at| sights[*at].clone()).collect();
-    let unseen: Vec<Pixels> =
-        places.iter().filter(|at| sights[**at].is_none()).map(|at| items[*at].0.clone()).collect();
-    let mut remembered = if seen.is_empty() { Vec::new() } else { filter.remember(&seen)? }.into_iter();
-    let mut encoded = if unseen.is_empty() { Vec::new() } else { filter.encode(&unseen)? }.into_iter();
-    let next = places.iter().map(|at| if sights[*at].is_some() { remembered.next() } else { encoded.next() });
-    next.collect::<Option<_>>().ok_or_else(|| EngineError::internal("the filter lost an image"))
-}
-
 /// Judges the captions and texts of the images at some places.
 fn judge(
     filter: &mut dyn Filter,
@@ -212,6 +198,7 @@ fn found(ask: &Ask) -> impl Iterator<Item = &str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::caption::EncoderId;
     use crate::caption::fake::{FakeAnswerer, FakeEngine, FakeFilter, fake_words};
 
     fn image(colour: [u8; 3]) -> Pixels {
@@ -257,7 +244,7 @@ mod tests {
         assert_eq!((filter.encode_calls(), engine.encode_calls()), (1, 1));
         // With one image encoder only those are looked at that had no caption, and all is told as before.
         let mut engine = FakeEngine::default();
-        let mut filter = FakeFilter::beside(&engine);
+        let mut filter = FakeFilter::with(engine.encoder());
         let again = tell(&mut engine, Some(&mut filter), None, &items).unwrap();
         let words =
             |told: &[Result<Told, EngineError>]| told.iter().map(|told| format!("{told:?}")).collect::<Vec<_>>();
@@ -309,6 +296,37 @@ mod tests {
 
         let told = tell(&mut engine, None, None, &items[1..2]).unwrap();
         assert_eq!(told[0].as_ref().unwrap_err().kind(), ErrorKind::Unavailable);
+    }
+
+    #[test]
+    fn an_image_is_looked_at_once_for_each_encoder_that_differs() {
+        let (one, two, three) = (EncoderId::new(), EncoderId::new(), EncoderId::new());
+        let all = asking(&["what colour"], ask(true, &["a"], true));
+        let items = [
+            (image([1, 2, 3]), all.clone()),
+            (image([4, 5, 6]), asking(&["what colour"], ask(false, &["a"], true))),
+            (image([7, 8, 9]), asking(&["what colour"], ask(true, &[], false))),
+            (image([1, 1, 1]), asking(&["what colour"], ask(false, &[], false))),
+            (image([2, 2, 2]), ask(true, &[], false)),
+            (image([3, 3, 3]), all),
+        ];
+        let mut expected = None;
+        // Who looks at how many of the six: four have captions, three are judged, and five have questions.
+        for (captioner, filter, answerer, looks) in [
+            (one, two, three, [4, 3, 5]),
+            (one, one, three, [4, 1, 5]),
+            (one, two, one, [4, 3, 2]),
+            (one, two, two, [4, 3, 2]),
+            (one, one, one, [4, 1, 1]),
+        ] {
+            let mut engine = FakeEngine::with(captioner);
+            let (mut filter, mut answerer) = (FakeFilter::with(filter), FakeAnswerer::with(answerer));
+            let told = tell(&mut engine, Some(&mut filter), Some(&mut answerer), &items).unwrap();
+            let told: Vec<_> = told.into_iter().map(Result::unwrap).collect();
+            assert_eq!(*expected.get_or_insert_with(|| told.clone()), told);
+            let found = [engine.take_phases().images, filter.images(), answerer.images()];
+            assert_eq!(found, looks, "{captioner:?}");
+        }
     }
 
     #[test]

@@ -105,7 +105,7 @@ async fn show(args: DemoArgs, mut settings: Settings) -> anyhow::Result<Exit> {
 
     let model = {
         let settings = settings.clone();
-        tokio::task::spawn_blocking(move || models::load(&settings)).await??
+        tokio::task::spawn_blocking(move || models::load_for_stream(&settings)).await??
     };
     let info = model.info.clone();
     let filter = model.engines.first().and_then(|loaded| loaded.filter.as_ref()).map(|filter| filter.model().clone());

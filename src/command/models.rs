@@ -231,23 +231,24 @@ fn load_on_device(
 ) -> anyhow::Result<LoadedModel> {
     let (model, batch) = (&settings.model, &settings.batch);
     let cannot = || format!("cannot load the model {} (model.source)", model.source);
-    let (loaded, filter) = match beside.filter {
-        None => (load_model(options).with_context(cannot)?, None),
-        Some(filter) => {
-            let loaded = encoders.load_model(options).with_context(cannot)?;
-            let filter = load_filter(encoders, &filter, loaded.preprocessor())?;
-            let encoders = if filter.encoder() == loaded.encoder() {
-                "the same image encoder: an image is encoded once for both"
-            } else {
-                "different image encoders: an image is encoded for each"
-            };
-            tracing::info!(device = loaded.info().device, "captioner and filter have {encoders}");
-            (loaded, Some(filter))
-        }
-    };
+    let Beside { filter, answerer, canary } = beside;
+    // Where it is alone, nobody looks whether its image encoder is another's.
+    let alone = filter.is_none() && answerer.is_none() && canary.is_none();
+    let loaded = if alone { load_model(options) } else { encoders.load_model(options) }.with_context(cannot)?;
     let pixels = loaded.preprocessor();
-    let answerer = beside.answerer.map(|options| load_beside_answerer(&options, pixels)).transpose()?;
-    let canary = beside.canary.map(|options| load_canary(&options, pixels)).transpose()?;
+    let filter = filter.map(|options| load_filter(encoders, &options, pixels)).transpose()?;
+    let answerer = answerer.map(|options| load_beside_answerer(encoders, &options, pixels)).transpose()?;
+    let canary = canary.map(|options| load_canary(encoders, &options, pixels)).transpose()?;
+    let others = [filter.as_ref().map(|model| model.encoder()), answerer.as_ref().map(|model| model.encoder())];
+    for (other, name) in others.into_iter().zip(["filter", "answerer"]) {
+        let Some(other) = other else { continue };
+        let encoders = if other == loaded.encoder() {
+            "the same image encoder: an image is encoded once for both"
+        } else {
+            "different image encoders: an image is encoded for each"
+        };
+        tracing::info!(device = loaded.info().device, "captioner and {name} have {encoders}");
+    }
     let mut size = batch.max_size;
     let mut engines = Vec::new();
     for replica in 0..model.replicas.max(1) {
@@ -283,19 +284,27 @@ fn load_filter(
     Ok(filter)
 }
 
-/// Loads the model that answers questions, which looks at the same pixels. Those that are published were trained as a whole, so
-/// that no other model has their image encoder.
-fn load_beside_answerer(options: &LoadOptions, preprocessor: &Preprocessor) -> anyhow::Result<Arc<Answerer>> {
-    let answerer = load_answerer(options)
+/// Loads the model that answers questions, which looks at the same pixels.
+fn load_beside_answerer(
+    encoders: &mut Encoders,
+    options: &LoadOptions,
+    preprocessor: &Preprocessor,
+) -> anyhow::Result<Arc<Answerer>> {
+    let answerer = encoders
+        .load_answerer(options)
         .with_context(|| format!("cannot load the model {} (answerer.source)", options.source))?;
     check_pixels(answerer.preprocessor(), preprocessor, "answerer.source", &options.source)?;
     Ok(answerer)
 }
 
 /// Loads the captioner that is on trial, which looks at the same pixels, and tries it on a picture.
-fn load_canary(options: &LoadOptions, preprocessor: &Preprocessor) -> anyhow::Result<Arc<caption::Model>> {
+fn load_canary(
+    encoders: &mut Encoders,
+    options: &LoadOptions,
+    preprocessor: &Preprocessor,
+) -> anyhow::Result<Arc<caption::Model>> {
     let named = || format!("cannot load the model {} (canary.source)", options.source);
-    let canary = load_model(options).with_context(named)?;
+    let canary = encoders.load_model(options).with_context(named)?;
     check_pixels(canary.preprocessor(), preprocessor, "canary.source", &options.source)?;
     let items = probe(preprocessor.size(), true, false, false)?;
     let told = tell(&mut BlipEngine::new(canary.clone()), None, None, &items)?;

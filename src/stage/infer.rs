@@ -2,6 +2,7 @@
 
 mod canary;
 mod exchange;
+mod queued;
 mod size;
 mod stats;
 
@@ -16,46 +17,17 @@ use jiff::Timestamp;
 
 use self::canary::{Canary, Trial, is_chosen};
 pub use self::exchange::{Mailbox, Replacement};
+pub use self::queued::Queued;
 pub use self::size::{Measured, WarmUp, best_of, most_rows, warm_up};
 pub use self::stats::DeviceStats;
 use self::stats::Life;
 use super::{Answers, AskError, Finished, Models, Ready, Writer, failed, send_blocking};
-use crate::caption::{self, Ask, Engine, EngineError, ErrorKind, Filter, Phases, Pixels, Respondent, Told};
+use crate::caption::{self, Ask, Engine, EngineError, ErrorKind, Filter, Phases, Pixels, Respondent, Told, Viewer};
 use crate::disposition::{Code, Disposed, Disposition, Failure, Stage};
 use crate::message::Timing;
 use crate::metrics::{Flush, Metrics, Phase};
 use crate::settings;
 use crate::tracked::Tracked;
-
-/// A row that waits for a device, and since when.
-#[derive(Debug)]
-pub struct Queued {
-    /// The row.
-    pub ready: Tracked<Ready>,
-    /// When it was queued.
-    pub since: Instant,
-    /// Its lane, so that it can be put back.
-    pub lane: usize,
-    /// When its request's deadline passes.
-    pub due: Option<Instant>,
-}
-
-impl Queued {
-    /// A row that begins to wait now.
-    pub fn new(ready: Tracked<Ready>, lane: usize) -> Self {
-        let since = Instant::now();
-        let due = ready.value.row.request.deadline.and_then(|deadline| moment(deadline, Timestamp::now(), since));
-        Self { ready, since, lane, due }
-    }
-}
-
-/// A time of day as a moment of this process, `now` and `instant` being the same moment; `None` where it is too far
-/// away to be one.
-fn moment(time: Timestamp, now: Timestamp, instant: Instant) -> Option<Instant> {
-    // What has passed is due now.
-    let left = Duration::try_from(time.duration_since(now)).unwrap_or_default();
-    instant.checked_add(left)
-}
 
 /// Why one row got no caption.
 #[derive(Debug, thiserror::Error)]
@@ -222,7 +194,7 @@ pub fn spawn(loaded: Loaded, shared: Arc<Shared>) -> std::io::Result<Device> {
 
 /// The models of a device, as records name them.
 fn models_of(engine: &dyn Engine, filter: Option<&dyn Filter>, answerer: Option<&dyn Respondent>) -> Models {
-    Models::of(engine.model(), filter.map(Filter::model), answerer.map(Respondent::model))
+    Models::of(engine.model(), filter.map(Viewer::model), answerer.map(Viewer::model))
 }
 
 struct Runner {
@@ -498,13 +470,5 @@ mod tests {
         assert_eq!(of(&[3, 1, 1, 3, 4, 1], 4), [vec![3, 1], vec![1, 3], vec![4], vec![1]]);
         assert_eq!(of(&[8, 8, 1], 4), [[8], [8], [1]], "one image at least");
         assert!(of(&[], 4).is_empty());
-    }
-
-    #[test]
-    fn a_deadline_is_a_moment_of_this_process() {
-        let (now, instant) = (Timestamp::now(), Instant::now());
-        let in_a_second = now + jiff::SignedDuration::from_secs(1);
-        assert_eq!(moment(in_a_second, now, instant), Some(instant + Duration::from_secs(1)));
-        assert_eq!(moment(now, in_a_second, instant), Some(instant), "what has passed is due now");
     }
 }

@@ -1,10 +1,13 @@
 //! An image that captioner, filter and answerer look at through equal image encoders is encoded once, and nothing that they
 //! tell of it changes by that.
 
+use std::collections::HashSet;
+use std::sync::Arc;
+
 use blipstream::caption::config::BlipConfig;
 use blipstream::caption::{
-    Ask, Backend, BlipEngine, DeviceSpec, DtypeSpec, Encoders, Engine, ErrorKind, LoadOptions, ModelSource, Params,
-    Pixels, Told, load_matcher, load_model, tell,
+    Answerer, Ask, Backend, BlipEngine, DeviceSpec, DtypeSpec, Encoders, Engine, ErrorKind, LoadOptions, Matcher,
+    Model, ModelSource, Params, Pixels, Told, load_answerer, load_matcher, load_model, tell,
 };
 
 use crate::fixture::{self, Fixture, report};
@@ -31,7 +34,8 @@ fn images(count: u64) -> Vec<Pixels> {
     (0..count).map(|seed| blipstream::caption::pictures::pixels(48, seed).unwrap()).collect()
 }
 
-/// Images with a caption, with a caption and texts that are judged, and with texts alone, in turn.
+/// Images with a caption, with a caption and texts that are judged, and with texts alone, in turn; every other one with
+/// a question.
 fn items() -> Vec<(Pixels, Ask)> {
     let caption = || Some(Params { max_new_tokens: 6, ..Params::default() });
     let texts = || vec!["7 8 9".to_owned(), "11".to_owned()];
@@ -40,7 +44,11 @@ fn items() -> Vec<(Pixels, Ask)> {
         1 => Ask { caption: caption(), ..Ask::default() },
         _ => Ask { caption: None, texts: texts(), filter: true, ..Ask::default() },
     };
-    images(7).into_iter().enumerate().map(|(at, image)| (image, ask(at))).collect()
+    let asking = |at: usize| match at % 2 {
+        0 => Ask { questions: vec!["12 13".into()], answering: caption().unwrap(), ..ask(at) },
+        _ => ask(at),
+    };
+    images(7).into_iter().enumerate().map(|(at, image)| (image, asking(at))).collect()
 }
 
 /// The scores of everything that was judged.
@@ -49,28 +57,47 @@ fn scores(told: &Told) -> Vec<f32> {
     all.flat_map(|judged| [judged.logits[0], judged.logits[1], judged.itc]).collect()
 }
 
+/// What these models tell of all images.
+fn told(models: (Arc<Model>, Arc<Matcher>, Arc<Answerer>)) -> Vec<Told> {
+    let (captioner, mut filter, mut answerer) = models;
+    let mut captioner = BlipEngine::new(captioner);
+    let told = tell(&mut captioner, Some(&mut filter), Some(&mut answerer), &items()).unwrap();
+    told.into_iter().map(Result::unwrap).collect()
+}
+
 #[test]
 fn a_shared_image_encoder_changes_nothing_that_is_told() {
     for backend in BACKENDS {
         let options = random(5, backend);
-        let alone = (load_model(&options).unwrap(), load_matcher(&options).unwrap());
-        assert_ne!(alone.0.encoder(), alone.1.encoder());
-        let mut encoders = Encoders::default();
-        let shared = (encoders.load_model(&options).unwrap(), encoders.load_matcher(&options).unwrap());
-        assert_eq!(shared.0.encoder(), shared.1.encoder());
+        let load = |encoders: &mut Encoders| {
+            (
+                encoders.load_model(&options).unwrap(),
+                encoders.load_matcher(&options).unwrap(),
+                encoders.load_answerer(&options).unwrap(),
+            )
+        };
+        let alone = (load_model(&options).unwrap(), load_matcher(&options).unwrap(), load_answerer(&options).unwrap());
+        let encoders = HashSet::from([alone.0.encoder(), alone.1.encoder(), alone.2.encoder()]);
+        assert_eq!(encoders.len(), 3);
+        let shared = load(&mut Encoders::default());
+        assert_eq!([shared.1.encoder(), shared.2.encoder()], [shared.0.encoder(); 2]);
 
-        let (mut captioner, mut filter) = (BlipEngine::new(alone.0), alone.1);
-        let expected = tell(&mut captioner, Some(&mut filter), None, &items()).unwrap();
-        let (mut captioner, mut filter) = (BlipEngine::new(shared.0), shared.1);
-        let found = tell(&mut captioner, Some(&mut filter), None, &items()).unwrap();
+        let (expected, found) = (told(alone), told(shared));
         let mut most = 0f32;
-        for (found, expected) in found.iter().zip(&expected) {
-            let (found, expected) = (found.as_ref().unwrap(), expected.as_ref().unwrap());
-            assert_eq!(found.caption, expected.caption);
-            let (found, expected) = (scores(found), scores(expected));
+        let mut differ = |found: &[f32], expected: &[f32]| {
             assert_eq!(found.len(), expected.len());
             most = found.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(most, f32::max);
+        };
+        for (found, expected) in found.iter().zip(&expected) {
+            assert_eq!(found.caption, expected.caption);
+            differ(&scores(found), &scores(expected));
+            for (found, expected) in found.answers.iter().zip(&expected.answers) {
+                let (found, expected) = (found.as_ref().unwrap(), expected.as_ref().unwrap());
+                assert_eq!(found.token_ids, expected.token_ids);
+                differ(&[found.logprob], &[expected.logprob]);
+            }
         }
+        assert_eq!(found.iter().filter(|told| !told.answers.is_empty()).count(), 4);
         report(&format!("{backend}: scores differ by at most {most:.1e} where the image encoder is shared"));
         assert!(most < 1e-5, "{backend}: {most}");
     }

@@ -11,7 +11,7 @@ use crate::caption::config::Architecture;
 use crate::caption::preprocess::Preprocessor;
 use crate::caption::{
     Answerer, BlipEngine, DeviceSpec, Encoders, Engine, Filter, LoadError, LoadOptions, Matcher, Model, NoCaptioner,
-    Respondent, load_answerer, load_model, probe, tell,
+    Respondent, probe, tell,
 };
 use crate::pipeline::{Load, Wanted};
 use crate::settings;
@@ -62,8 +62,12 @@ impl Reload {
             filter: self.one("filter", filter, of(Architecture::Matcher), Matcher::preprocessor, |options| {
                 encoders.load_matcher(options)
             })?,
-            answerer: self.one("vqa", vqa, of(Architecture::Answerer), Answerer::preprocessor, load_answerer)?,
-            canary: self.one("canary", canary, of(Architecture::Captioner), Model::preprocessor, load_model)?,
+            answerer: self.one("vqa", vqa, of(Architecture::Answerer), Answerer::preprocessor, |options| {
+                encoders.load_answerer(options)
+            })?,
+            canary: self.one("canary", canary, of(Architecture::Captioner), Model::preprocessor, |options| {
+                encoders.load_model(options)
+            })?,
         };
         let works = new.work_on_a_picture(self.preprocessor.size());
         works.with_context(|| format!("a new model failed on a grey picture on {device}"))?;

@@ -1,0 +1,83 @@
+//! The trait of what looks at images beside the captioner, and what was seen of the images of a batch: an image that several
+//! models look at through one image encoder is encoded once.
+
+use super::{Ask, Encoded, EncoderId, EngineError, ModelInfo, Pixels, Sight};
+
+/// Looks at images with one model on one device. Its owner is one thread.
+pub trait Viewer: Send {
+    /// The model and where it runs.
+    fn model(&self) -> &ModelInfo;
+
+    /// Encodes images of the model's size; the result is in the order of `images`.
+    ///
+    /// # Errors
+    /// Of the whole call: with [`super::ErrorKind::OutOfMemory`] a smaller one may succeed.
+    fn encode(&mut self, images: &[Pixels]) -> Result<Vec<Encoded>, EngineError>;
+
+    /// Names its image encoder, whose sights [`Viewer::remember`] takes; another model may have the same.
+    fn encoder(&self) -> EncoderId;
+
+    /// The first half of `encode`, of which any model with this image encoder can make the second.
+    ///
+    /// # Errors
+    /// Of the whole call.
+    fn see(&mut self, images: &[Pixels]) -> Result<Vec<Sight>, EngineError>;
+
+    /// The second half of `encode`, for images that its image encoder saw, be it for another model; in their order.
+    ///
+    /// # Errors
+    /// Of the whole call.
+    fn remember(&mut self, sights: &[Sight]) -> Result<Vec<Encoded>, EngineError>;
+}
+
+/// What was seen of the images of a batch and is looked at once more, by their places in it.
+pub(super) struct Sights(Vec<Option<(EncoderId, Sight)>>);
+
+impl Sights {
+    /// Of so many images, nothing yet.
+    pub(super) fn of(images: usize) -> Self {
+        Self(vec![None; images])
+    }
+
+    /// Keeps what an encoder saw of the image at a place.
+    pub(super) fn keep(&mut self, at: usize, by: EncoderId, sight: Sight) {
+        self.0[at] = Some((by, sight));
+    }
+
+    /// What the encoder saw of the image at a place, if it did.
+    fn by(&self, encoder: EncoderId, at: usize) -> Option<Sight> {
+        self.0[at].as_ref().filter(|(by, _)| *by == encoder).map(|(_, sight)| sight.clone())
+    }
+
+    /// Encodes the images at some places for a model, in the order of the places. What its encoder saw before is not looked
+    /// at again, and what it sees now is kept where it is looked at later, too.
+    pub(super) fn look(
+        &mut self,
+        viewer: &mut dyn Viewer,
+        items: &[(Pixels, Ask)],
+        places: &[usize],
+        is_looked_at_later: impl Fn(usize) -> bool,
+    ) -> Result<Vec<Encoded>, EngineError> {
+        let encoder = viewer.encoder();
+        let pixels = |places: &[usize]| places.iter().map(|at| items[*at].0.clone()).collect::<Vec<_>>();
+        let unseen = |sights: &Self| {
+            let places = places.iter().copied().filter(|at| sights.by(encoder, *at).is_none());
+            places.collect::<Vec<_>>()
+        };
+        let later: Vec<usize> = unseen(self).into_iter().filter(|at| is_looked_at_later(*at)).collect();
+        if !later.is_empty() {
+            for (at, sight) in later.iter().zip(viewer.see(&pixels(&later))?) {
+                self.keep(*at, encoder, sight);
+            }
+        }
+        let unseen = unseen(self);
+        let seen: Vec<Sight> = places.iter().filter_map(|at| self.by(encoder, *at)).collect();
+        let mut remembered = if seen.is_empty() { Vec::new() } else { viewer.remember(&seen)? }.into_iter();
+        let mut encoded = if unseen.is_empty() { Vec::new() } else { viewer.encode(&pixels(&unseen))? }.into_iter();
+        let next = places.iter().map(|at| match self.by(encoder, *at) {
+            Some(_) => remembered.next(),
+            None => encoded.next(),
+        });
+        next.collect::<Option<_>>().ok_or_else(|| EngineError::internal("an image was lost"))
+    }
+}
