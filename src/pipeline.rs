@@ -289,6 +289,10 @@ impl infer::Supply for Queue<Queued> {
         Queue::take(self, Take { max, linger, work: Take::work_after(last) })
     }
 
+    fn try_take(&self, max: usize, linger: Duration, last: Option<Duration>) -> Option<(Vec<Queued>, Flush)> {
+        Queue::try_take(self, Take { max, linger, work: Take::work_after(last) })
+    }
+
     fn done(&self) {
         Queue::done(self);
     }

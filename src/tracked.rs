@@ -63,7 +63,7 @@ impl<T> Tracked<T> {
     /// A second value beside this one, which takes the image permit along; the message is resolved when both are.
     pub fn fork<U>(self, beside: U) -> (Self, Tracked<U>) {
         let Tag { ticket, message, image } = self.tag;
-        let second = ticket.fork();
+        let [ticket, second] = ticket.fork();
         let (tag, other) =
             (Tag { ticket, message: message.clone(), image: None }, Tag { ticket: second, message, image });
         (Self { value: self.value, tag }, Tracked { value: beside, tag: other })

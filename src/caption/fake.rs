@@ -31,6 +31,8 @@ pub struct FakeOptions {
     pub poison: Option<[u8; 3]>,
     /// An image whose first pixel has this colour ends the process, as a bug in native code does.
     pub deadly: Option<[u8; 3]>,
+    /// An image whose first pixel has this colour makes the thread panic.
+    pub panicking: Option<[u8; 3]>,
     /// The longest prompt that is taken, in words.
     pub max_prompt_words: usize,
     /// The first word of its captions.
@@ -50,6 +52,7 @@ impl Default for FakeOptions {
             memory_for: usize::MAX,
             poison: None,
             deadly: None,
+            panicking: None,
             max_prompt_words: 64,
             article: "a",
             row_bytes: 0,
@@ -185,10 +188,14 @@ impl Engine for FakeEngine {
                 image.size()
             )));
         }
-        if images.iter().any(|image| self.options.deadly.is_some_and(|deadly| image.data()[..3] == deadly)) {
+        let has = |colour: Option<[u8; 3]>| {
+            colour.is_some_and(|colour| images.iter().any(|image| image.data()[..3] == colour))
+        };
+        if has(self.options.deadly) {
             std::process::abort();
         }
-        if images.iter().any(|image| self.options.poison.is_some_and(|poison| image.data()[..3] == poison)) {
+        assert!(!has(self.options.panicking), "an image of the batch makes the engine panic");
+        if has(self.options.poison) {
             return Err(EngineError::internal("an image of the batch is poisoned"));
         }
         self.phases.encode += started.elapsed();

@@ -71,15 +71,16 @@ pub fn tell(
     items: &[(Pixels, Ask)],
 ) -> Result<Vec<Result<Told, EngineError>>, EngineError> {
     let mut results: Vec<Result<Told, EngineError>> = items.iter().map(|_| Ok(Told::default())).collect();
-    let encoders = (filter.as_ref().map(|filter| filter.encoder()), respondent.as_ref().map(|one| one.encoder()));
-    let is_asked = |at: usize, by: Option<EncoderId>| encoders.1 == by && !items[at].1.questions.is_empty();
+    let of_filter = filter.as_ref().map(|filter| filter.encoder());
+    let of_respondent = respondent.as_ref().map(|respondent| respondent.encoder());
+    let is_asked = |at: usize, by: Option<EncoderId>| of_respondent == by && !items[at].1.questions.is_empty();
     let mut sights = Sights::of(items.len());
     let (places, params): (Vec<usize>, Vec<&Params>) =
         items.iter().enumerate().filter_map(|(at, (_, ask))| Some((at, ask.caption.as_ref()?))).unzip();
     if !places.is_empty() {
         let images: Vec<Pixels> = places.iter().map(|at| items[*at].0.clone()).collect();
         let by = Some(engine.encoder());
-        let is_judged = |at: usize| encoders.0 == by && items[at].1.needs_filter();
+        let is_judged = |at: usize| of_filter == by && items[at].1.needs_filter();
         let is_looked_at_later = |at: usize| is_judged(at) || is_asked(at, by);
         let encoded = if places.iter().any(|at| is_looked_at_later(*at)) {
             let seen = engine.see(&images)?;
@@ -99,7 +100,7 @@ pub fn tell(
     match filter {
         _ if judged.is_empty() => {}
         Some(filter) => judged.chunks(JUDGED).try_for_each(|places| {
-            let images = sights.look(filter, items, places, |at| is_asked(at, encoders.0))?;
+            let images = sights.look(filter, items, places, |at| is_asked(at, of_filter))?;
             judge(filter, items, places, &images, &mut results)?;
             embeddings::embed(filter, items, places, &images, &mut results)
         })?,

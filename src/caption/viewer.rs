@@ -59,25 +59,28 @@ impl Sights {
         is_looked_at_later: impl Fn(usize) -> bool,
     ) -> Result<Vec<Encoded>, EngineError> {
         let encoder = viewer.encoder();
-        let pixels = |places: &[usize]| places.iter().map(|at| items[*at].0.clone()).collect::<Vec<_>>();
-        let unseen = |sights: &Self| {
-            let places = places.iter().copied().filter(|at| sights.by(encoder, *at).is_none());
-            places.collect::<Vec<_>>()
-        };
-        let later: Vec<usize> = unseen(self).into_iter().filter(|at| is_looked_at_later(*at)).collect();
-        if !later.is_empty() {
-            for (at, sight) in later.iter().zip(viewer.see(&pixels(&later))?) {
+        let unseen: Vec<usize> = places.iter().copied().filter(|at| self.by(encoder, *at).is_none()).collect();
+        let pixels: Vec<Pixels> = unseen.iter().map(|at| items[*at].0.clone()).collect();
+        let mut encoded = Vec::new();
+        if unseen.iter().any(|at| is_looked_at_later(*at)) {
+            for (at, sight) in unseen.iter().zip(viewer.see(&pixels)?) {
                 self.keep(*at, encoder, sight);
             }
+        } else if !unseen.is_empty() {
+            encoded = viewer.encode(&pixels)?;
         }
-        let unseen = unseen(self);
         let seen: Vec<Sight> = places.iter().filter_map(|at| self.by(encoder, *at)).collect();
         let mut remembered = if seen.is_empty() { Vec::new() } else { viewer.remember(&seen)? }.into_iter();
-        let mut encoded = if unseen.is_empty() { Vec::new() } else { viewer.encode(&pixels(&unseen))? }.into_iter();
+        let mut encoded = encoded.into_iter();
         let next = places.iter().map(|at| match self.by(encoder, *at) {
             Some(_) => remembered.next(),
             None => encoded.next(),
         });
-        next.collect::<Option<_>>().ok_or_else(|| EngineError::internal("an image was lost"))
+        let looked_at = next.collect::<Option<_>>().ok_or_else(|| EngineError::internal("an image was lost"));
+        // They are as large as the images' hidden states.
+        for at in places.iter().filter(|at| !is_looked_at_later(**at)) {
+            self.0[*at].take_if(|(by, _)| *by == encoder);
+        }
+        looked_at
     }
 }

@@ -239,8 +239,10 @@ fn load_on_device(
     let filter = filter.map(|options| load_filter(encoders, &options, pixels)).transpose()?;
     let answerer = answerer.map(|options| load_beside_answerer(encoders, &options, pixels)).transpose()?;
     let canary = canary.map(|options| load_canary(encoders, &options, pixels)).transpose()?;
-    let others = [filter.as_ref().map(|model| model.encoder()), answerer.as_ref().map(|model| model.encoder())];
-    for (other, name) in others.into_iter().zip(["filter", "answerer"]) {
+    for (name, other) in [
+        ("filter", filter.as_ref().map(|model| model.encoder())),
+        ("answerer", answerer.as_ref().map(|model| model.encoder())),
+    ] {
         let Some(other) = other else { continue };
         let encoders = if other == loaded.encoder() {
             "the same image encoder: an image is encoded once for both"
@@ -306,11 +308,16 @@ fn load_canary(
     let named = || format!("cannot load the model {} (canary.source)", options.source);
     let canary = encoders.load_model(options).with_context(named)?;
     check_pixels(canary.preprocessor(), preprocessor, "canary.source", &options.source)?;
-    let items = probe(preprocessor.size(), true, false, false)?;
-    let told = tell(&mut BlipEngine::new(canary.clone()), None, None, &items)?;
-    let tried = told.into_iter().try_for_each(|told| told.map(drop));
-    tried.with_context(|| format!("the model {} (canary.source) failed on a grey picture", options.source))?;
+    try_captioner(&canary).with_context(|| format!("the model {} (canary.source)", options.source))?;
     Ok(canary)
+}
+
+/// Has a captioner write a word about a grey picture.
+fn try_captioner(model: &Arc<caption::Model>) -> anyhow::Result<()> {
+    let told = probe(model.preprocessor().size(), true, false, false)
+        .and_then(|items| tell(&mut BlipEngine::new(model.clone()), None, None, &items))
+        .and_then(|told| told.into_iter().try_for_each(|told| told.map(drop)));
+    told.with_context(|| format!("it failed on a grey picture on {}", model.info().device))
 }
 
 fn check_pixels(

@@ -110,6 +110,10 @@ pub(super) fn warnings(settings: &Settings) -> Vec<String> {
         "kafka.canary_topic has no effect in a worker without canary.source, the model whose captions it takes".into(),
     );
     warn(
+        settings.canary.source.as_ref() == Some(&settings.model.source),
+        "canary.source is the model of model.source: the canary is compared with itself".into(),
+    );
+    warn(
         fetch.max_body > flow.max_image_bytes,
         format!(
             "fetch.max_body ({}) is over flow.max_image_bytes ({}): an image whose length is not announced is fetched \

@@ -42,32 +42,21 @@ pub struct CanaryRecord {
     /// What the captioner wrote.
     pub caption: Written,
     /// The canary's own.
-    pub canary: Tried,
+    pub canary: Written,
     /// What they describe.
     pub image: ImageInfo,
     /// Identity of the image.
     pub origin: Origin,
     /// Name of the worker.
     pub worker: String,
+    /// Whether its topic took no longer record: then `id` is the origin, and texts and address are left out. Present only if so.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub shortened: bool,
 }
 
-/// A caption and who wrote it; the first one, where several were asked for.
+/// A caption, or why there is none, and who wrote it; the first one, where several were asked for.
 #[derive(Debug, Clone, Serialize)]
 pub struct Written {
-    /// The caption.
-    pub text: String,
-    /// What the model says of it.
-    #[serde(flatten)]
-    pub generated: Generated,
-    /// The model.
-    pub model: ModelRef,
-    /// The image's part of the time that its batch took on the device, in milliseconds.
-    pub device_ms: f64,
-}
-
-/// What the canary wrote, or why it did not.
-#[derive(Debug, Clone, Serialize)]
-pub struct Tried {
     /// The caption; `None` where there is an error.
     pub text: Option<String>,
     /// What the model says of it.
@@ -75,28 +64,29 @@ pub struct Tried {
     pub generated: Generated,
     /// The model.
     pub model: ModelRef,
-    /// As for the captioner.
+    /// The image's part of the time that its batch took on the device, in milliseconds.
     pub device_ms: f64,
-    /// Why there is no caption.
+    /// Why there is no caption; of the canary alone.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
 }
 
 impl CanaryRecord {
     /// The two compared.
-    pub fn compared(caption: &Written, canary: &Tried) -> (Comparison, Option<usize>) {
-        let Some(text) = &canary.text else { return (Comparison::Error, None) };
-        let result = if *text == caption.text { Comparison::Equal } else { Comparison::Different };
-        (result, Some(word_distance(&caption.text, text)))
+    pub fn compared(caption: &Written, canary: &Written) -> (Comparison, Option<usize>) {
+        let (Some(caption), Some(canary)) = (&caption.text, &canary.text) else { return (Comparison::Error, None) };
+        let result = if caption == canary { Comparison::Equal } else { Comparison::Different };
+        (result, Some(word_distance(caption, canary)))
     }
 
-    /// Without its texts, for a topic that takes no longer records.
+    /// For a topic that takes no longer records: without what may be of any length.
     #[must_use]
-    pub fn without_texts(&self) -> Self {
+    pub fn shortened(&self) -> Self {
         let mut short = self.clone();
-        let error = "the record was too long for its topic: its texts were left out";
-        short.caption.text.clear();
-        (short.canary.text, short.canary.error) = (None, Some(error.into()));
+        short.shortened = true;
+        short.id = short.origin.to_string();
+        short.caption.text = None;
+        short.canary.text = None;
         short.image.url = None;
         short
     }

@@ -16,7 +16,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use serde::Serialize;
 
-pub use canary::{CANARY_SCHEMA, CanaryRecord, Comparison, Tried, Written};
+pub use canary::{CANARY_SCHEMA, CanaryRecord, Comparison, Written};
 pub use dead_letter::{
     ATTEMPTS_HEADER, DROPPED_HEADERS_HEADER, DROPPED_KEY_HEADER, DeadLetter, ERROR_CODE_HEADER, ERROR_MESSAGE_HEADER,
     FIRST_FAILED_AT_HEADER, HEADER_OVERHEAD, NOT_BEFORE_HEADER, RECORD_OVERHEAD, STAGE_HEADER, WORKER_HEADER,
@@ -180,6 +180,13 @@ pub struct Row {
     pub only: bool,
     /// Time spent so far.
     pub timing: Timing,
+}
+
+impl Row {
+    /// The request's id, or one made from the origin.
+    pub fn id(&self) -> String {
+        self.request.id.clone().unwrap_or_else(|| self.origin.to_string())
+    }
 }
 
 #[cfg(test)]

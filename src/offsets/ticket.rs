@@ -84,24 +84,27 @@ impl Ticket {
         self.done = true;
     }
 
+    /// More tickets of the message are about to be made.
+    fn add(&self, more: usize) {
+        self.message.parts.fetch_add(more, Ordering::AcqRel);
+        if !self.ready {
+            self.message.unready.fetch_add(more, Ordering::AcqRel);
+        }
+    }
+
+    /// Two tickets; the message closes when both are resolved.
+    pub fn fork(self) -> [Ticket; 2] {
+        self.add(1);
+        let second = Ticket { message: self.message.clone(), ready: self.ready, done: false };
+        [self, second]
+    }
+
     /// One ticket for each of `rows` rows (at least one); the message closes when all of them are resolved.
     pub fn split(mut self, rows: usize) -> Vec<Ticket> {
         let rows = rows.max(1);
         self.done = true;
-        self.message.parts.fetch_add(rows - 1, Ordering::AcqRel);
-        if !self.ready {
-            self.message.unready.fetch_add(rows - 1, Ordering::AcqRel);
-        }
+        self.add(rows - 1);
         (0..rows).map(|_| Ticket { message: self.message.clone(), ready: self.ready, done: false }).collect()
-    }
-
-    /// A second ticket for the same message, which closes when both are resolved.
-    pub fn fork(&self) -> Ticket {
-        self.message.parts.fetch_add(1, Ordering::AcqRel);
-        if !self.ready {
-            self.message.unready.fetch_add(1, Ordering::AcqRel);
-        }
-        Ticket { message: self.message.clone(), ready: self.ready, done: false }
     }
 
     /// Partition of the message.

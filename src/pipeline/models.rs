@@ -106,8 +106,10 @@ impl Models {
         self.metrics.models_exchanged(result.is_ok());
         match &result {
             Ok(now) => {
-                let filter = now.filter.as_ref().map(|filter| filter.id.as_str());
-                tracing::info!(caption = now.caption.id, revision = now.caption.revision, filter, "models exchanged");
+                let id = |model: &Option<ModelInfo>| model.as_ref().map(|model| model.id.clone());
+                let (filter, vqa, canary) = (id(&now.filter), id(&now.vqa), id(&now.canary));
+                let (caption, revision) = (&now.caption.id, &now.caption.revision);
+                tracing::info!(caption, revision, filter, vqa, canary, "models exchanged");
             }
             Err(error) => tracing::warn!("no models were exchanged: {error}"),
         }

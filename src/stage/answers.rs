@@ -232,7 +232,7 @@ impl Answers {
         }
         let record = CaptionRecord {
             schema: SCHEMA,
-            id: row.request.id.unwrap_or_else(|| row.origin.to_string()),
+            id: row.id(),
             index: row.index,
             flags: flags(
                 std::iter::once(&*text).chain(answers.iter().filter_map(|answer| answer.text.as_deref())),

@@ -159,7 +159,23 @@ impl<T> Queue<T> {
                 }
             };
         };
-        let max = take.max.max(1);
+        Some((self.start(state, take.max), reason))
+    }
+
+    /// A batch, if one would be started now: what [`Queue::take`] would wait for is not waited for.
+    pub fn try_take(&self, take: Take) -> Option<(Vec<T>, Flush)> {
+        let state = self.lock();
+        let due_in = self.due_in(&state, Instant::now());
+        let (items, capacity, closed) = (state.lanes.len(), self.0.capacity, state.closed);
+        match take.decide(&Sight { items, capacity, waited: Duration::ZERO, due_in, closed }) {
+            Decision::Start(reason) => Some((self.start(state, take.max), reason)),
+            Decision::Wait(_) | Decision::Sleep => None,
+        }
+    }
+
+    /// Takes a batch out.
+    fn start(&self, mut state: MutexGuard<'_, State<T>>, max: usize) -> Vec<T> {
+        let max = max.max(1);
         let mut batch = Vec::with_capacity(max.min(state.lanes.len()));
         while batch.len() < max {
             let Some(item) = state.lanes.pop() else { break };
@@ -173,7 +189,7 @@ impl<T> Queue<T> {
             // One signal may have been swallowed by this device's wait for more.
             self.0.filled.notify_one();
         }
-        Some((batch, reason))
+        batch
     }
 
     /// How long it is until the first item that waits is of no use any more; `None` when nothing is due.

@@ -3,7 +3,6 @@
 //! Decoding is the only code that meets a stranger's bytes at length, so it alone runs under `catch_unwind`: a panic
 //! of a decoder is a dead letter of its image.
 
-use std::any::Any;
 use std::fmt::Write as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -15,7 +14,7 @@ use jiff::Timestamp;
 use sha2::{Digest, Sha256};
 use url::Url;
 
-use super::{Answers, Fetched, Finished, Ready, Recalled, failed, send_blocking};
+use super::{Answers, Fetched, Finished, Ready, Recalled, failed, panic_text, send_blocking};
 use crate::caption::Pixels;
 use crate::caption::preprocess::{self, Limits, Preprocessor, Resizer, TurboJpeg, Turn};
 use crate::disposition::{Code, Disposed, Disposition, Failure, Stage};
@@ -307,11 +306,6 @@ fn guarded<T>(work: impl FnOnce() -> Result<T, preprocess::DecodeError>) -> Resu
         Ok(result) => result.map_err(DecodeError::Image),
         Err(panic) => Err(DecodeError::Panic(panic_text(panic.as_ref()))),
     }
-}
-
-fn panic_text(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-    text.unwrap_or("it panicked").to_owned()
 }
 
 /// The address of an image as records show it; inline data has none.

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use async_channel::Sender;
 use jiff::Timestamp;
 
-use self::canary::{Canary, Trial, is_chosen};
+use self::canary::{Canary, Trial};
 pub use self::exchange::{Mailbox, Replacement};
 pub use self::queued::Queued;
 pub use self::size::{Measured, WarmUp, best_of, most_rows, warm_up};
@@ -27,7 +27,6 @@ use crate::disposition::{Code, Disposed, Disposition, Failure, Stage};
 use crate::message::Timing;
 use crate::metrics::{Flush, Metrics, Phase};
 use crate::settings;
-use crate::tracked::Tracked;
 
 /// Why one row got no caption.
 #[derive(Debug, thiserror::Error)]
@@ -90,6 +89,8 @@ pub trait Supply: Send + Sync {
     /// Waits for a batch of at most `max` rows; a free device may wait for `linger` for a fuller one, as far as
     /// deadlines allow it when its last batch took `last`. `None` when no more will come.
     fn take(&self, max: usize, linger: Duration, last: Option<Duration>) -> Option<(Vec<Queued>, Flush)>;
+    /// The same without waiting: `None` where nothing is to be started now.
+    fn try_take(&self, max: usize, linger: Duration, last: Option<Duration>) -> Option<(Vec<Queued>, Flush)>;
     /// A device is done with a batch that it took.
     fn done(&self);
     /// Takes back the rows of a batch that a device could not finish: they are the next ones.
@@ -173,18 +174,8 @@ pub fn spawn(loaded: Loaded, shared: Arc<Shared>) -> std::io::Result<Device> {
     let mailbox = Arc::<Mailbox>::default();
     let inbox = mailbox.clone();
     let canary = canary.map(|engine| Canary::new(engine, &shared.model));
-    let mut runner = Runner {
-        engine,
-        filter,
-        answerer,
-        canary,
-        trials: Vec::new(),
-        models,
-        shared,
-        stats: stats.clone(),
-        inbox,
-        last: None,
-    };
+    let mut runner =
+        Runner { engine, filter, answerer, canary, models, shared, stats: stats.clone(), inbox, last: None };
     let thread = thread::Builder::new().name(format!("infer {name}")).spawn(move || {
         let life = Life::of(runner.stats.clone());
         life.over(runner.run())
@@ -202,8 +193,6 @@ struct Runner {
     filter: Option<Box<dyn Filter>>,
     answerer: Option<Box<dyn Respondent>>,
     canary: Option<Canary>,
-    /// What the canary is to caption when the batch is done, each with its lane.
-    trials: Vec<(usize, Tracked<Trial>)>,
     /// What records say of them.
     models: Arc<Models>,
     shared: Arc<Shared>,
@@ -216,9 +205,7 @@ struct Runner {
 impl Runner {
     fn run(&mut self) -> Result<(), DeviceFailure> {
         loop {
-            let size = self.stats.batch_size.load(Ordering::Relaxed);
-            let taken = self.shared.supply.take(size, self.shared.linger, self.last);
-            let Some((batch, reason)) = taken else { return Ok(()) };
+            let Some((batch, reason)) = self.take() else { return Ok(()) };
             let shared = self.shared.clone();
             // Also when this thread panics, or the other devices would wait for what it may put back.
             let _done = Done(&*shared.supply);
@@ -228,13 +215,32 @@ impl Runner {
             self.stats.begin();
             let batch = self.admit(batch, begun);
             let result = self.caption_all(batch);
-            self.try_canary();
             self.stats.end();
             self.last = Some(begun.elapsed());
             if let Err((error, rest)) = result {
                 self.shared.supply.put_back(rest.into_iter().map(|row| row.queued).collect());
+                self.give_trials_up("the device failed");
                 return Err(DeviceFailure { device: self.stats.name.clone(), error });
             }
+        }
+    }
+
+    /// The next batch. What is gathered for the canary has its turn before that when it is enough or has waited for long, and
+    /// where there is no batch to be started.
+    fn take(&mut self) -> Option<(Vec<Queued>, Flush)> {
+        loop {
+            let size = self.stats.batch_size.load(Ordering::Relaxed);
+            let (supply, linger, last) = (&self.shared.supply, self.shared.linger, self.last);
+            match &self.canary {
+                Some(canary) if canary.is_due(size) => {}
+                Some(canary) if canary.has_trials() => {
+                    if let Some(taken) = supply.try_take(size, linger, last) {
+                        return Some(taken);
+                    }
+                }
+                _ => return supply.take(size, linger, last),
+            }
+            self.try_canary();
         }
     }
 
@@ -242,7 +248,11 @@ impl Runner {
     fn exchange(&mut self) {
         let Replacement { engine, filter, answerer, canary } = self.inbox.take();
         if let Some(canary) = canary {
-            self.canary = Some(Canary::new(canary, &self.shared.model));
+            let new = Canary::new(canary, &self.shared.model);
+            self.canary = Some(match self.canary.take() {
+                Some(old) => new.in_the_place_of(old),
+                None => new,
+            });
         }
         if engine.is_none() && filter.is_none() && answerer.is_none() {
             return;
@@ -373,14 +383,24 @@ impl Runner {
         }
     }
 
-    /// Has the canary caption what was chosen of a batch, once its own captions are on their way.
+    /// Has the canary caption what is gathered for it.
     fn try_canary(&mut self) {
-        let (lanes, trials): (Vec<usize>, Vec<_>) = std::mem::take(&mut self.trials).into_iter().unzip();
-        let Some(canary) = self.canary.as_mut().filter(|_| !trials.is_empty()) else { return };
-        let compared = canary.compare(trials, self.shared.answers.worker());
-        let (id, phases) = (canary.id().to_owned(), canary.take_phases());
-        self.observe_phases(&id, phases);
-        for (lane, finished) in lanes.into_iter().zip(compared) {
+        let Some(canary) = &mut self.canary else { return };
+        self.stats.begin();
+        let compared = canary.compare(self.shared.answers.worker());
+        if let Some((id, phases)) = canary.take_phases() {
+            self.observe_phases(&id, phases);
+        }
+        for (lane, finished) in compared {
+            self.send(lane, finished);
+        }
+        self.stats.end();
+    }
+
+    /// Ends what is gathered for the canary, which cannot work on it any more.
+    fn give_trials_up(&mut self, why: &str) {
+        let Some(canary) = &mut self.canary else { return };
+        for (lane, finished) in canary.give_up(why, self.shared.answers.worker()) {
             self.send(lane, finished);
         }
     }
@@ -395,13 +415,15 @@ impl Runner {
         };
         let by = Writer { models: &self.models, device: &self.stats.name, cost };
         let mut ready = queued.ready;
+        let Trials { share, lanes } = self.shared.trials;
         if let (Some(params), Some(caption)) = (&ask.caption, &told.caption)
-            && self.has_trial(lane, &ready.value)
+            && let Some(canary) = self.canary.as_mut().filter(|_| lane < lanes)
+            && canary.chooses(&ready.value.image.sha256, share)
         {
             let trial = Trial::of(&ready.value, params, caption, by);
             let (first, second) = ready.fork(trial);
             ready = first;
-            self.trials.push((lane, second));
+            canary.gather(lane, second);
         }
         let finished = ready.map(|ready| {
             let Ready { mut row, image, .. } = ready;
@@ -409,12 +431,6 @@ impl Runner {
             self.shared.answers.written(row, image, ask, told, by)
         });
         self.send(lane, finished);
-    }
-
-    /// Whether the canary is to caption this row, too.
-    fn has_trial(&self, lane: usize, ready: &Ready) -> bool {
-        let Trials { share, lanes } = self.shared.trials;
-        self.canary.is_some() && lane < lanes && is_chosen(&ready.image.sha256, share)
     }
 
     fn fail(&self, queued: Queued, stage: Stage, error: &InferError) {

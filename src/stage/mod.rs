@@ -13,6 +13,7 @@ pub mod infer;
 pub mod parse;
 pub mod publish;
 
+use std::any::Any;
 use std::sync::Arc;
 
 pub use answers::{Answers, AskError, Beside, Models, Recalled, Writer, check_params};
@@ -112,4 +113,10 @@ fn send_blocking<T>(to: &Sender<T>, value: T, stage: Stage, metrics: &Metrics) -
 /// A failed row, on its way to the dead letters.
 pub fn failed(row: Tracked<Row>, failure: Failure) -> Finished {
     row.map(|row| Output::FailedRow(Box::new(row), failure))
+}
+
+/// What a panic said.
+fn panic_text(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    text.unwrap_or("it panicked").to_owned()
 }

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use crate::support::client::eventually;
-use crate::support::flow::{Answers, Flow, asking, request};
+use crate::support::flow::{Answers, Flow, Worker, asking, request};
 use crate::support::http::http;
 use crate::support::promises::{assert_all_captioned, assert_no_duplicate, inline, slow};
 
@@ -132,7 +132,16 @@ async fn the_canary_has_no_image_of_the_endpoint_and_can_be_exchanged() {
     eventually("the models are there", || worker.control.models().is_some()).await;
     let row = json!({"input_data": {"columns": ["image"], "data": [[inline(1)]]}}).to_string();
     assert_eq!(http(port.address, "POST /score", &row).await.status, 200);
+    let metrics = worker.control.metrics().render();
+    assert!(
+        metrics.contains("blipstream_batch_size_count{device=\"cpu#0\",model=\"fake\",phase=\"encode\"} 1"),
+        "{metrics}"
+    );
+    assert!(!metrics.contains("model=\"other\""), "{metrics}");
     let models = worker.control.models().unwrap();
+    let large = Wanted { canary: Some("large".into()), ..Wanted::default() };
+    let refused = models.exchange(&large).unwrap_err().to_string();
+    assert!(refused.contains("canary: the model takes images of side 16, and what is under way has 8"), "{refused}");
     assert_eq!(models.now().canary.unwrap().id, "other");
     for (n, name) in ["second", "third"].into_iter().enumerate() {
         let wanted = Wanted { canary: Some(name.into()), ..Wanted::default() };
@@ -146,6 +155,30 @@ async fn the_canary_has_no_image_of_the_endpoint_and_can_be_exchanged() {
     let models: Vec<_> =
         compared(&flow).into_values().flatten().map(|record| record["canary"]["model"]["id"].clone()).collect();
     assert_eq!(models, ["second", "third"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_that_breaks_ends_what_was_gathered_for_its_canary() {
+    const COUNT: usize = 200;
+    let flow = flow(1, "other", 0.5);
+    flow.write((0..COUNT).map(|n| request(n, inline(n))));
+    // The second device fails on everything from its third batch on, the probe included.
+    let broken = FakeOptions { failing_calls: (3..10_000).collect(), ..slow() };
+    let worker = flow.worker_on(vec![slow(), broken]);
+    flow.until_answered(COUNT);
+    let alive = |worker: &Worker| worker.control.status().devices.iter().filter(|device| device.alive).count();
+    eventually("one device is left", || alive(&worker) == 1).await;
+    assert!(worker.stop().await.clean());
+    let answers = Answers::read(&flow);
+    assert_all_captioned(&answers, COUNT);
+    assert_no_duplicate(&answers);
+    let compared = compared(&flow);
+    assert!(compared.values().all(|records| records.len() == 1), "compared twice");
+    let chosen = answers.captions.values().flatten().filter(|record| record["image"]["sha256"].as_str().unwrap() < "8");
+    assert_eq!(compared.len(), chosen.count());
+    for record in compared.values().flatten().filter(|record| record["result"] != "different") {
+        assert_eq!(record["canary"]["error"], "the device failed", "{record}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -110,6 +110,9 @@ fn reduced_precisions_leave_99_of_100_captions_as_they_are_in_f32() {
     }
 }
 
+/// Its name, the parameters of a scene, and the least share of captions that stay, in percent.
+type Way<'a> = (&'a str, &'a dyn Fn(usize) -> Params, usize);
+
 /// A draw that falls within the rounding of where one token's share ends and the next one's begins goes either way.
 #[test]
 fn bf16_leaves_99_of_100_captions_of_beams_and_samples_as_they_are_in_f32() {
@@ -129,7 +132,7 @@ fn bf16_leaves_99_of_100_captions_of_beams_and_samples_as_they_are_in_f32() {
     };
     let (usual, wild) = (|seed| sampled(1.0, seed), |seed| sampled(2.0, seed));
     // At a temperature of 2 every one of the 20 tokens is a draw among many.
-    let ways: [(&str, &dyn Fn(usize) -> Params, usize); 3] =
+    let ways: [Way<'_>; 3] =
         [("3 beams", &beams, SAME), ("samples", &usual, SAME), ("samples at a temperature of 2", &wild, 85)];
     for (way, params, least) in ways {
         let in_f32 = captions_by(exact.clone(), &scenes, params);

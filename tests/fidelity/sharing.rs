@@ -91,6 +91,7 @@ fn a_shared_image_encoder_changes_nothing_that_is_told() {
         for (found, expected) in found.iter().zip(&expected) {
             assert_eq!(found.caption, expected.caption);
             differ(&scores(found), &scores(expected));
+            assert_eq!(found.answers.len(), expected.answers.len());
             for (found, expected) in found.answers.iter().zip(&expected.answers) {
                 let (found, expected) = (found.as_ref().unwrap(), expected.as_ref().unwrap());
                 assert_eq!(found.token_ids, expected.token_ids);

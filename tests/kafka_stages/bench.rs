@@ -8,7 +8,9 @@ use blipstream::budget::{Limit, Pool};
 use blipstream::disposition::{Code, Failure, Stage};
 use blipstream::gate::Gate;
 use blipstream::kafka::{Consumer, EmbeddedBroker, Error, Event, NewRecord, Start, group_offsets, write_records};
-use blipstream::message::{CaptionRecord, Generated, ImageInfo, Message, ModelRef, SCHEMA, Timing};
+use blipstream::message::{
+    CANARY_SCHEMA, CanaryRecord, CaptionRecord, Generated, ImageInfo, Message, ModelRef, SCHEMA, Timing, Written,
+};
 use blipstream::metrics::Metrics;
 use blipstream::offsets::{Committed, Ledger, TopicPartition};
 use blipstream::settings;
@@ -26,6 +28,7 @@ use crate::support::client::{assert_nothing_was_trimmed, hasty, read_all};
 pub const IN: &str = "in";
 pub const CAPTIONS: &str = "captions";
 pub const DEAD: &str = "dead";
+pub const CANARY: &str = "canary";
 
 /// For tests with more than one rebalance: the embedded broker draws each out until the session's time-out less a
 /// second.
@@ -40,8 +43,10 @@ pub struct Bench {
 
 impl Bench {
     pub fn new(partitions: i32) -> Self {
-        let broker = EmbeddedBroker::start(1, &[(IN, partitions), (CAPTIONS, 1), (DEAD, 1)]).unwrap();
-        let kafka = hasty(broker.bootstrap_servers().unwrap(), "fleet".into(), [IN, CAPTIONS, DEAD].map(str::to_owned));
+        let broker = EmbeddedBroker::start(1, &[(IN, partitions), (CAPTIONS, 1), (DEAD, 1), (CANARY, 1)]).unwrap();
+        let mut kafka =
+            hasty(broker.bootstrap_servers().unwrap(), "fleet".into(), [IN, CAPTIONS, DEAD].map(str::to_owned));
+        kafka.canary_topic = Some(CANARY.into());
         Self { broker, kafka, flow: settings::Flow::default() }
     }
 
@@ -183,6 +188,28 @@ pub fn caption(message: &Message) -> Output {
     };
     let (record, message) = (Box::new(record), Arc::new(message.clone()));
     Output::Caption { record, message, device: "cpu".into(), rejected: false }
+}
+
+/// A comparison for a request that is called like this.
+pub fn comparison(message: &Message, id: &str) -> Output {
+    let Output::Caption { record, message, .. } = caption(message) else { unreachable!() };
+    let CaptionRecord { index, text, generated, model, image, origin, worker, .. } = *record;
+    let caption = Written { text: Some(text), generated, model, device_ms: 1.0, error: None };
+    let (result, word_distance) = CanaryRecord::compared(&caption, &caption);
+    let record = CanaryRecord {
+        schema: CANARY_SCHEMA,
+        id: id.into(),
+        index,
+        result,
+        word_distance,
+        canary: caption.clone(),
+        caption,
+        image,
+        origin,
+        worker,
+        shortened: false,
+    };
+    Output::Canary { record: Box::new(record), message }
 }
 
 pub fn failure(message: &Message) -> Output {

@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::bench::{
-    Bench, CAPTIONS, DEAD, IN, Member, PATIENCE, Publishing, caption, eventually, failure, numbered, quiet,
+    Bench, CANARY, CAPTIONS, DEAD, IN, Member, PATIENCE, Publishing, caption, comparison, eventually, failure,
+    numbered, quiet,
 };
 use blipstream::budget::Limit;
 use blipstream::disposition::{Code, Stage};
@@ -233,6 +234,35 @@ async fn a_caption_over_the_configured_size_becomes_a_dead_letter() {
     assert_too_large(&metrics);
     assert_eq!(bench.read(DEAD).len(), 1);
     member.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_comparison_over_the_configured_size_is_shortened_and_its_caption_is_published() {
+    let mut bench = Bench::new(1);
+    bench.kafka.max_message_size = ByteSize::kib(10);
+    bench.write_numbers(0..2);
+    let (member, publishing) = (bench.member(), Publishing::start(&bench));
+    for id in ["short".to_owned(), "long ".repeat(5000)] {
+        let message = member.next().await;
+        let outputs = (caption(&message.value), comparison(&message.value, &id));
+        let (first, second) = message.fork(outputs.1);
+        publishing.send(first.map(|_| outputs.0)).await;
+        publishing.send(second).await;
+    }
+    let metrics = publishing.metrics.clone();
+    assert_eq!(publishing.end().await.published, 4);
+    assert_eq!((metrics.captions_so_far(), metrics.dead_letters_so_far()), (2, 0));
+    let mut records: Vec<(serde_json::Value, bool)> = bench
+        .read(CANARY)
+        .iter()
+        .map(|m| (serde_json::from_slice(m.payload.as_ref().unwrap()).unwrap(), m.key.is_some()))
+        .collect();
+    records.sort_by_key(|(record, _)| record["origin"]["offset"].as_i64());
+    let said: Vec<_> =
+        records.iter().map(|(record, key)| (record["id"].as_str().unwrap(), &record["shortened"], *key)).collect();
+    assert_eq!(said, [("short", &serde_json::Value::Null, true), ("in/0/1", &true.into(), false)]);
+    member.close().await.unwrap();
+    assert_eq!(bench.committed(), [Some(2)]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -191,14 +191,15 @@ impl Flow {
     }
 }
 
-/// A captioner on trial that is called like this: `other` writes other captions, `broken` none at all, and `brief` takes no
-/// prompt of more than two words.
+/// A captioner on trial that is called like this: `other` writes other captions, `broken` none at all, `brief` takes no
+/// prompt of more than two words, and `large` takes larger images.
 fn canary(id: &str) -> Box<dyn Engine> {
     let options = FakeOptions { id: id.into(), ..FakeOptions::default() };
     Box::new(FakeEngine::new(match id {
         "other" => FakeOptions { article: "the", ..options },
         "broken" => FakeOptions { memory_for: 0, ..options },
         "brief" => FakeOptions { max_prompt_words: 2, ..options },
+        "large" => FakeOptions { image_size: 16, ..options },
         _ => options,
     }))
 }

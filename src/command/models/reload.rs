@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Context;
 
-use super::{check_pixels, options, source};
+use super::{check_pixels, options, source, try_captioner};
 use crate::caption::config::Architecture;
 use crate::caption::preprocess::Preprocessor;
 use crate::caption::{
@@ -110,8 +110,7 @@ impl New {
     fn work_on_a_picture(&self, size: usize) -> anyhow::Result<()> {
         let Self { captioner, mut filter, mut answerer, canary } = self.clone();
         if let Some(canary) = canary {
-            let told = tell(&mut BlipEngine::new(canary), None, None, &probe(size, true, false, false)?)?;
-            told.into_iter().try_for_each(|told| told.map(drop)).context("canary")?;
+            try_captioner(&canary).context("canary")?;
         }
         let items = probe(size, captioner.is_some(), filter.is_some(), answerer.is_some())?;
         let beside = filter.as_ref().map(|filter| filter.info()).or(answerer.as_ref().map(|answerer| answerer.info()));

@@ -266,3 +266,24 @@ fn a_queue_that_is_full_of_the_stream_keeps_no_guest_out() {
     let (batch, _) = queue.take(Take { max: 2, ..NOW }).unwrap();
     assert!(batch.contains(&"guest") && batch.contains(&"stream"), "{batch:?}");
 }
+
+#[test]
+fn who_has_something_else_to_do_takes_what_is_there_and_waits_for_nothing() {
+    let queue = Queue::new(8, &[1], |(_, due): &(u32, Option<Instant>)| *due);
+    let take = Take { max: 2, ..lingering(EVER) };
+    assert!(queue.try_take(take).is_none(), "nothing is there");
+    queue.push(0, (1, None)).unwrap();
+    assert!(queue.try_take(take).is_none(), "a fuller batch may come");
+    let (batch, reason) = queue.try_take(Take { max: 2, ..NOW }).unwrap();
+    assert_eq!((batch.len(), reason), (1, Flush::Idle));
+    queue.done();
+    queue.push(0, (2, None)).unwrap();
+    queue.push(0, (3, None)).unwrap();
+    assert_eq!(queue.try_take(take).unwrap().1, Flush::Full);
+    queue.done();
+    queue.push(0, (4, Some(Instant::now()))).unwrap();
+    assert_eq!(queue.try_take(take).unwrap().1, Flush::Linger, "it is due");
+    queue.done();
+    queue.close();
+    assert!(queue.try_take(take).is_none() && queue.take(take).is_none());
+}

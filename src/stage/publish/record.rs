@@ -45,7 +45,8 @@ pub(super) fn render<'a>(output: &Output, pointer: bool, kafka: &'a Kafka, worke
             return answer(record, &record.origin, message, topic_of(*rejected, kafka).0);
         }
         Output::Canary { record, message } if pointer => {
-            return answer(&record.without_texts(), &record.origin, message, canary_topic(kafka).0);
+            let bare = Message { key: None, headers: Headers::new(), payload: None, ..(**message).clone() };
+            return answer(&record.shortened(), &record.origin, &bare, canary_topic(kafka).0);
         }
         Output::Canary { record, message } => return answer(record, &record.origin, message, canary_topic(kafka).0),
         Output::FailedRow(row, failure) => (&row.message, row.origin.clone(), native(row), failure),
@@ -169,7 +170,7 @@ mod tests {
 
     use super::*;
     use crate::message::{
-        CANARY_SCHEMA, CanaryRecord, CaptionRecord, Generated, ImageInfo, ModelRef, SCHEMA, Timing, Tried, Written,
+        CANARY_SCHEMA, CanaryRecord, CaptionRecord, Generated, ImageInfo, ModelRef, SCHEMA, Timing, Written,
     };
 
     fn message(headers: &[&str]) -> Message {
@@ -209,30 +210,50 @@ mod tests {
     fn compared(message: &Message) -> Output {
         let Output::Caption { record, message, .. } = captioned(message) else { unreachable!() };
         let CaptionRecord { id, index, text, generated, model, image, origin, worker, .. } = *record;
-        let caption = Written { text, generated, model: model.clone(), device_ms: 1.0 };
-        let canary = Tried { text: Some("a dog".into()), generated, model, device_ms: 1.0, error: None };
+        let caption = Written { text: Some(text), generated, model, device_ms: 1.0, error: None };
+        let canary = Written { text: Some("a dog".into()), ..caption.clone() };
         let (result, word_distance) = CanaryRecord::compared(&caption, &canary);
-        let schema = CANARY_SCHEMA;
-        let record = CanaryRecord { schema, id, index, result, word_distance, caption, canary, image, origin, worker };
+        let (schema, shortened) = (CANARY_SCHEMA, false);
+        let record = CanaryRecord {
+            schema,
+            id,
+            index,
+            result,
+            word_distance,
+            caption,
+            canary,
+            image,
+            origin,
+            worker,
+            shortened,
+        };
         Output::Canary { record: Box::new(record), message }
     }
 
     #[test]
-    fn a_comparison_that_is_too_long_goes_without_its_texts_and_never_as_a_dead_letter() {
+    fn a_comparison_that_is_too_long_keeps_nothing_of_any_length_and_is_no_dead_letter() {
         let kafka = Kafka { canary_topic: Some("canary".into()), ..Kafka::default() };
         let output = compared(&message(&["traceparent"]));
-        let said = |pointer| {
+        let rendered = |pointer| {
             let rendered = render(&output, pointer, &kafka, "w");
-            assert_eq!((rendered.topic, rendered.key.as_deref()), ("canary", Some(&b"key"[..])));
-            assert_eq!(rendered.headers.last().unwrap().0, ORIGIN_HEADER);
-            let record: serde_json::Value = serde_json::from_slice(&rendered.value.unwrap()).unwrap();
-            ["/caption/text", "/canary/text", "/canary/error", "/result", "/word_distance"]
+            assert_eq!((rendered.topic, &*rendered.headers.last().unwrap().0), ("canary", ORIGIN_HEADER));
+            let record: serde_json::Value = serde_json::from_slice(rendered.value.as_ref().unwrap()).unwrap();
+            (rendered.key.is_some(), rendered.headers.len(), record)
+        };
+        let said = |record: &serde_json::Value| {
+            ["/id", "/caption/text", "/canary/text", "/result", "/word_distance", "/shortened"]
                 .map(|field| record.pointer(field).cloned().unwrap_or_default())
         };
-        assert_eq!(said(false), [json!("a cat"), json!("a dog"), json!(null), json!("different"), json!(1)]);
-        let [caption, canary, error, rest @ ..] = said(true);
-        assert_eq!((caption, canary, rest), (json!(""), json!(null), [json!("different"), json!(1)]));
-        assert!(error.as_str().unwrap().contains("too long for its topic"), "{error}");
+        let (has_key, headers, whole) = rendered(false);
+        assert_eq!((has_key, headers), (true, 2));
+        let (different, null) = (json!("different"), json!(null));
+        assert_eq!(
+            said(&whole),
+            [json!("id"), json!("a cat"), json!("a dog"), different.clone(), json!(1), null.clone()]
+        );
+        let (has_key, headers, short) = rendered(true);
+        assert_eq!((has_key, headers), (false, 1));
+        assert_eq!(said(&short), [json!("in/2/7"), null.clone(), null, different, json!(1), json!(true)]);
         assert_eq!((code(&output), destination(&output, true, &kafka)), (None, ("canary", "kafka.canary_topic")));
     }
 
