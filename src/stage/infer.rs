@@ -400,9 +400,12 @@ impl Runner {
     /// Ends what is gathered for the canary, which cannot work on it any more.
     fn give_trials_up(&mut self, why: &str) {
         let Some(canary) = &mut self.canary else { return };
-        for (lane, finished) in canary.give_up(why, self.shared.answers.worker()) {
+        let ended = canary.give_up(why, self.shared.answers.worker());
+        self.stats.begin();
+        for (lane, finished) in ended {
             self.send(lane, finished);
         }
+        self.stats.end();
     }
 
     /// Answers a row of a batch that took so long, `cost` of it for this row.
