@@ -225,7 +225,7 @@ fn a_check_finds_topics_and_names_what_is_missing() {
     let bench = Bench::new(3);
     let brokers = check_topics(&bench.kafka, &TopicCheck::of(&bench.kafka), PATIENCE).unwrap();
     let partitions: Vec<usize> = brokers.topics.iter().map(|topic| topic.partitions).collect();
-    assert_eq!(partitions, [3, 1, 1]);
+    assert_eq!(partitions, [3, 1, 1, 1]);
     assert_eq!(brokers.addresses.len(), 1);
     let missing = TopicCheck { topic: "missing".into(), setting: "kafka.inputs" };
     let error = check_topics(&bench.kafka, &[missing], PATIENCE).unwrap_err();

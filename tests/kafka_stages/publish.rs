@@ -242,7 +242,7 @@ async fn a_comparison_over_the_configured_size_is_shortened_and_its_caption_is_p
     bench.kafka.max_message_size = ByteSize::kib(10);
     bench.write_numbers(0..2);
     let (member, publishing) = (bench.member(), Publishing::start(&bench));
-    for id in ["short".to_owned(), "long ".repeat(5000)] {
+    for id in ["short".to_owned(), "long ".repeat(50_000)] {
         let message = member.next().await;
         let outputs = (caption(&message.value), comparison(&message.value, &id));
         let (first, second) = message.fork(outputs.1);
