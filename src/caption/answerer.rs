@@ -8,14 +8,15 @@ use candle_core::{Device, Result, Tensor};
 
 use super::config::BlipConfig;
 use super::encoder::Encoder;
-use super::engine::{at_home, encode_size, in_parts};
+use super::engine::at_home;
 use super::load::{Built, LoadError};
 use super::memory::{ImageMemory, Sizes};
 use super::preprocess::Preprocessor;
 use super::reader::{Part, Reader, parts};
 use super::rows::Rows;
+use super::viewer::Looks;
 use super::writer::Writer;
-use super::{Caption, Encoded, EncoderId, EngineError, ModelInfo, Params, Pixels, RowId, Sight};
+use super::{Caption, Encoded, EngineError, ModelInfo, Params, Pixels, RowId};
 
 /// Sequences that are written at a time, but for a single answer with more beams.
 const SEQUENCES: usize = 64;
@@ -43,6 +44,29 @@ struct Question {
     memory: Arc<ImageMemory>,
     /// Its tokens.
     length: usize,
+}
+
+impl Looks for Answerer {
+    fn info(&self) -> &ModelInfo {
+        &self.info
+    }
+
+    fn vision(&self) -> &Encoder {
+        &self.vision
+    }
+
+    fn device(&self) -> &Device {
+        &self.device
+    }
+
+    fn remember_hidden(&self, hidden: &Tensor, _: usize) -> std::result::Result<Vec<Encoded>, EngineError> {
+        let memories = self.reader.remember(hidden, self.config.vision.tokens())?;
+        let encoded = memories.into_iter().map(|memory| {
+            let bytes = memory.bytes();
+            Encoded::new(Seen(Arc::new(memory)), bytes)
+        });
+        Ok(encoded.collect())
+    }
 }
 
 impl Answerer {
@@ -73,42 +97,7 @@ impl Answerer {
     /// # Errors
     /// An image has another size, or the device fails.
     pub fn encode(&self, images: &[Pixels]) -> std::result::Result<Vec<Encoded>, EngineError> {
-        self.info.check_images(images)?;
-        let part = |images: &[Pixels]| self.remember_hidden(&self.vision.forward(images)?);
-        at_home(&self.device, || in_parts(images, encode_size(&self.device), part))
-    }
-
-    /// Names its image encoder.
-    pub fn encoder(&self) -> EncoderId {
-        self.vision.id()
-    }
-
-    /// The first half of `encode`.
-    ///
-    /// # Errors
-    /// As there.
-    pub fn see(&self, images: &[Pixels]) -> std::result::Result<Vec<Sight>, EngineError> {
-        self.info.check_images(images)?;
-        at_home(&self.device, || in_parts(images, encode_size(&self.device), |images| Ok(self.vision.see(images)?)))
-    }
-
-    /// The second half of `encode`: images that its image encoder saw for any model.
-    ///
-    /// # Errors
-    /// Another image encoder saw one, or the device fails.
-    pub fn remember(&self, sights: &[Sight]) -> std::result::Result<Vec<Encoded>, EngineError> {
-        let part = |sights: &[Sight]| self.remember_hidden(&self.vision.recall(sights)?);
-        at_home(&self.device, || in_parts(sights, encode_size(&self.device), part))
-    }
-
-    /// What questions look at, of images with these hidden states, `[images · tokens, width]`.
-    fn remember_hidden(&self, hidden: &Tensor) -> std::result::Result<Vec<Encoded>, EngineError> {
-        let memories = self.reader.remember(hidden, self.config.vision.tokens())?;
-        let encoded = memories.into_iter().map(|memory| {
-            let bytes = memory.bytes();
-            Encoded::new(Seen(Arc::new(memory)), bytes)
-        });
-        Ok(encoded.collect())
+        self.encode_all(images)
     }
 
     /// Answers questions about images, in their order; a caption's text is the answer. Each question's own errors stand in its

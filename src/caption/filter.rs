@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::matcher::{Match, Matcher};
-use super::{Encoded, EncoderId, EngineError, ModelInfo, Pixels, Sight, Viewer};
+use super::{Encoded, EngineError, Viewer};
 
 /// Judges images and texts with one model on one device. Its owner is one thread.
 pub trait Filter: Viewer {
@@ -29,28 +29,6 @@ pub trait Filter: Viewer {
 }
 
 /// BLIP's own, whose weights may be shared.
-impl Viewer for Arc<Matcher> {
-    fn model(&self) -> &ModelInfo {
-        self.info()
-    }
-
-    fn encode(&mut self, images: &[Pixels]) -> Result<Vec<Encoded>, EngineError> {
-        Matcher::encode(self, images)
-    }
-
-    fn encoder(&self) -> EncoderId {
-        Matcher::encoder(self)
-    }
-
-    fn see(&mut self, images: &[Pixels]) -> Result<Vec<Sight>, EngineError> {
-        Matcher::see(self, images)
-    }
-
-    fn remember(&mut self, sights: &[Sight]) -> Result<Vec<Encoded>, EngineError> {
-        Matcher::remember(self, sights)
-    }
-}
-
 impl Filter for Arc<Matcher> {
     fn judge(&mut self, pairs: &[(&Encoded, &str)]) -> Result<Vec<Result<Match, EngineError>>, EngineError> {
         Matcher::judge(self, pairs)

@@ -8,12 +8,13 @@ use candle_core::{D, DType, Device, Result, Tensor};
 
 use super::compute::Linear;
 use super::config::BlipConfig;
-use super::encoder::{Encoder, EncoderId, Sight};
-use super::engine::{at_home, encode_size, in_parts};
+use super::encoder::Encoder;
+use super::engine::at_home;
 use super::load::{Built, LoadError};
 use super::memory::ImageMemory;
 use super::preprocess::Preprocessor;
 use super::reader::{Part, Reader, parts};
+use super::viewer::Looks;
 use super::{Encoded, EngineError, ModelInfo, Pixels};
 
 /// A model that judges pairs of images and texts, on a device. Cheap to share.
@@ -45,6 +46,32 @@ pub struct Match {
 struct Seen {
     memory: Arc<ImageMemory>,
     embedding: Vec<f32>,
+}
+
+impl Looks for Matcher {
+    fn info(&self) -> &ModelInfo {
+        &self.info
+    }
+
+    fn vision(&self) -> &Encoder {
+        &self.vision
+    }
+
+    fn device(&self) -> &Device {
+        &self.device
+    }
+
+    fn remember_hidden(&self, hidden: &Tensor, images: usize) -> std::result::Result<Vec<Encoded>, EngineError> {
+        let (tokens, width) = (self.config.vision.tokens(), self.config.vision.hidden_size);
+        let class = hidden.reshape((images, tokens, width))?.narrow(1, 0, 1)?.squeeze(1)?.contiguous()?;
+        let embeddings = normalised(&self.image_projection.forward(&class)?)?;
+        let both = self.reader.remember(hidden, tokens)?.into_iter().zip(embeddings);
+        let encoded = both.map(|(memory, embedding)| {
+            let bytes = memory.bytes() + embedding.len() * size_of::<f32>();
+            Encoded::new(Seen { memory: Arc::new(memory), embedding }, bytes)
+        });
+        Ok(encoded.collect())
+    }
 }
 
 impl Matcher {
@@ -87,45 +114,7 @@ impl Matcher {
     /// # Errors
     /// An image has another size, or the device fails.
     pub fn encode(&self, images: &[Pixels]) -> std::result::Result<Vec<Encoded>, EngineError> {
-        self.info.check_images(images)?;
-        let part = |images: &[Pixels]| self.remember_hidden(&self.vision.forward(images)?, images.len());
-        at_home(&self.device, || in_parts(images, encode_size(&self.device), part))
-    }
-
-    /// Names its image encoder.
-    pub fn encoder(&self) -> EncoderId {
-        self.vision.id()
-    }
-
-    /// The first half of `encode`.
-    ///
-    /// # Errors
-    /// As there.
-    pub fn see(&self, images: &[Pixels]) -> std::result::Result<Vec<Sight>, EngineError> {
-        self.info.check_images(images)?;
-        at_home(&self.device, || in_parts(images, encode_size(&self.device), |images| Ok(self.vision.see(images)?)))
-    }
-
-    /// The second half of `encode`: images that its image encoder saw for any model.
-    ///
-    /// # Errors
-    /// Another image encoder saw one, or the device fails.
-    pub fn remember(&self, sights: &[Sight]) -> std::result::Result<Vec<Encoded>, EngineError> {
-        let part = |sights: &[Sight]| self.remember_hidden(&self.vision.recall(sights)?, sights.len());
-        at_home(&self.device, || in_parts(sights, encode_size(&self.device), part))
-    }
-
-    /// What the texts look at, of images with these hidden states, `[images · tokens, width]`.
-    fn remember_hidden(&self, hidden: &Tensor, images: usize) -> std::result::Result<Vec<Encoded>, EngineError> {
-        let (tokens, width) = (self.config.vision.tokens(), self.config.vision.hidden_size);
-        let class = hidden.reshape((images, tokens, width))?.narrow(1, 0, 1)?.squeeze(1)?.contiguous()?;
-        let embeddings = normalised(&self.image_projection.forward(&class)?)?;
-        let both = self.reader.remember(hidden, tokens)?.into_iter().zip(embeddings);
-        let encoded = both.map(|(memory, embedding)| {
-            let bytes = memory.bytes() + embedding.len() * size_of::<f32>();
-            Encoded::new(Seen { memory: Arc::new(memory), embedding }, bytes)
-        });
-        Ok(encoded.collect())
+        self.encode_all(images)
     }
 
     /// The embedding of an encoded image, of length 1.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::answerer::Answerer;
-use super::{Caption, Encoded, EncoderId, EngineError, ModelInfo, Params, Pixels, Sight, Viewer};
+use super::{Caption, Encoded, EngineError, Params, Viewer};
 
 /// Answers questions about images with one model on one device. Its owner is one thread.
 pub trait Respondent: Viewer {
@@ -16,28 +16,6 @@ pub trait Respondent: Viewer {
 }
 
 /// BLIP's own, whose weights may be shared.
-impl Viewer for Arc<Answerer> {
-    fn model(&self) -> &ModelInfo {
-        self.info()
-    }
-
-    fn encode(&mut self, images: &[Pixels]) -> Result<Vec<Encoded>, EngineError> {
-        Answerer::encode(self, images)
-    }
-
-    fn encoder(&self) -> EncoderId {
-        Answerer::encoder(self)
-    }
-
-    fn see(&mut self, images: &[Pixels]) -> Result<Vec<Sight>, EngineError> {
-        Answerer::see(self, images)
-    }
-
-    fn remember(&mut self, sights: &[Sight]) -> Result<Vec<Encoded>, EngineError> {
-        Answerer::remember(self, sights)
-    }
-}
-
 impl Respondent for Arc<Answerer> {
     fn answer(&mut self, asked: &[(&Encoded, &str, Params)]) -> Result<Vec<Result<Caption, EngineError>>, EngineError> {
         Answerer::answer(self, asked)

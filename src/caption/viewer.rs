@@ -1,6 +1,12 @@
 //! The trait of what looks at images beside the captioner, and what was seen of the images of a batch: an image that several
 //! models look at through one image encoder is encoded once.
 
+use std::sync::Arc;
+
+use candle_core::{Device, Tensor};
+
+use super::encoder::Encoder;
+use super::engine::{at_home, encode_size, in_parts};
 use super::{Ask, Encoded, EncoderId, EngineError, ModelInfo, Pixels, Sight};
 
 /// Looks at images with one model on one device. Its owner is one thread.
@@ -28,6 +34,53 @@ pub trait Viewer: Send {
     /// # Errors
     /// Of the whole call.
     fn remember(&mut self, sights: &[Sight]) -> Result<Vec<Encoded>, EngineError>;
+}
+
+/// A model of BLIP's whose texts look at what its image encoder saw. Its weights may be shared.
+pub(super) trait Looks: Send + Sync {
+    /// The model and where it runs.
+    fn info(&self) -> &ModelInfo;
+
+    /// Its image encoder.
+    fn vision(&self) -> &Encoder;
+
+    /// Where it runs.
+    fn device(&self) -> &Device;
+
+    /// What the texts look at, of so many images with these hidden states, `[images · tokens, width]`.
+    fn remember_hidden(&self, hidden: &Tensor, images: usize) -> Result<Vec<Encoded>, EngineError>;
+
+    /// See [`Viewer::encode`].
+    fn encode_all(&self, images: &[Pixels]) -> Result<Vec<Encoded>, EngineError> {
+        self.info().check_images(images)?;
+        let part = |images: &[Pixels]| self.remember_hidden(&self.vision().forward(images)?, images.len());
+        at_home(self.device(), || in_parts(images, encode_size(self.device()), part))
+    }
+}
+
+impl<T: Looks> Viewer for Arc<T> {
+    fn model(&self) -> &ModelInfo {
+        self.info()
+    }
+
+    fn encode(&mut self, images: &[Pixels]) -> Result<Vec<Encoded>, EngineError> {
+        self.encode_all(images)
+    }
+
+    fn encoder(&self) -> EncoderId {
+        self.vision().id()
+    }
+
+    fn see(&mut self, images: &[Pixels]) -> Result<Vec<Sight>, EngineError> {
+        self.info().check_images(images)?;
+        let part = |images: &[Pixels]| Ok(self.vision().see(images)?);
+        at_home(self.device(), || in_parts(images, encode_size(self.device()), part))
+    }
+
+    fn remember(&mut self, sights: &[Sight]) -> Result<Vec<Encoded>, EngineError> {
+        let part = |sights: &[Sight]| self.remember_hidden(&self.vision().recall(sights)?, sights.len());
+        at_home(self.device(), || in_parts(sights, encode_size(self.device()), part))
+    }
 }
 
 /// What was seen of the images of a batch and is looked at once more, by their places in it.

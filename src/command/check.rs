@@ -157,35 +157,20 @@ impl Report {
         let mut usable = matches!(found.state, State::Ok | State::Warning);
         self.add(found)?;
         let mut parameters = sizes.map(|sizes| sizes.parameters());
-        if let Some(source) = &settings.filter.source {
-            let wanted =
-                model::Wanted { item: "filter", source, setting: "filter.source", architecture: Architecture::Matcher };
+        for (item, source, setting, architecture) in [
+            ("filter", &settings.filter.source, "filter.source", Architecture::Matcher),
+            ("answerer", &settings.answerer.source, "answerer.source", Architecture::Answerer),
+            ("canary", &settings.canary.source, "canary.source", Architecture::Captioner),
+        ] {
+            let Some(source) = source else { continue };
+            let wanted = model::Wanted { item, source, setting, architecture };
             let (found, sizes) = model::source(wanted, &settings.model, args.offline, args.timeout);
-            parameters = parameters.zip(sizes).map(|(sum, sizes)| sum + sizes.matcher_parameters());
-            usable &= matches!(found.state, State::Ok | State::Warning);
-            self.add(found)?;
-        }
-        if let Some(source) = &settings.answerer.source {
-            let wanted = model::Wanted {
-                item: "answerer",
-                source,
-                setting: "answerer.source",
-                architecture: Architecture::Answerer,
-            };
-            let (found, sizes) = model::source(wanted, &settings.model, args.offline, args.timeout);
-            parameters = parameters.zip(sizes).map(|(sum, sizes)| sum + sizes.answerer_parameters());
-            usable &= matches!(found.state, State::Ok | State::Warning);
-            self.add(found)?;
-        }
-        if let Some(source) = &settings.canary.source {
-            let wanted = model::Wanted {
-                item: "canary",
-                source,
-                setting: "canary.source",
-                architecture: Architecture::Captioner,
-            };
-            let (found, sizes) = model::source(wanted, &settings.model, args.offline, args.timeout);
-            parameters = parameters.zip(sizes).map(|(sum, sizes)| sum + sizes.parameters());
+            let own = sizes.map(|sizes| match architecture {
+                Architecture::Captioner => sizes.parameters(),
+                Architecture::Matcher => sizes.matcher_parameters(),
+                Architecture::Answerer => sizes.answerer_parameters(),
+            });
+            parameters = parameters.zip(own).map(|(sum, own)| sum + own);
             usable &= matches!(found.state, State::Ok | State::Warning);
             self.add(found)?;
         }

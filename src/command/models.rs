@@ -14,7 +14,7 @@ use crate::caption::config::Architecture;
 use crate::caption::preprocess::Preprocessor;
 use crate::caption::{
     Answerer, BlipEngine, DeviceSpec, Encoders, Engine, ErrorKind, HubSource, LoadError, LoadOptions, Matcher,
-    ModelInfo, ModelSource, NoCaptioner, load_answerer, load_matcher, load_model, probe, tell,
+    ModelInfo, ModelSource, NoCaptioner, Viewer, load_answerer, load_matcher, load_model, probe, tell,
 };
 use crate::pipeline::{Load, Loaded, Parts};
 use crate::settings::{Batch, Model, Settings};
@@ -236,13 +236,26 @@ fn load_on_device(
     let alone = filter.is_none() && answerer.is_none() && canary.is_none();
     let loaded = if alone { load_model(options) } else { encoders.load_model(options) }.with_context(cannot)?;
     let pixels = loaded.preprocessor();
-    let filter = filter.map(|options| load_filter(encoders, &options, pixels)).transpose()?;
-    let answerer = answerer.map(|options| load_beside_answerer(encoders, &options, pixels)).transpose()?;
-    let canary = canary.map(|options| load_canary(encoders, &options, pixels)).transpose()?;
-    for (name, other) in [
-        ("filter", filter.as_ref().map(|model| model.encoder())),
-        ("answerer", answerer.as_ref().map(|model| model.encoder())),
-    ] {
+    let filter = filter.map(|options| {
+        let load = |options: &LoadOptions| encoders.load_matcher(options);
+        load_beside(&options, "filter.source", pixels, Matcher::preprocessor, load)
+    });
+    let filter = filter.transpose()?;
+    let answerer = answerer.map(|options| {
+        let load = |options: &LoadOptions| encoders.load_answerer(options);
+        load_beside(&options, "answerer.source", pixels, Answerer::preprocessor, load)
+    });
+    let answerer = answerer.transpose()?;
+    let canary = canary.map(|options| {
+        let load = |options: &LoadOptions| encoders.load_model(options);
+        let canary = load_beside(&options, "canary.source", pixels, caption::Model::preprocessor, load)?;
+        try_captioner(&canary).with_context(|| format!("the model {} (canary.source)", options.source))?;
+        anyhow::Ok(canary)
+    });
+    let canary = canary.transpose()?;
+    let of_others =
+        [("filter", filter.as_ref().map(Viewer::encoder)), ("answerer", answerer.as_ref().map(Viewer::encoder))];
+    for (name, other) in of_others {
         let Some(other) = other else { continue };
         let encoders = if other == loaded.encoder() {
             "the same image encoder: an image is encoded once for both"
@@ -273,43 +286,17 @@ fn load_on_device(
     Ok(LoadedModel { info, preprocessor, engines, load: None })
 }
 
-/// Loads the filter, which looks at the pixels that were made for the captioner.
-fn load_filter(
-    encoders: &mut Encoders,
+/// Loads a model that looks at the pixels that were made for the captioner.
+fn load_beside<T>(
     options: &LoadOptions,
-    preprocessor: &Preprocessor,
-) -> anyhow::Result<Arc<Matcher>> {
-    let filter = encoders
-        .load_matcher(options)
-        .with_context(|| format!("cannot load the model {} (filter.source)", options.source))?;
-    check_pixels(filter.preprocessor(), preprocessor, "filter.source", &options.source)?;
-    Ok(filter)
-}
-
-/// Loads the model that answers questions, which looks at the same pixels.
-fn load_beside_answerer(
-    encoders: &mut Encoders,
-    options: &LoadOptions,
-    preprocessor: &Preprocessor,
-) -> anyhow::Result<Arc<Answerer>> {
-    let answerer = encoders
-        .load_answerer(options)
-        .with_context(|| format!("cannot load the model {} (answerer.source)", options.source))?;
-    check_pixels(answerer.preprocessor(), preprocessor, "answerer.source", &options.source)?;
-    Ok(answerer)
-}
-
-/// Loads the captioner that is on trial, which looks at the same pixels, and tries it on a picture.
-fn load_canary(
-    encoders: &mut Encoders,
-    options: &LoadOptions,
-    preprocessor: &Preprocessor,
-) -> anyhow::Result<Arc<caption::Model>> {
-    let named = || format!("cannot load the model {} (canary.source)", options.source);
-    let canary = encoders.load_model(options).with_context(named)?;
-    check_pixels(canary.preprocessor(), preprocessor, "canary.source", &options.source)?;
-    try_captioner(&canary).with_context(|| format!("the model {} (canary.source)", options.source))?;
-    Ok(canary)
+    setting: &str,
+    captioner: &Preprocessor,
+    own: fn(&T) -> &Preprocessor,
+    load: impl FnOnce(&LoadOptions) -> Result<Arc<T>, LoadError>,
+) -> anyhow::Result<Arc<T>> {
+    let model = load(options).with_context(|| format!("cannot load the model {} ({setting})", options.source))?;
+    check_pixels(own(&model), captioner, setting, &options.source)?;
+    Ok(model)
 }
 
 /// Has a captioner write a word about a grey picture.

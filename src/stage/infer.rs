@@ -391,9 +391,7 @@ impl Runner {
         if let Some((id, phases)) = canary.take_phases() {
             self.observe_phases(&id, phases);
         }
-        for (lane, finished) in compared {
-            self.send(lane, finished);
-        }
+        self.send_all(compared);
         self.stats.end();
     }
 
@@ -401,10 +399,7 @@ impl Runner {
     fn give_trials_up(&mut self, why: &str) {
         let Some(canary) = &mut self.canary else { return };
         let ended = canary.give_up(why, self.shared.answers.worker());
-        self.stats.begin();
-        for (lane, finished) in ended {
-            self.send(lane, finished);
-        }
+        self.send_all(ended);
         self.stats.end();
     }
 
@@ -439,6 +434,12 @@ impl Runner {
     fn fail(&self, queued: Queued, stage: Stage, error: &InferError) {
         let failure = Failure::new(stage, error);
         self.send(queued.lane, failed(queued.ready.map(|ready| ready.row), failure));
+    }
+
+    fn send_all(&self, finished: Vec<(usize, Finished)>) {
+        for (lane, finished) in finished {
+            self.send(lane, finished);
+        }
     }
 
     fn send(&self, lane: usize, finished: Finished) {

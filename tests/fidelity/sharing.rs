@@ -7,7 +7,7 @@ use std::sync::Arc;
 use blipstream::caption::config::BlipConfig;
 use blipstream::caption::{
     Answerer, Ask, Backend, BlipEngine, DeviceSpec, DtypeSpec, Encoders, Engine, ErrorKind, LoadOptions, Matcher,
-    Model, ModelSource, Params, Pixels, Told, load_answerer, load_matcher, load_model, tell,
+    Model, ModelSource, Params, Pixels, Told, Viewer, load_answerer, load_matcher, load_model, tell,
 };
 
 use crate::fixture::{self, Fixture, report};
@@ -141,8 +141,8 @@ fn image_encoders_that_differ_in_anything_are_not_shared() {
     let first = encoders.load_model(&random(5, Backend::Candle)).unwrap();
     let [weights, kernels] = [random(6, Backend::Candle), random(5, Backend::Native(None))];
     let precision = LoadOptions { dtype: DtypeSpec::Bf16, ..random(5, Backend::Candle) };
-    let others = [weights, kernels, precision].map(|options| encoders.load_matcher(&options).unwrap());
-    for other in &others {
+    let mut others = [weights, kernels, precision].map(|options| encoders.load_matcher(&options).unwrap());
+    for other in &mut others {
         assert_ne!(other.encoder(), first.encoder());
         let sights = BlipEngine::new(first.clone()).see(&images(1)).unwrap();
         let error = other.remember(&sights).err().unwrap();

@@ -11,8 +11,8 @@ use serde::Serialize;
 use super::{ModelArgs, median};
 use crate::caption::config::Architecture;
 use crate::caption::{
-    Ask, BeamSearch, BlipEngine, Encoders, Filter, Matcher, ModelInfo, Params, Pixels, Strategy, load_matcher, number,
-    pictures, tell,
+    Ask, BeamSearch, BlipEngine, Encoders, Filter, Matcher, ModelInfo, Params, Pixels, Strategy, Viewer, load_matcher,
+    number, pictures, tell,
 };
 use crate::command::{Exit, Usage, print_json, telemetry};
 use crate::settings;

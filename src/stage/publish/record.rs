@@ -44,11 +44,16 @@ pub(super) fn render<'a>(output: &Output, pointer: bool, kafka: &'a Kafka, worke
         Output::Caption { record, message, rejected, .. } => {
             return answer(record, &record.origin, message, topic_of(*rejected, kafka).0);
         }
-        Output::Canary { record, message } if pointer => {
-            let bare = Message { key: None, headers: Headers::new(), payload: None, ..(**message).clone() };
-            return answer(&record.shortened(), &record.origin, &bare, canary_topic(kafka).0);
+        Output::Canary { record, message } => {
+            let topic = canary_topic(kafka).0;
+            if !pointer {
+                return answer(record, &record.origin, message, topic);
+            }
+            let mut short = answer(&record.shortened(), &record.origin, message, topic);
+            short.key = None;
+            short.headers.retain(|(name, _)| name == ORIGIN_HEADER);
+            return short;
         }
-        Output::Canary { record, message } => return answer(record, &record.origin, message, canary_topic(kafka).0),
         Output::FailedRow(row, failure) => (&row.message, row.origin.clone(), native(row), failure),
         Output::FailedMessage { message, index, native, failure } => {
             (message, message.origin_of(*index), native.clone(), failure)
