@@ -10,6 +10,7 @@ mod fetch;
 mod filter;
 mod labels;
 mod models;
+mod publish;
 mod registrar;
 
 use std::collections::BTreeMap;
@@ -26,6 +27,7 @@ use self::cache::CacheMetrics;
 use self::endpoint::EndpointMetrics;
 use self::filter::FilterMetrics;
 use self::models::ModelMetrics;
+use self::publish::PublishMetrics;
 use self::registrar::{Registrar, opts};
 use crate::disposition::{Code, Stage};
 
@@ -57,10 +59,7 @@ pub struct Metrics {
     dead_lettered: IntCounterVec,
     retries: IntCounterVec,
     retry_records: IntCounterVec,
-    publish_refusals: IntCounter,
-    transaction: Histogram,
-    transaction_aborts: IntCounter,
-    transaction_fences: IntCounter,
+    publish: PublishMetrics,
     stage_duration: HistogramVec,
     model_phase: HistogramVec,
     end_to_end: Histogram,
@@ -126,25 +125,7 @@ impl Metrics {
                 &["code"],
                 "Records of the retry topics the broker has acknowledged.",
             ),
-            publish_refusals: r.counter(
-                "publish_refusals_total",
-                "Records that the brokers refused and that are tried again; the flow waits meanwhile.",
-            ),
-            transaction: r.add(Histogram::with_opts(
-                HistogramOpts::from(opts(
-                    "transaction_seconds",
-                    "Time of a transaction that was committed (exactly-once delivery).",
-                ))
-                .buckets(SECONDS.to_vec()),
-            )),
-            transaction_aborts: r.counter(
-                "transaction_aborts_total",
-                "Transactions that were aborted; their records are sent again from memory.",
-            ),
-            transaction_fences: r.counter(
-                "transaction_fences_total",
-                "Times that another producer, or the brokers after a time-out, took over our transactional id.",
-            ),
+            publish: PublishMetrics::new(&mut r),
             stage_duration: r.histograms(
                 "stage_duration_seconds",
                 &["stage"],
@@ -322,26 +303,6 @@ impl Metrics {
     /// A record of a retry topic was acknowledged.
     pub fn retried_later(&self, code: Code) {
         self.retry_records.with_label_values(&[code.as_str()]).inc();
-    }
-
-    /// The brokers refused a record, which is tried again.
-    pub fn publish_refused(&self) {
-        self.publish_refusals.inc();
-    }
-
-    /// A transaction was committed after this time.
-    pub fn transaction(&self, took: Duration) {
-        self.transaction.observe(took.as_secs_f64());
-    }
-
-    /// A transaction was aborted.
-    pub fn transaction_aborted(&self) {
-        self.transaction_aborts.inc();
-    }
-
-    /// The producer of transactions was fenced.
-    pub fn transaction_fenced(&self) {
-        self.transaction_fences.inc();
     }
 
     /// A row left a stage after this time in it.

@@ -28,6 +28,8 @@ pub enum Fault {
     ProduceTooLarge,
     /// The broker does not permit the write.
     ProduceNotAuthorised,
+    /// The broker refuses a record for now, since too few copies could be made.
+    ProduceTooFewCopies,
     /// The connection breaks while a record is written.
     ProduceDisconnect,
     /// The broker refuses a commit, since the group is being rearranged.
@@ -43,6 +45,7 @@ impl Fault {
         match self {
             Self::ProduceTooLarge => (Key::Produce, Code::RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE),
             Self::ProduceNotAuthorised => (Key::Produce, Code::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED),
+            Self::ProduceTooFewCopies => (Key::Produce, Code::RD_KAFKA_RESP_ERR_NOT_ENOUGH_REPLICAS),
             Self::ProduceDisconnect => (Key::Produce, Code::RD_KAFKA_RESP_ERR__TRANSPORT),
             Self::CommitRebalancing => (Key::OffsetCommit, Code::RD_KAFKA_RESP_ERR_REBALANCE_IN_PROGRESS),
             Self::FetchOutOfRange => (Key::Fetch, Code::RD_KAFKA_RESP_ERR_OFFSET_OUT_OF_RANGE),

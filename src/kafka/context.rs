@@ -101,7 +101,7 @@ fn advice(class: Class, reason: &str) -> &'static str {
         Class::OffsetOutOfRange => "messages were deleted before they were read; move the group's offsets",
         Class::Rebalancing => "the group is being rearranged",
         Class::Fatal => "the worker stops; start it anew",
-        Class::BadTimestamp | Class::Purged | Class::TransactionOver | Class::Other => "",
+        Class::BadTimestamp | Class::Purged | Class::Unconfirmed | Class::TransactionOver | Class::Other => "",
     }
 }
 

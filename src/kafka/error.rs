@@ -187,6 +187,8 @@ pub enum Class {
     Rebalancing,
     /// We took the record back ourselves.
     Purged,
+    /// No broker has confirmed the record, though librdkafka takes it for written: it may be there, or not.
+    Unconfirmed,
     /// The transaction that the record was for has failed already, for another reason.
     TransactionOver,
     /// The client can do nothing more.

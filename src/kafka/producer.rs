@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use rdkafka::Message as _;
 use rdkafka::Statistics;
+use rdkafka::bindings::RD_KAFKA_OFFSET_INVALID;
 use rdkafka::bindings::rd_kafka_flush;
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
@@ -23,7 +24,7 @@ use crate::settings::Kafka;
 pub trait Deliver: Send + Sync + 'static {
     /// What goes along with a record and comes back.
     type Tag: Send + Sync;
-    /// The broker has the record, or will not get it from this call.
+    /// The broker has the record, or will not get it from this call; or that is not known ([`Class::Unconfirmed`]).
     fn delivered(&self, tag: Box<Self::Tag>, result: Result<(), NotDelivered>);
     /// Called before [`Deliver::delivered`] for a record that the broker has, with the place it got: for those who
     /// look for what becomes of it. `offset` is `None` where the broker did not say.
@@ -92,12 +93,27 @@ impl<D: Deliver> ProducerContext for ProducerSide<D> {
 
     fn delivery(&self, result: &DeliveryResult<'_>, mut tag: Box<D::Tag>) {
         if let Ok(record) = result {
+            if is_assumed(record.offset()) {
+                let reason = "no broker has confirmed the record; it may be there, or not".to_owned();
+                return self.deliver.delivered(tag, Err(NotDelivered { class: Class::Unconfirmed, reason }));
+            }
             let offset = Some(record.offset()).filter(|offset| *offset >= 0);
             self.deliver.placed(&mut tag, record.partition(), offset);
         }
         let result = result.as_ref().map(|_| ()).map_err(|(error, _)| not_delivered(error));
         self.deliver.delivered(tag, result);
     }
+}
+
+/// Whether librdkafka only assumes that a record is written, since a later batch of its partition is: then it has no
+/// offset. (A broker that knows the record from an earlier try, but not its place any more, says -1.)
+///
+/// Brokers promise that by refusing gaps between sequence numbers. But of a producer that they do not know in this
+/// partition they take any first number (KAFKA-15591; Kafka 4.5 still does, unless the partition is empty). Where they
+/// refuse a producer's first batch, say for missing copies, and take the second one, which was under way already,
+/// librdkafka 2.12 reports the first as delivered, and it is lost (confluent-kafka-go's issue 921).
+fn is_assumed(offset: i64) -> bool {
+    offset == i64::from(RD_KAFKA_OFFSET_INVALID)
 }
 
 fn not_delivered(error: &KafkaError) -> NotDelivered {

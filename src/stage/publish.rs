@@ -304,6 +304,13 @@ impl Publisher {
                     self.waiting.push_back(flight);
                 }
                 Class::Fatal => self.waiting.push_back(flight),
+                // At least once: better twice than not at all.
+                Class::Unconfirmed => {
+                    self.shared.metrics.publish_unconfirmed();
+                    let (topic, _) = record::destination(&flight.finished.value, flight.retry, &self.setup.kafka);
+                    tracing::warn!(topic, reason = failure.reason, "a record is sent once more");
+                    self.waiting.push_back(flight);
+                }
                 _ => self.refuse(flight, &failure),
             }
         }

@@ -87,6 +87,8 @@ impl Load {
         let told = enough.clone();
         let mut config = ClientConfig::new();
         config.set("bootstrap.servers", servers).set("enable.idempotence", "true").set("message.timeout.ms", "0");
+        // Of several under way the first to a partition may pass for written though the brokers refused it.
+        config.set("max.in.flight.requests.per.connection", "1");
         config.set("partitioner", "murmur2_random").set("linger.ms", "50");
         config.set("reconnect.backoff.ms", "50").set("reconnect.backoff.max.ms", "500");
         let producer: BaseProducer<Count> = config.create_with_context(Count(acknowledged.clone())).unwrap();

@@ -315,6 +315,7 @@ impl<'a> Run<'a> {
         }
         let tally = Tally::read(&self.settings.kafka);
         self.problems.extend(tally.complaints(ids));
+        self.problems.extend(tally.whereabouts(&self.settings.kafka, ids));
         self.judge_duplicates(row, &tally);
         self.judge_offsets(tally.requests);
         let memory = self.watcher.peak_memory();

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use blipstream::kafka::{Follower, From, TopicCheck};
+use blipstream::kafka::{Follower, From, TopicCheck, group_offsets};
 use blipstream::message::Message;
 use blipstream::settings;
 use serde_json::Value;
@@ -18,6 +18,8 @@ use crate::support::client::read_all;
 const LOOK: Duration = Duration::from_millis(50);
 /// Ids that a complaint names.
 const NAMED: usize = 5;
+/// How long the brokers may take to name a group's offsets.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Results of a run.
 #[derive(Debug, Default)]
@@ -71,6 +73,31 @@ impl Tally {
     /// Results beyond the first of their origin.
     pub fn duplicates(&self) -> usize {
         self.records - self.origins.len()
+    }
+
+    /// Where those of `ids` requests are that have no result: in which topics, at which offsets, and how far the group has
+    /// read there.
+    pub fn whereabouts(&self, kafka: &settings::Kafka, ids: usize) -> Vec<String> {
+        let answered = |id: &usize| self.captioned.contains(id) || self.buried.contains(id);
+        let lost: Vec<_> = (0..ids).filter(|id| !answered(id)).take(NAMED).collect();
+        if lost.is_empty() {
+            return Vec::new();
+        }
+        let inputs = kafka.inputs.iter().map(|input| &input.topic);
+        let mut places = Vec::new();
+        for topic in inputs.chain(kafka.retry_topics.iter().map(|retry| &retry.topic)) {
+            let committed = group_offsets(kafka, topic, PATIENCE).unwrap_or_default();
+            for message in read_all(kafka, topic) {
+                let id = message.key.as_deref().and_then(|key| std::str::from_utf8(key).ok()?.parse().ok());
+                if let Some(id) = id.filter(|id| lost.contains(id)) {
+                    let group = committed.get(message.partition as usize).copied().flatten();
+                    let group = group.map_or("nothing".into(), |offset| offset.to_string());
+                    let (partition, offset) = (message.partition, message.offset);
+                    places.push(format!("{id} is at {topic}/{partition}@{offset}; the group has committed {group}"));
+                }
+            }
+        }
+        places
     }
 
     /// What is wrong with the results of `ids` requests, whatever was promised of duplicates.

@@ -84,6 +84,37 @@ async fn brokers_that_are_away_stall_the_publisher_within_its_bounds_and_lose_no
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_record_that_passes_for_written_since_a_later_one_is_written_is_sent_once_more() {
+    let mut bench = Bench::new(1);
+    // One record a request, and the second one answered long before the first is tried again.
+    for (key, value) in [("batch.num.messages", "1"), ("retry.backoff.ms", "2000"), ("retry.backoff.max.ms", "2000")] {
+        bench.kafka.options.insert(key.into(), value.into());
+    }
+    bench.write_numbers(0..3);
+    let (member, publishing) = (bench.member(), Publishing::start(&bench));
+    let message = member.next().await;
+    let output = failure(&message.value);
+    publishing.send(message.map(|_| output)).await;
+    eventually("the producer is ready", || publishing.delivered() == 1).await;
+    // The first to this partition is refused while the second is under way, and the broker does not mind the gap.
+    bench.broker.round_trip_time(Duration::from_millis(500)).unwrap();
+    bench.broker.fail(&[Fault::ProduceTooFewCopies]).unwrap();
+    for message in member.take(2).await {
+        let output = caption(&message.value);
+        publishing.send(message.map(|_| output)).await;
+    }
+    let metrics = publishing.metrics.clone();
+    assert_eq!(publishing.end().await, Summary { published: 3, abandoned: 0 });
+    bench.broker.round_trip_time(Duration::ZERO).unwrap();
+    assert!(metrics.render().contains("blipstream_publish_unconfirmed_total 1"), "{}", metrics.render());
+    assert!(metrics.render().contains("blipstream_publish_refusals_total 0"));
+    let texts: BTreeSet<String> = bench.read(CAPTIONS).iter().map(text).collect();
+    assert_eq!(texts, ["a caption of 1", "a caption of 2"].map(str::to_owned).into());
+    member.close().await.unwrap();
+    assert_eq!(bench.committed(), [Some(3)]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_failure_is_counted_once_and_also_while_its_dead_letter_cannot_be_written() {
     let bench = Bench::new(1);
     bench.write_numbers(0..1);

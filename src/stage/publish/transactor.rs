@@ -263,6 +263,8 @@ impl Transactor {
     }
 
     fn commit(&mut self, batch: &mut Batch) -> Result<(), Stop> {
+        // What librdkafka takes for written without a broker's word is known here only, and must not be committed.
+        self.flush();
         if !self.reports.is_empty() {
             return Err(self.abort(batch, Trouble::new(Class::Other, "a record was refused")));
         }
@@ -320,6 +322,12 @@ impl Transactor {
                 let Some(NotDelivered { class, reason }) = refused.get(&index) else { return flight };
                 match class {
                     Class::Purged | Class::TransactionOver => flight,
+                    Class::Unconfirmed => {
+                        self.metrics.publish_unconfirmed();
+                        trouble.mended = true;
+                        trouble.reason.clone_from(reason);
+                        flight
+                    }
                     Class::BadTimestamp if !flight.now => {
                         trouble.mended = true;
                         flight.now = true;
