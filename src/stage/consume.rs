@@ -21,7 +21,7 @@ use tokio::sync::oneshot;
 
 use self::group::{Closing, Membership, Rebalance};
 use self::held::Held;
-use self::partitions::Partitions;
+use self::partitions::{Arrival, Partitions};
 use self::solo::Admission;
 use self::spare::Spare;
 pub use self::status::{CLOSE, Consume, ConsumeStatus, ConsumeView, PartitionStatus};
@@ -249,7 +249,17 @@ impl Worker {
         {
             return self.apply_pauses(now);
         }
-        if !self.partitions.received(&partition, message.offset, now) || self.output.is_none() {
+        let arrival = self.partitions.received(&partition, message.offset, now);
+        match arrival {
+            Arrival::Taken | Arrival::Left => {}
+            Arrival::Ahead(offset) => {
+                tracing::warn!(%partition, offset, came = message.offset, "a message did not come again; it is sought anew");
+            }
+            Arrival::Without(offset) => {
+                tracing::warn!(%partition, offset, came = message.offset, "a message has gone from the log, unread");
+            }
+        }
+        if matches!(arrival, Arrival::Left | Arrival::Ahead(_)) || self.output.is_none() {
             // Of a partition that goes to others, or after the stop: the next reader begins before it. Or behind one that
             // was turned away.
             self.signals.control.status().skipped += 1;
@@ -436,7 +446,9 @@ impl Worker {
         for (partition, start) in self.partitions.stuck(self.setup.kafka.stuck_after, now) {
             tracing::warn!(%partition, ?start, "the partition was silent and is read anew");
             self.signals.control.status().reseeks += 1;
-            if let Err(error) = self.setup.consumer.seek(&partition, start) {
+            // What librdkafka was told may have been lost on its way, too.
+            let resumed = self.setup.consumer.resume(std::slice::from_ref(&partition));
+            if let Err(error) = resumed.and(self.setup.consumer.seek(&partition, start)) {
                 tracing::warn!(%error, %partition, "could not read the partition anew");
             }
         }

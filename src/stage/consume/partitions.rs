@@ -6,6 +6,31 @@ use std::time::{Duration, Instant};
 use crate::kafka::{Start, Stats};
 use crate::offsets::TopicPartition;
 
+/// How often a message that was turned away is sought again when one behind it comes in its place; after that it must have
+/// gone from the log.
+const SEEKS: u32 = 5;
+
+/// What becomes of a message that came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Arrival {
+    /// It is taken.
+    Taken,
+    /// It is not: its partition is leaving or not ours, or one before it was turned away.
+    Left,
+    /// It is not: the one at this offset was to come first, so the partition is sought anew.
+    Ahead(i64),
+    /// It is taken, though the one at this offset never came again.
+    Without(i64),
+}
+
+/// A message that was turned away, and is in the log therefore.
+#[derive(Debug, Clone, Copy)]
+struct Awaited {
+    offset: i64,
+    /// How often one behind it came instead.
+    missed: u32,
+}
+
 /// A partition that is ours.
 #[derive(Debug)]
 pub(super) struct State {
@@ -18,6 +43,9 @@ pub(super) struct State {
     span_full: bool,
     /// Messages from [`State::next`] on were turned away, and are to be sought anew before anything is taken.
     turned_away: bool,
+    /// The first of them. librdkafka drops a seek without a word where one of its own threads pauses the partition at the same
+    /// moment, as it does in each rebalance, and reads on behind what it has delivered.
+    awaited: Option<Awaited>,
     leaving: bool,
     /// Others go first, or something is to be committed before.
     held_back: bool,
@@ -55,6 +83,14 @@ impl State {
         self.position.map_or(self.start, Start::At)
     }
 
+    /// The end is reached, unless something is still to come before it: then the partition is stuck, if that lasts.
+    fn ended(&mut self, now: Instant) {
+        if !self.turned_away && self.awaited.is_none() {
+            self.at_end = true;
+            self.alive = now;
+        }
+    }
+
     fn resting(&self, shut: bool) -> bool {
         shut || self.span_full || self.leaving || self.held_back || self.due.is_some()
     }
@@ -89,6 +125,7 @@ impl Partitions {
             at_end: false,
             span_full: false,
             turned_away: false,
+            awaited: None,
             leaving: false,
             held_back: false,
             due: None,
@@ -112,17 +149,30 @@ impl Partitions {
         }
     }
 
-    /// A message came. Whether it is to be taken: it is not when the partition is leaving or not ours, or when one
-    /// before it was turned away.
-    pub(super) fn received(&mut self, partition: &TopicPartition, offset: i64, now: Instant) -> bool {
-        let Some(state) = self.0.get_mut(partition) else { return false };
+    /// A message came: what becomes of it.
+    pub(super) fn received(&mut self, partition: &TopicPartition, offset: i64, now: Instant) -> Arrival {
+        let Some(state) = self.0.get_mut(partition) else { return Arrival::Left };
         state.at_end = false;
         state.alive = now;
-        if state.turned_away {
-            return false;
+        if state.turned_away || state.leaving {
+            return Arrival::Left;
+        }
+        let mut arrival = Arrival::Taken;
+        if let Some(awaited) = &mut state.awaited
+            && offset >= awaited.offset
+        {
+            if offset > awaited.offset {
+                if awaited.missed < SEEKS {
+                    awaited.missed += 1;
+                    state.turned_away = true;
+                    return Arrival::Ahead(awaited.offset);
+                }
+                arrival = Arrival::Without(awaited.offset);
+            }
+            state.awaited = None;
         }
         state.position = Some(state.position.map_or(offset + 1, |position| position.max(offset + 1)));
-        !state.leaving
+        arrival
     }
 
     /// A message that came cannot be taken yet, and nothing behind it: the partition reads on from it later.
@@ -130,6 +180,8 @@ impl Partitions {
         if let Some(state) = self.0.get_mut(partition) {
             state.position = Some(state.position.map_or(offset, |position| position.min(offset)));
             state.turned_away = true;
+            let before = state.awaited.filter(|awaited| awaited.offset <= offset);
+            state.awaited = before.or(Some(Awaited { offset, missed: 0 }));
         }
     }
 
@@ -166,8 +218,7 @@ impl Partitions {
         let numbered = self.0.iter_mut().filter(|(partition, _)| partition.partition == number);
         let mut meant = numbered.filter(|(partition, state)| !state.at_end && of(partition));
         if let (Some((_, state)), None) = (meant.next(), meant.next()) {
-            state.at_end = !state.turned_away;
-            state.alive = now;
+            state.ended(now);
         }
     }
 
@@ -185,9 +236,8 @@ impl Partitions {
                 Some(position) => position == end || (position < end && known.prefetched == 0),
                 None => known.prefetched == 0,
             });
-            if reached && state.paused == Some(false) && !state.turned_away {
-                state.at_end = true;
-                state.alive = now;
+            if reached && state.paused == Some(false) {
+                state.ended(now);
             }
         }
     }

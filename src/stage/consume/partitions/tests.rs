@@ -66,16 +66,16 @@ fn what_was_turned_away_is_read_again_and_nothing_behind_it_is_taken_before() {
     let now = Instant::now();
     let mut partitions = two_topics(now);
     let name = partition("a", 0);
-    (0..6).for_each(|offset| assert!(partitions.received(&name, offset, now)));
+    (0..6).for_each(|offset| assert_eq!(partitions.received(&name, offset, now), Arrival::Taken));
     partitions.spanned(&name, 10, 10);
     partitions.turn_away(&name, 4);
-    assert!(!partitions.received(&name, 6, now), "4 and 5 come first");
+    assert_eq!(partitions.received(&name, 6, now), Arrival::Left, "4 and 5 come first");
     assert_eq!(partitions.change(false, now).pause, [partition("a", 0)]);
-    assert!(!partitions.received(&name, 7, now));
+    assert_eq!(partitions.received(&name, 7, now), Arrival::Left);
     partitions.spanned(&name, 0, 10);
     let change = partitions.change(false, now);
     assert_eq!((change.resume, change.seek), (vec![name.clone()], vec![(name.clone(), Start::At(4))]));
-    assert!(partitions.received(&name, 4, now));
+    assert_eq!(partitions.received(&name, 4, now), Arrival::Taken);
 }
 
 #[test]
@@ -83,7 +83,7 @@ fn a_span_that_is_short_again_before_the_partition_rested_loses_nothing() {
     let now = Instant::now();
     let mut partitions = two_topics(now);
     let name = partition("a", 0);
-    (0..6).for_each(|offset| assert!(partitions.received(&name, offset, now)));
+    (0..6).for_each(|offset| assert_eq!(partitions.received(&name, offset, now), Arrival::Taken));
     partitions.spanned(&name, 10, 10);
     partitions.turn_away(&name, 4);
     partitions.spanned(&name, 0, 10);
@@ -127,7 +127,7 @@ fn an_end_is_believed_at_once_only_when_one_topic_can_be_meant() {
     partitions.learn(&stats("a", Some(0), 0), now);
     partitions.ended(0, |_| true, now);
     assert!(partitions.all_at_end());
-    assert!(partitions.received(&partition("b", 0), 0, now));
+    assert_eq!(partitions.received(&partition("b", 0), 0, now), Arrival::Taken);
     assert!(!partitions.all_at_end());
 }
 
@@ -179,9 +179,9 @@ fn messages_of_a_leaving_or_foreign_partition_are_not_taken() {
     let now = Instant::now();
     let mut partitions = two_topics(now);
     partitions.leaving(&[partition("a", 0)]);
-    assert!(!partitions.received(&partition("a", 0), 1, now));
-    assert!(!partitions.received(&partition("c", 0), 1, now));
-    assert!(partitions.received(&partition("b", 0), 1, now));
+    assert_eq!(partitions.received(&partition("a", 0), 1, now), Arrival::Left);
+    assert_eq!(partitions.received(&partition("c", 0), 1, now), Arrival::Left);
+    assert_eq!(partitions.received(&partition("b", 0), 1, now), Arrival::Taken);
     assert_eq!(partitions.change(false, now).pause, [partition("a", 0)]);
 }
 
@@ -190,16 +190,66 @@ fn a_message_that_is_not_due_rests_its_partition_and_is_read_again_when_it_is() 
     let now = Instant::now();
     let (before, due) = (now + Duration::from_secs(9), now + Duration::from_secs(10));
     let mut partitions = two_topics(now);
-    assert!(partitions.received(&partition("a", 0), 4, now));
+    assert_eq!(partitions.received(&partition("a", 0), 4, now), Arrival::Taken);
     assert!(partitions.defer(&partition("a", 0), 5, due, now));
-    assert!(!partitions.received(&partition("a", 0), 6, now), "read ahead of the pause");
+    assert_eq!(partitions.received(&partition("a", 0), 6, now), Arrival::Left, "read ahead of the pause");
     assert_eq!(partitions.change(false, now).pause, [partition("a", 0)]);
     assert_eq!(partitions.change(false, before), Change::default());
     assert_eq!(partitions.stuck(Duration::from_secs(5), before).len(), 1, "only b");
     let change = partitions.change(false, due);
     assert_eq!((change.resume, change.seek), (vec![partition("a", 0)], vec![(partition("a", 0), Start::At(5))]));
     assert!(!partitions.defer(&partition("a", 0), 5, due + Duration::from_secs(10), due), "it waits once");
-    assert!(partitions.received(&partition("a", 0), 5, due));
+    assert_eq!(partitions.received(&partition("a", 0), 5, due), Arrival::Taken);
+}
+
+#[test]
+fn a_seek_that_was_lost_on_its_way_passes_over_nothing() {
+    let now = Instant::now();
+    let name = partition("a", 0);
+    let mut partitions = read_to(3, now);
+    partitions.turn_away(&name, 4);
+    for _ in 0..SEEKS {
+        assert_eq!(partitions.change(false, now).seek, [(name.clone(), Start::At(4))]);
+        assert_eq!(partitions.received(&name, 5, now), Arrival::Ahead(4));
+        assert_eq!(partitions.received(&name, 6, now), Arrival::Left);
+    }
+    partitions.change(false, now);
+    assert_eq!(partitions.received(&name, 4, now), Arrival::Taken);
+    assert_eq!(partitions.received(&name, 7, now), Arrival::Taken, "offsets are sparse");
+}
+
+#[test]
+fn a_lost_seek_to_the_last_message_is_no_end_and_is_tried_again_when_nothing_comes() {
+    let now = Instant::now();
+    let name = partition("a", 0);
+    let mut partitions = read_to(3, now);
+    partitions.turn_away(&name, 4);
+    partitions.change(false, now);
+    partitions.ended(0, |_| true, now);
+    partitions.learn(&stats("a", Some(5), 0), now);
+    assert!(!partitions.is_at_end(&name));
+    let later = now + Duration::from_secs(5);
+    assert_eq!(partitions.stuck(Duration::from_secs(5), later), [(name.clone(), Start::At(4))]);
+    assert_eq!(partitions.received(&name, 4, later), Arrival::Taken);
+    partitions.ended(0, |_| true, later);
+    assert!(partitions.is_at_end(&name));
+}
+
+#[test]
+fn a_message_that_has_gone_from_the_log_is_not_waited_for_forever() {
+    let now = Instant::now();
+    let name = partition("a", 0);
+    let mut partitions = read_to(3, now);
+    partitions.turn_away(&name, 6);
+    partitions.turn_away(&name, 4);
+    partitions.turn_away(&name, 5);
+    for _ in 0..SEEKS {
+        partitions.change(false, now);
+        assert_eq!(partitions.received(&name, 5, now), Arrival::Ahead(4));
+    }
+    partitions.change(false, now);
+    assert_eq!(partitions.received(&name, 5, now), Arrival::Without(4));
+    assert_eq!(partitions.received(&name, 6, now), Arrival::Taken);
 }
 
 #[test]
@@ -210,9 +260,9 @@ fn a_partition_that_could_not_be_sought_takes_nothing_and_is_sought_again() {
     partitions.change(true, now);
     partitions.change(false, now);
     partitions.not_sought(&partition("a", 0));
-    assert!(!partitions.received(&partition("a", 0), 9, now), "messages between would be passed over");
+    assert_eq!(partitions.received(&partition("a", 0), 9, now), Arrival::Left, "messages between would be passed over");
     assert_eq!(partitions.change(false, now).seek, [(partition("a", 0), Start::At(7))]);
-    assert!(partitions.received(&partition("a", 0), 7, now));
+    assert_eq!(partitions.received(&partition("a", 0), 7, now), Arrival::Taken);
 }
 
 proptest! {
