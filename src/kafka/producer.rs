@@ -5,8 +5,7 @@ use std::time::Duration;
 
 use rdkafka::Message as _;
 use rdkafka::Statistics;
-use rdkafka::bindings::RD_KAFKA_OFFSET_INVALID;
-use rdkafka::bindings::rd_kafka_flush;
+use rdkafka::bindings::{RD_KAFKA_OFFSET_INVALID, rd_kafka_flush};
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};

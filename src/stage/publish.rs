@@ -291,6 +291,7 @@ impl Publisher {
     /// Decides about what the brokers refused.
     fn collect_returned(&mut self) {
         let returned = std::mem::take(&mut *self.shared.returned.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut unconfirmed = 0;
         for (mut flight, failure) in returned {
             match failure.class {
                 // A broker refuses a whole batch, so perhaps another record of it is too long.
@@ -306,13 +307,15 @@ impl Publisher {
                 Class::Fatal => self.waiting.push_back(flight),
                 // At least once: better twice than not at all.
                 Class::Unconfirmed => {
+                    unconfirmed += 1;
                     self.shared.metrics.publish_unconfirmed();
-                    let (topic, _) = record::destination(&flight.finished.value, flight.retry, &self.setup.kafka);
-                    tracing::warn!(topic, reason = failure.reason, "a record is sent once more");
                     self.waiting.push_back(flight);
                 }
                 _ => self.refuse(flight, &failure),
             }
+        }
+        if unconfirmed > 0 {
+            tracing::warn!(records = unconfirmed, "no broker has confirmed these records; they are sent once more");
         }
     }
 

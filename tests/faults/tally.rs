@@ -75,11 +75,14 @@ impl Tally {
         self.records - self.origins.len()
     }
 
+    fn without_result(&self, ids: usize) -> impl Iterator<Item = usize> {
+        (0..ids).filter(|id| !self.captioned.contains(id) && !self.buried.contains(id))
+    }
+
     /// Where those of `ids` requests are that have no result: in which topics, at which offsets, and how far the group has
     /// read there.
     pub fn whereabouts(&self, kafka: &settings::Kafka, ids: usize) -> Vec<String> {
-        let answered = |id: &usize| self.captioned.contains(id) || self.buried.contains(id);
-        let lost: Vec<_> = (0..ids).filter(|id| !answered(id)).take(NAMED).collect();
+        let lost: Vec<_> = self.without_result(ids).take(NAMED).collect();
         if lost.is_empty() {
             return Vec::new();
         }
@@ -108,8 +111,7 @@ impl Tally {
                 complaints.push(format!("{} {what}, such as {:?}", found.len(), &found[..found.len().min(NAMED)]));
             }
         };
-        let answered = |id: &usize| self.captioned.contains(id) || self.buried.contains(id);
-        complain("ids are lost", (0..ids).filter(|id| !answered(id)).collect());
+        complain("ids are lost", self.without_result(ids).collect());
         complain(
             "results are of nobody",
             self.captioned.union(&self.buried).copied().filter(|id| *id >= ids).collect(),

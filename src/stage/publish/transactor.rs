@@ -240,11 +240,9 @@ impl Transactor {
         }
     }
 
-    fn flush(&self) {
-        if let Some(producer) = &self.producer {
-            // What is not delivered in time is an error of the commit.
-            producer.flush(self.kafka.transaction_timeout);
-        }
+    /// Waits until it is known what became of every record, for as long as the transaction may last.
+    fn flush(&self) -> bool {
+        self.producer.as_ref().is_some_and(|producer| producer.flush(self.kafka.transaction_timeout))
     }
 
     fn send_offsets(&mut self, batch: &mut Batch) -> Result<(), Stop> {
@@ -263,10 +261,13 @@ impl Transactor {
     }
 
     fn commit(&mut self, batch: &mut Batch) -> Result<(), Stop> {
-        // What librdkafka takes for written without a broker's word is known here only, and must not be committed.
-        self.flush();
+        // Not left to the commit, which would take for written what no broker has confirmed.
+        let settled = self.reports.is_empty() && self.flush();
         if !self.reports.is_empty() {
             return Err(self.abort(batch, Trouble::new(Class::Other, "a record was refused")));
+        }
+        if !settled {
+            return Err(self.abort(batch, Trouble::new(Class::Unreachable, "the brokers do not confirm the records")));
         }
         batch.in_doubt = true;
         self.step(batch, |producer| producer.commit_transaction(PATIENCE))?;
