@@ -105,6 +105,9 @@ struct Beside {
 ///
 /// The canary is not loaded: only a stream has images for it, see [`load_for_stream`].
 pub fn load(settings: &Settings) -> anyhow::Result<LoadedModel> {
+    if settings.canary.source.is_some() {
+        tracing::info!("canary.source is for a stream; here no canary is loaded");
+    }
     load_all(settings, None)
 }
 

@@ -197,6 +197,11 @@ impl Standing {
         self.under_way
     }
 
+    /// The furthest offset that the group has, or is to have for the next message.
+    pub(super) fn asked(&self) -> Option<i64> {
+        self.had.max(self.wanted).map(|committed| committed.offset)
+    }
+
     /// The group has this now.
     pub(super) fn committed(&mut self, committed: Committed) {
         self.under_way = false;

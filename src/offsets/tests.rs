@@ -328,3 +328,20 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn the_late_answer_to_a_commit_of_an_earlier_assignment_holds_up_nothing() {
+    let (ledger, partition) = owned(0);
+    ledger.found(&partition, Some(40.into()), 500);
+    // Another worker had it meanwhile, and came no further than to 40.
+    ledger.committed(&partition, 50.into());
+    assert_eq!(ledger.committed_so_far(&partition), Some(40.into()));
+    assert_eq!(ledger.pass(&partition, 40), Pass::Later, "the start is written down first");
+    let due = ledger.due(Reach::Resolved);
+    assert_eq!(due[0].end.offset, 40);
+    ledger.committed(&partition, due[0].end);
+    assert_eq!(ledger.pass(&partition, 40), Pass::Now);
+    ledger.open(&partition, 40).unwrap().resolve(Outcome::Published);
+    ledger.committed(&partition, 41.into());
+    assert_eq!(ledger.committed_so_far(&partition), Some(41.into()));
+}
