@@ -6,6 +6,7 @@
 //! out evenly.
 
 use std::cell::{Cell, RefCell};
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -33,6 +34,10 @@ pub trait Committer: Send {
     /// Whether somebody else is still to commit something of these partitions.
     fn is_elsewhere(&self, partitions: &[TopicPartition]) -> bool;
 }
+
+/// The longest that leaving the group may take. Usually the brokers decide how long it does; but librdkafka 2.12 never answers
+/// who gives partitions back at the moment at which it has left already (`rd_kafka_cgrp_op_serve`).
+const LEAVE: Duration = Duration::from_secs(15);
 
 /// Which member of the group, of the several that a worker is: a number from 0 to [`Consumer::members`], exclusive.
 pub type MemberId = usize;
@@ -288,14 +293,22 @@ impl Consumer {
         self.members[0].ask_ends(partitions);
     }
 
-    /// Leaves the group. Commit before; what is polled for is over.
+    /// Leaves the group, in [`LEAVE`] at most. Commit before; what is polled for is over.
     pub fn close(self) {
+        let (leaving, left) = mpsc::sync_channel::<()>(0);
         // At once: the group settles once, and brokers that are away are waited for once.
-        std::thread::scope(|scope| {
-            for member in self.members {
-                scope.spawn(|| member.close());
-            }
-        });
+        for member in self.members {
+            let leaving = leaving.clone();
+            std::thread::spawn(move || {
+                member.close();
+                drop(leaving);
+            });
+        }
+        drop(leaving);
+        // The channel ends with the last of them.
+        if left.recv_timeout(LEAVE) == Err(RecvTimeoutError::Timeout) {
+            tracing::warn!("leaving the consumer group does not end; it is left to itself");
+        }
     }
 }
 
