@@ -418,3 +418,6 @@ impl Trouble {
         *self = Self { class, reason: reason.into(), refused: Some(index), mended: false };
     }
 }
+
+#[cfg(test)]
+mod tests;
