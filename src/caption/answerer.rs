@@ -4,17 +4,16 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use candle_core::{Device, Result, Tensor};
+use candle_core::{Result, Tensor};
 
 use super::config::BlipConfig;
-use super::encoder::Encoder;
 use super::engine::at_home;
 use super::load::{Built, LoadError};
 use super::memory::{ImageMemory, Sizes};
 use super::preprocess::Preprocessor;
 use super::reader::{Part, Reader, parts};
 use super::rows::Rows;
-use super::viewer::Looks;
+use super::viewer::{Looks, Vision};
 use super::writer::Writer;
 use super::{Caption, Encoded, EngineError, ModelInfo, Params, Pixels, RowId};
 
@@ -23,15 +22,13 @@ const SEQUENCES: usize = 64;
 
 /// A model that answers questions about images, on a device. Cheap to share.
 pub struct Answerer {
-    vision: Encoder,
+    vision: Vision,
     /// Of questions.
     reader: Reader,
     /// Of answers.
     writer: Writer,
     config: BlipConfig,
     preprocessor: Preprocessor,
-    device: Device,
-    info: ModelInfo,
 }
 
 /// An encoded image, as questions look at it.
@@ -47,16 +44,8 @@ struct Question {
 }
 
 impl Looks for Answerer {
-    fn info(&self) -> &ModelInfo {
-        &self.info
-    }
-
-    fn vision(&self) -> &Encoder {
+    fn vision(&self) -> &Vision {
         &self.vision
-    }
-
-    fn device(&self) -> &Device {
-        &self.device
     }
 
     fn remember_hidden(&self, hidden: &Tensor, _: usize) -> std::result::Result<Vec<Encoded>, EngineError> {
@@ -78,13 +67,13 @@ impl Answerer {
         let sizes = Sizes::of_texts(&config.text);
         let writer = Writer::load(&scope.part("text_decoder"), &config.text, sizes, tokenizer)?;
         let info = identity.info(&config, config.answerer_parameters() + writer.untied());
-        let device = scope.device().clone();
-        Ok(Self { vision, reader, writer, config, preprocessor, device, info })
+        let vision = Vision { encoder: vision, device: scope.device().clone(), info };
+        Ok(Self { vision, reader, writer, config, preprocessor })
     }
 
     /// The model and where it runs.
     pub fn info(&self) -> &ModelInfo {
-        &self.info
+        &self.vision.info
     }
 
     /// What makes its pixels of pictures.
@@ -110,7 +99,7 @@ impl Answerer {
         &self,
         asked: &[(&Encoded, &str, Params)],
     ) -> std::result::Result<Vec<std::result::Result<Caption, EngineError>>, EngineError> {
-        at_home(&self.device, || self.answer_all(asked))
+        at_home(&self.vision.device, || self.answer_all(asked))
     }
 
     fn answer_all(

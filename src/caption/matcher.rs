@@ -4,22 +4,21 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use candle_core::{D, DType, Device, Result, Tensor};
+use candle_core::{D, DType, Result, Tensor};
 
 use super::compute::Linear;
 use super::config::BlipConfig;
-use super::encoder::Encoder;
 use super::engine::at_home;
 use super::load::{Built, LoadError};
 use super::memory::ImageMemory;
 use super::preprocess::Preprocessor;
 use super::reader::{Part, Reader, parts};
-use super::viewer::Looks;
+use super::viewer::{Looks, Vision};
 use super::{Encoded, EngineError, ModelInfo, Pixels};
 
 /// A model that judges pairs of images and texts, on a device. Cheap to share.
 pub struct Matcher {
-    vision: Encoder,
+    vision: Vision,
     reader: Reader,
     /// Two scores, of "does not match" and of "matches".
     head: Linear,
@@ -27,8 +26,6 @@ pub struct Matcher {
     text_projection: Linear,
     config: BlipConfig,
     preprocessor: Preprocessor,
-    device: Device,
-    info: ModelInfo,
 }
 
 /// How well a text describes an image.
@@ -49,16 +46,8 @@ struct Seen {
 }
 
 impl Looks for Matcher {
-    fn info(&self) -> &ModelInfo {
-        &self.info
-    }
-
-    fn vision(&self) -> &Encoder {
+    fn vision(&self) -> &Vision {
         &self.vision
-    }
-
-    fn device(&self) -> &Device {
-        &self.device
     }
 
     fn remember_hidden(&self, hidden: &Tensor, images: usize) -> std::result::Result<Vec<Encoded>, EngineError> {
@@ -82,21 +71,19 @@ impl Matcher {
         let reader = Reader::load(&scope.part("text_encoder"), &config, Arc::new(tokenizer))?;
         let info = identity.info(&config, config.matcher_parameters());
         Ok(Self {
-            vision,
+            vision: Vision { encoder: vision, device: scope.device().clone(), info },
             reader,
             head: Linear::load(&scope.part("itm_head"), width, 2)?,
             image_projection: Linear::load(&scope.part("vision_proj"), config.vision.hidden_size, shared)?,
             text_projection: Linear::load(&scope.part("text_proj"), width, shared)?,
             preprocessor,
-            device: scope.device().clone(),
-            info,
             config,
         })
     }
 
     /// The model and where it runs.
     pub fn info(&self) -> &ModelInfo {
-        &self.info
+        &self.vision.info
     }
 
     /// What makes its pixels of pictures.
@@ -134,7 +121,7 @@ impl Matcher {
         &self,
         texts: &[&str],
     ) -> std::result::Result<Vec<std::result::Result<Vec<f32>, EngineError>>, EngineError> {
-        at_home(&self.device, || self.embed(texts))
+        at_home(&self.vision.device, || self.embed(texts))
     }
 
     fn embed(
@@ -162,7 +149,7 @@ impl Matcher {
         pairs: &[(&Encoded, &str)],
     ) -> std::result::Result<Vec<std::result::Result<Match, EngineError>>, EngineError> {
         let images = pairs.iter().map(|(image, _)| seen(image)).collect::<std::result::Result<Vec<_>, _>>()?;
-        at_home(&self.device, || self.judge_seen(pairs, &images))
+        at_home(&self.vision.device, || self.judge_seen(pairs, &images))
     }
 
     fn judge_seen(

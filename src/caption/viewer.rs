@@ -36,31 +36,33 @@ pub trait Viewer: Send {
     fn remember(&mut self, sights: &[Sight]) -> Result<Vec<Encoded>, EngineError>;
 }
 
+/// The image encoder of a model, and what the model is and where it runs.
+pub(super) struct Vision {
+    pub(super) encoder: Encoder,
+    pub(super) device: Device,
+    pub(super) info: ModelInfo,
+}
+
 /// A model of BLIP's whose texts look at what its image encoder saw. Its weights may be shared.
 pub(super) trait Looks: Send + Sync {
-    /// The model and where it runs.
-    fn info(&self) -> &ModelInfo;
-
     /// Its image encoder.
-    fn vision(&self) -> &Encoder;
-
-    /// Where it runs.
-    fn device(&self) -> &Device;
+    fn vision(&self) -> &Vision;
 
     /// What the texts look at, of so many images with these hidden states, `[images · tokens, width]`.
     fn remember_hidden(&self, hidden: &Tensor, images: usize) -> Result<Vec<Encoded>, EngineError>;
 
     /// See [`Viewer::encode`].
     fn encode_all(&self, images: &[Pixels]) -> Result<Vec<Encoded>, EngineError> {
-        self.info().check_images(images)?;
-        let part = |images: &[Pixels]| self.remember_hidden(&self.vision().forward(images)?, images.len());
-        at_home(self.device(), || in_parts(images, encode_size(self.device()), part))
+        let Vision { encoder, device, info } = self.vision();
+        info.check_images(images)?;
+        let part = |images: &[Pixels]| self.remember_hidden(&encoder.forward(images)?, images.len());
+        at_home(device, || in_parts(images, encode_size(device), part))
     }
 }
 
 impl<T: Looks> Viewer for Arc<T> {
     fn model(&self) -> &ModelInfo {
-        self.info()
+        &self.vision().info
     }
 
     fn encode(&mut self, images: &[Pixels]) -> Result<Vec<Encoded>, EngineError> {
@@ -68,18 +70,19 @@ impl<T: Looks> Viewer for Arc<T> {
     }
 
     fn encoder(&self) -> EncoderId {
-        self.vision().id()
+        self.vision().encoder.id()
     }
 
     fn see(&mut self, images: &[Pixels]) -> Result<Vec<Sight>, EngineError> {
-        self.info().check_images(images)?;
-        let part = |images: &[Pixels]| Ok(self.vision().see(images)?);
-        at_home(self.device(), || in_parts(images, encode_size(self.device()), part))
+        let Vision { encoder, device, info } = self.vision();
+        info.check_images(images)?;
+        at_home(device, || in_parts(images, encode_size(device), |images| Ok(encoder.see(images)?)))
     }
 
     fn remember(&mut self, sights: &[Sight]) -> Result<Vec<Encoded>, EngineError> {
-        let part = |sights: &[Sight]| self.remember_hidden(&self.vision().recall(sights)?, sights.len());
-        at_home(self.device(), || in_parts(sights, encode_size(self.device()), part))
+        let Vision { encoder, device, .. } = self.vision();
+        let part = |sights: &[Sight]| self.remember_hidden(&encoder.recall(sights)?, sights.len());
+        at_home(device, || in_parts(sights, encode_size(device), part))
     }
 }
 
