@@ -249,17 +249,19 @@ impl Worker {
         {
             return self.apply_pauses(now);
         }
-        let arrival = self.partitions.received(&partition, message.offset, now);
-        match arrival {
-            Arrival::Taken | Arrival::Left => {}
+        let taken = match self.partitions.received(&partition, message.offset, now) {
+            Arrival::Taken => true,
+            Arrival::Left => false,
             Arrival::Ahead(offset) => {
                 tracing::warn!(%partition, offset, came = message.offset, "a message did not come again; it is sought anew");
+                false
             }
             Arrival::Without(offset) => {
                 tracing::warn!(%partition, offset, came = message.offset, "a message has gone from the log, unread");
+                true
             }
-        }
-        if matches!(arrival, Arrival::Left | Arrival::Ahead(_)) || self.output.is_none() {
+        };
+        if !taken || self.output.is_none() {
             // Of a partition that goes to others, or after the stop: the next reader begins before it. Or behind one that
             // was turned away.
             self.signals.control.status().skipped += 1;

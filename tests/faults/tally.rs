@@ -12,14 +12,12 @@ use blipstream::settings;
 use serde_json::Value;
 
 use crate::load::Kind;
-use crate::support::client::read_all;
+use crate::support::client::{PATIENCE, read_all};
 
 /// How long one look for a record takes.
 const LOOK: Duration = Duration::from_millis(50);
 /// Ids that a complaint names.
 const NAMED: usize = 5;
-/// How long the brokers may take to name a group's offsets.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Results of a run.
 #[derive(Debug, Default)]
@@ -67,7 +65,7 @@ impl Tally {
 
     /// Ids of `ids` without a result.
     pub fn lost(&self, ids: usize) -> usize {
-        ids - self.answered()
+        self.without_result(ids).count()
     }
 
     /// Results beyond the first of their origin.

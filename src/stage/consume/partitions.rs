@@ -157,22 +157,17 @@ impl Partitions {
         if state.turned_away || state.leaving {
             return Arrival::Left;
         }
-        let mut arrival = Arrival::Taken;
-        if let Some(awaited) = &mut state.awaited
-            && offset >= awaited.offset
+        let passed = state.awaited.filter(|awaited| awaited.offset < offset);
+        if let Some(Awaited { offset, missed }) = passed
+            && missed < SEEKS
         {
-            if offset > awaited.offset {
-                if awaited.missed < SEEKS {
-                    awaited.missed += 1;
-                    state.turned_away = true;
-                    return Arrival::Ahead(awaited.offset);
-                }
-                arrival = Arrival::Without(awaited.offset);
-            }
-            state.awaited = None;
+            state.awaited = Some(Awaited { offset, missed: missed + 1 });
+            state.turned_away = true;
+            return Arrival::Ahead(offset);
         }
+        state.awaited = state.awaited.filter(|awaited| awaited.offset > offset);
         state.position = Some(state.position.map_or(offset + 1, |position| position.max(offset + 1)));
-        arrival
+        passed.map_or(Arrival::Taken, |awaited| Arrival::Without(awaited.offset))
     }
 
     /// A message that came cannot be taken yet, and nothing behind it: the partition reads on from it later.
