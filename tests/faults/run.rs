@@ -402,6 +402,9 @@ fn configure(settings: &mut Settings, mode: Delivery) {
     kafka.options.insert("fetch.wait.max.ms".into(), "200".into());
     kafka.linger = Duration::from_millis(20);
     settings.fetch.attempts = 1;
+    // Most requests to the images' one host fail. Were it left alone for that, some flaky images would be asked for at their
+    // last chance only, and those fail when they are asked for first.
+    settings.fetch.breaker_failures = 0;
     settings.flow.max_span = MAX_SPAN;
     settings.flow.max_message_bytes = ByteSize::mib(8);
     settings.flow.max_image_bytes = ByteSize::mib(32);

@@ -25,7 +25,8 @@ pub struct Tally {
     /// Results of each origin.
     origins: BTreeMap<String, usize>,
     captioned: BTreeSet<usize>,
-    buried: BTreeSet<usize>,
+    /// Dead letters, and why each of them was given up.
+    buried: BTreeMap<usize, String>,
     records: usize,
     /// Records of the input. Brokers that lost their memory may have taken a request twice from its writer; each of the
     /// two is an origin then.
@@ -51,16 +52,16 @@ impl Tally {
         let record: Value = serde_json::from_slice(message.payload.as_deref().unwrap()).unwrap();
         let id = record["id"].as_str().unwrap().parse().unwrap();
         if caption {
-            self.captioned.insert(id)
+            self.captioned.insert(id);
         } else {
-            self.buried.insert(id)
-        };
+            self.buried.insert(id, cause(message));
+        }
         self.records += 1;
     }
 
     /// Ids that have a result.
     pub fn answered(&self) -> usize {
-        self.captioned.union(&self.buried).count()
+        self.captioned.len() + self.buried.keys().filter(|id| !self.captioned.contains(id)).count()
     }
 
     /// Ids of `ids` without a result.
@@ -74,7 +75,7 @@ impl Tally {
     }
 
     fn without_result(&self, ids: usize) -> impl Iterator<Item = usize> {
-        (0..ids).filter(|id| !self.captioned.contains(id) && !self.buried.contains(id))
+        (0..ids).filter(|id| !self.captioned.contains(id) && !self.buried.contains_key(id))
     }
 
     /// Where those of `ids` requests are that have no result: in which topics, at which offsets, and how far the group has
@@ -112,16 +113,25 @@ impl Tally {
         complain("ids are lost", self.without_result(ids).collect());
         complain(
             "results are of nobody",
-            self.captioned.union(&self.buried).copied().filter(|id| *id >= ids).collect(),
+            self.captioned.iter().chain(self.buried.keys()).copied().filter(|id| *id >= ids).collect(),
         );
         let healthy = |id: &usize| Kind::of(*id).is_healthy();
-        complain("healthy ids are dead letters", self.buried.iter().copied().filter(healthy).collect());
+        let wronged: Vec<_> = self.buried.keys().copied().filter(healthy).collect();
+        complain("healthy ids are dead letters", wronged.clone());
         complain("broken ids have captions", self.captioned.iter().copied().filter(|id| !healthy(id)).collect());
+        complaints.extend(wronged.iter().take(NAMED).map(|id| format!("{id}: {}", self.buried[id])));
         if complaints.is_empty() && self.origins.len() != self.requests {
             complaints.push(format!("{} origins for {} requests", self.origins.len(), self.requests));
         }
         complaints
     }
+}
+
+/// Why a message was given up, as its dead letter says.
+fn cause(letter: &Message) -> String {
+    let says = |name| letter.header(name).unwrap_or("nothing");
+    let [code, attempts] = ["blipstream-error-code", "blipstream-attempts"].map(says);
+    format!("{code} after {attempts} tries: {}", says("blipstream-error-message"))
 }
 
 /// Reads results as they become visible.
