@@ -258,11 +258,11 @@ impl Ledger {
         }
     }
 
-    /// The consumer has committed this. What lies beyond everything that was seen in this assignment is the late answer to a
-    /// commit of an earlier one, and says nothing of this one.
+    /// The consumer has committed this. What lies beyond everything that was seen or asked for in this assignment is the late
+    /// answer to a commit of an earlier one, and says nothing of this one.
     pub fn committed(&self, partition: &TopicPartition, committed: Committed) {
         if let Some(partition) = self.lock().partitions.get_mut(partition)
-            && partition.next.max(partition.standing.asked()).is_some_and(|end| committed.offset <= end)
+            && partition.next.max(partition.standing.furthest()).is_some_and(|end| committed.offset <= end)
         {
             partition.standing.committed(committed);
         }

@@ -70,6 +70,8 @@ pub enum Event {
     Passing(Class),
     /// The offset to read from is not in the log of some partition.
     OffsetOutOfRange,
+    /// A batch of one of the member's partitions cannot be read, for this reason. It comes before any message behind it.
+    Unreadable(MemberId, String),
     /// The consumer can do nothing more.
     Fatal(Error),
 }

@@ -167,7 +167,20 @@ impl ClientContext for ConsumerSide {
 
     fn error(&self, error: KafkaError, reason: &str) {
         self.errors.record("consumer", &error, reason);
+        if is_unreadable(&error, reason) {
+            self.push(Event::Unreadable(self.member, reason.to_owned()));
+        }
     }
+}
+
+/// Whether the error is of a batch whose sum is wrong (with the option `check.crcs`), whose form is unknown, or which cannot be
+/// unpacked. librdkafka 2.12 goes on behind it in the first two cases, and stands before it for ever in the third
+/// (`rdkafka_msgset_reader.c`). The code alone does not tell: a connection over which something else than Kafka speaks, or
+/// an answer that is too long, is a bad message, too.
+fn is_unreadable(error: &KafkaError, reason: &str) -> bool {
+    use RDKafkaErrorCode::{BadCompression, BadMessage, NotImplemented};
+    let code = matches!(error.rdkafka_error_code(), Some(BadMessage | NotImplemented | BadCompression));
+    code && ["failed CRC32", "MagicByte", "Decompression"].iter().any(|sign| reason.contains(sign))
 }
 
 impl ConsumerContext for ConsumerSide {
@@ -265,5 +278,33 @@ mod tests {
         errors.clear();
         say(RDKafkaErrorCode::AllBrokersDown, "1/1 brokers are down");
         assert_eq!(errors.last().map(|(class, _)| class), Some(Class::Unreachable));
+    }
+
+    #[test]
+    fn a_batch_that_cannot_be_read_is_told_before_anything_behind_it_and_a_bad_connection_is_not_one() {
+        use RDKafkaErrorCode::{BadCompression, BadMessage, BrokerTransportFailure, NotImplemented};
+        let side = ConsumerSide::new(3, Arc::default());
+        let unreadable = [
+            (BadMessage, "MessageSet at offset 7 (92 bytes) failed CRC32C check (original 0x1 != calculated 0x2)"),
+            (BadMessage, "Message at offset 7 (92 bytes) failed CRC32 check (original 0x1 != calculated 0x2)"),
+            (NotImplemented, "Unsupported Message(Set) MagicByte 9 at offset 7"),
+            (
+                BadCompression,
+                "Decompression (codec 0x3) of message at 7 of 92 bytes failed: Local: Invalid compressed data",
+            ),
+        ];
+        for (code, reason) in unreadable {
+            side.error(KafkaError::Global(code), reason);
+            let event = side.next();
+            assert!(matches!(&event, Some(Event::Unreadable(3, told)) if told == reason), "{event:?}");
+        }
+        let passing = [
+            (BadMessage, "Invalid response size 1213486160 (0..100001024): increase receive.message.max.bytes"),
+            (BrokerTransportFailure, "Disconnected: it said MagicByte"),
+        ];
+        for (code, reason) in passing {
+            side.error(KafkaError::Global(code), reason);
+            assert!(side.next().is_none(), "{reason}");
+        }
     }
 }

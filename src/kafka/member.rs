@@ -25,10 +25,6 @@ const QUERY_TIMEOUT: Duration = Duration::from_secs(2);
 const TWIN: &str =
     "Another worker has joined under the same kafka.group_instance_id: every worker needs a name of its own";
 
-/// What a person can do about a batch that cannot be read.
-const UNREADABLE: &str = "Nothing is skipped silently: the line before tells its topic, partition and offset. Mend the log of \
-    the brokers, or move the group's offset behind the batch with `kafka-consumer-groups --reset-offsets`";
-
 const STARTING: &str = "starting the consumer";
 
 /// What tells a member from the others of the same worker, whatever its topics are.
@@ -96,11 +92,6 @@ impl Member {
             Err(KafkaError::PartitionEOF(partition)) => return Event::End(self.base.context().member, partition),
             Err(error) => error,
         };
-        // librdkafka goes on behind such a batch: its sum is wrong (with the option `check.crcs`), or its form is unknown.
-        if let Some(RDKafkaErrorCode::BadMessage | RDKafkaErrorCode::NotImplemented) = error.rdkafka_error_code() {
-            let reason = format!("{error}. {UNREADABLE}");
-            return Event::Fatal(Error::Other { doing: "reading a batch of messages", reason });
-        }
         let class = Class::of_error(&error);
         if matches!(error, KafkaError::MessageConsumptionFatal(_)) || class == Class::Fatal {
             return Event::Fatal(self.fatal(&error));
@@ -248,22 +239,5 @@ pub(super) fn committed(
 impl std::fmt::Debug for Member {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Member").field("topics", &self.topics).finish_non_exhaustive()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_batch_that_cannot_be_read_stops_the_worker_instead_of_being_passed_over() {
-        let member = Member::new(&Kafka::default(), &["in"], (0, 1), Arc::default()).unwrap();
-        for code in [RDKafkaErrorCode::BadMessage, RDKafkaErrorCode::NotImplemented] {
-            let event = member.event(Err(KafkaError::MessageConsumption(code)));
-            let Event::Fatal(error) = event else { panic!("{event:?}") };
-            assert!(error.to_string().contains("offset"), "{error}");
-        }
-        let passing = member.event(Err(KafkaError::MessageConsumption(RDKafkaErrorCode::BrokerTransportFailure)));
-        assert!(matches!(passing, Event::Passing(Class::Unreachable)), "{passing:?}");
     }
 }

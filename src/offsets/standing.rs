@@ -25,6 +25,8 @@ pub(super) struct Standing {
     wanted: Option<Committed>,
     /// What was wanted when the partition began to leave: it may be on its way, and still be written down.
     asked: Option<Committed>,
+    /// The furthest offset that was ever wanted: a commit of it may be on its way, whatever is wanted by now.
+    furthest: Option<i64>,
     /// Whether a transaction is to commit something of this that is not known to have ended.
     under_way: bool,
     /// Whether this start is written down.
@@ -108,6 +110,7 @@ impl Standing {
     fn want(&mut self, offset: i64, note: Note) {
         if !self.leaving && !self.ending {
             self.wanted = Some(Committed { offset, note });
+            self.furthest = self.furthest.max(Some(offset));
         }
     }
 
@@ -197,9 +200,9 @@ impl Standing {
         self.under_way
     }
 
-    /// The furthest offset that the group has, or is to have for the next message.
-    pub(super) fn asked(&self) -> Option<i64> {
-        self.had.max(self.wanted).map(|committed| committed.offset)
+    /// The furthest offset that the group has, or was to have for the sake of a message to come.
+    pub(super) fn furthest(&self) -> Option<i64> {
+        self.furthest.max(self.had.map(|had| had.offset))
     }
 
     /// The group has this now.

@@ -135,6 +135,27 @@ mod tests {
         assert_eq!(watermarks.due(), [(partition(0), died)], "the death that was found still counts");
     }
 
+    /// The first message of a partition, of which the group has nothing, or an offset with a gap behind it.
+    const FIRST: [(Option<i64>, i64); 3] = [(None, 0), (None, 5), (Some(41), 42)];
+
+    #[test]
+    fn a_start_in_a_new_group_or_behind_a_gap_is_taken_back_like_any_other() {
+        let go: [fn(&Ledger); 2] = [|ledger| ledger.leave(&[partition(0)]), Ledger::end];
+        for ((committed, first), go) in FIRST.into_iter().flat_map(|first| go.map(|go| (first, go))) {
+            let ledger = Ledger::new();
+            let mut watermarks = Watermarks(ledger.clone());
+            ledger.assign(partition(0));
+            ledger.found(&partition(0), committed.map(Committed::from), 100);
+            assert_eq!(ledger.pass(&partition(0), first), Pass::Later);
+            let start = watermarks.due();
+            assert_eq!((start[0].1.offset, start[0].1.note.starts), (first, 1));
+            go(&ledger);
+            watermarks.committed(&start, &Ok(()));
+            assert_eq!(ledger.committed_so_far(&partition(0)), Some(start[0].1), "the answer is of this assignment");
+            assert_eq!(watermarks.due(), [(partition(0), first.into())], "nothing was handed on");
+        }
+    }
+
     #[test]
     fn commits_nothing_of_a_partition_that_is_not_ours() {
         let ledger = Ledger::new();

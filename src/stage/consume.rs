@@ -236,6 +236,10 @@ impl Worker {
                 let error = self.out_of_range();
                 self.fail(error);
             }
+            Event::Unreadable(member, reason) => {
+                let error = self.unreadable(member, &reason);
+                self.fail(error);
+            }
             Event::Fatal(error) => self.fail(error),
         }
     }

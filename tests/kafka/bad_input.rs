@@ -1,6 +1,8 @@
 //! Brokers and topics that are not as a worker needs them: each is told by the name of its setting, at the start where it
 //! can be known then.
 
+use std::os::unix::fs::FileExt as _;
+use std::path::Path;
 use std::time::Duration;
 
 use blipstream::caption::fake::FakeOptions;
@@ -15,8 +17,8 @@ use serde_json::json;
 
 use crate::security::run;
 use crate::support::client::{PATIENCE, eventually};
-use crate::support::flow::{Answers, CAPTIONS, DEAD_LETTERS, Flow, REQUESTS, settings};
-use crate::support::kafka::{Cluster, Options};
+use crate::support::flow::{Answers, CAPTIONS, DEAD_LETTERS, Flow, REQUESTS, request, settings};
+use crate::support::kafka::{self, Cluster, Options};
 use crate::support::promises::{assert_no_duplicate, inline};
 
 /// Runs the check and a worker, which end with an error that has all of these words.
@@ -163,4 +165,53 @@ async fn a_caption_that_its_topic_does_not_take_is_a_dead_letter_and_all_others_
 #[tokio::test(flavor = "multi_thread")]
 async fn a_caption_that_its_topic_does_not_take_costs_nothing_else_of_its_transaction() {
     assert_only_what_is_too_long_fails(Delivery::ExactlyOnce).await;
+}
+
+/// Length of what stands before the records of a batch on disk, in bytes.
+const BATCH_HEADER: usize = 61;
+
+/// Overwrites the records of the batch with this number in a file of a log; returns where, and what was there.
+fn damage(log: &Path, batch: usize) -> (u64, Vec<u8>) {
+    let bytes = std::fs::read(log).unwrap();
+    // Offset and length stand at its beginning, and are not counted in the length.
+    let end = |at: usize| at + 12 + u32::from_be_bytes(bytes[at + 8..at + 12].try_into().unwrap()) as usize;
+    let at = (0..batch).fold(0, |at, _| end(at));
+    let records = &bytes[at + BATCH_HEADER..end(at)];
+    let place = (at + BATCH_HEADER) as u64;
+    write_at(log, place, &vec![0xff; records.len()]);
+    (place, records.to_vec())
+}
+
+fn write_at(log: &Path, place: u64, bytes: &[u8]) {
+    std::fs::OpenOptions::new().write(true).open(log).unwrap().write_all_at(bytes, place).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_that_is_damaged_on_disk_stops_the_worker_before_it_and_is_read_when_it_is_mended() {
+    let Some(cluster) = Cluster::start(&Options::default()) else { return };
+    // librdkafka looks at sums only if it is told to; a batch of another length than it should have shows without.
+    for (check_sums, word) in [("false", "Decompression"), ("true", "CRC32C")] {
+        let topics = kafka::new_topics(cluster.bootstrap(), [REQUESTS, CAPTIONS, DEAD_LETTERS], 1).await;
+        let log = cluster.segment(&topics[0], 0);
+        let place = format!("{}/0", topics[0]);
+        let settings = settings(cluster.bootstrap().to_owned(), topics[0].replace(REQUESTS, "fleet"), topics);
+        let mut flow = Flow { broker: None, settings };
+        flow.settings.kafka.options.insert("check.crcs".into(), check_sums.into());
+        for n in 0..3 {
+            flow.write([request(n, inline(n))]);
+        }
+        let (at, records) = damage(&log, 1);
+        let worker = flow.worker(FakeOptions::default());
+        let ended = tokio::time::timeout(PATIENCE, worker.task).await.expect("it ends by itself").unwrap();
+        let error = format!("{:#}", ended.expect_err("it says why"));
+        for said in [word, &place, "--reset-offsets"] {
+            assert!(error.contains(said), "it does not say {said}: {error}");
+        }
+        assert_eq!(flow.committed(), [Some(1)]);
+        assert_eq!(Answers::read(&flow).captioned_ids().len(), 1);
+        write_at(&log, at, &records);
+        let next = flow.worker(FakeOptions::default());
+        assert_eq!(flow.until_answered(3).captioned_ids().len(), 3);
+        assert!(next.stop().await.clean());
+    }
 }

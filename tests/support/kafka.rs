@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::io::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{LazyLock, Mutex, PoisonError};
 use std::time::Duration;
@@ -141,6 +141,12 @@ impl Cluster {
     /// Password of a user of the secure mode.
     pub fn password(&self, user: &str) -> &str {
         self.info["users"][user].as_str().expect("a user of the secure mode")
+    }
+
+    /// The file that the first node keeps the first records of a partition in.
+    pub fn segment(&self, topic: &str, partition: i32) -> PathBuf {
+        let data = Path::new(&self.folder).join("node-1/data");
+        data.join(format!("{topic}-{partition}")).join("00000000000000000000.log")
     }
 
     /// Creates topics of `partitions` partitions.

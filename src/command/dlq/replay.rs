@@ -217,7 +217,7 @@ impl Replay {
         let Sink::Write(writer, _) = &mut self.sink else { return };
         for Refused { place, reason } in writer.take_refused() {
             self.counts.refused += 1;
-            complain(reading, &format!("{place} is not taken by the brokers: {reason}"));
+            complain(reading, &format!("{place} is {reason}"));
         }
     }
 
@@ -242,7 +242,7 @@ impl Replay {
         let Counts { skipped, repeated, refused } = self.counts;
         for (count, what) in [
             (skipped, "cannot be replayed"),
-            (refused, "not taken by the brokers"),
+            (refused, "not taken by the brokers, or not confirmed"),
             (repeated, "left out, since their origin came before"),
         ] {
             if count > 0 {

@@ -40,7 +40,7 @@ impl Deliver for Reports {
 pub struct Refused {
     /// The dead letter that it replays.
     pub place: Place,
-    /// librdkafka's words.
+    /// What became of it, and librdkafka's reason.
     pub reason: String,
 }
 
@@ -154,7 +154,7 @@ impl Writer {
             Class::NotAuthorised => Err(anyhow::anyhow!("the brokers do not permit to write: {reason}")),
             Class::Authentication => Err(Error::Authentication { reason }.into()),
             _ => {
-                self.refused.push(Refused { place, reason });
+                self.refused.push(Refused { place, reason: format!("{} by the brokers: {reason}", failure.fate()) });
                 Ok(())
             }
         }

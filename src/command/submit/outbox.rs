@@ -120,8 +120,7 @@ impl<T: Send + Sync + 'static> Outbox<T> {
             Class::NotAuthorised => Err(anyhow::anyhow!("the brokers do not permit to write: {reason}")),
             Class::Authentication => Err(Error::Authentication { reason }.into()),
             class => {
-                let what = if class == Class::Unconfirmed { "not confirmed" } else { "not taken" };
-                let why = format!("{what} by the brokers: {reason}");
+                let why = format!("{} by the brokers: {reason}", failure.fate());
                 Ok(NotTaken { too_long: class == Class::TooLarge, why })
             }
         }

@@ -70,6 +70,25 @@ pub(super) struct Leave {
     deadline: Instant,
 }
 
+/// Which of these partitions, each with the offset that is read next, is meant by an error that names an offset alone: the one
+/// that is read from there, or one of all.
+fn place_of<'a>(read: impl Iterator<Item = (&'a TopicPartition, Option<i64>)>, reason: &str) -> String {
+    let read: Vec<_> = read.collect();
+    let number = reason
+        .split_once(" at ")
+        .and_then(|(_, place)| place.split(|c: char| !c.is_ascii_digit()).find(|n| !n.is_empty()));
+    let offset = number.and_then(|number| number.parse::<i64>().ok());
+    let meant: Vec<_> = read.iter().filter(|(_, next)| next.is_some() && *next == offset).collect();
+    if let [(partition, _)] = &*meant {
+        return partition.to_string();
+    }
+    let place = |(partition, next): &(&TopicPartition, Option<i64>)| match next {
+        Some(next) => format!("{partition} (read up to {next})"),
+        None => format!("{partition} (read from its beginning)"),
+    };
+    format!("one of {}", read.iter().map(place).collect::<Vec<_>>().join(", "))
+}
+
 impl Worker {
     pub(super) fn begin_revoke(&mut self, member: MemberId, partitions: Vec<TopicPartition>, lost: bool, now: Instant) {
         self.signals.control.status().rebalances += 1;
@@ -288,5 +307,36 @@ impl Worker {
         }
         let reason = self.setup.consumer.last_error().map_or_else(|| "no partition found".into(), |(_, reason)| reason);
         Error::Other { doing: "reading from an offset that is not in the log", reason }
+    }
+
+    /// What to do about a batch that cannot be read, for a reason that tells its offset.
+    pub(super) fn unreadable(&self, member: MemberId, reason: &str) -> Error {
+        let read = self.partitions.iter().filter(|(partition, _)| self.setup.consumer.member_of(partition) == member);
+        let place = place_of(read.map(|(partition, state)| (partition, state.next())), reason);
+        let reason = format!(
+            "{reason}. It is of {place}. Nothing behind it is read, so that nothing is skipped silently. Mend the log of the \
+             brokers, or give the batch up: move the group's offset of this partition behind it, with \
+             `kafka-consumer-groups --reset-offsets`"
+        );
+        Error::Other { doing: "reading a batch of messages", reason }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_batch_that_cannot_be_read_is_named_by_where_the_partitions_are_read_from() {
+        let partition = |number| TopicPartition { topic: "in".into(), partition: number };
+        let (first, second, third) = (partition(0), partition(1), partition(2));
+        let reason = "MessageSet at offset 41 (600 bytes) failed CRC32C check (original 0xa7 != calculated 0xb8)";
+        let read = [(&first, Some(4)), (&second, Some(41)), (&third, None)];
+        assert_eq!(place_of(read.into_iter(), reason), "in/1");
+        let packed = "Decompression (codec 0x3) of message at 4 of 41 bytes failed: Local: Invalid compressed data";
+        assert_eq!(place_of(read.into_iter(), packed), "in/0");
+        let elsewhere = "Unsupported Message(Set) MagicByte 3 at offset 40";
+        let all = "one of in/0 (read up to 4), in/1 (read up to 41), in/2 (read from its beginning)";
+        assert_eq!(place_of(read.into_iter(), elsewhere), all);
     }
 }

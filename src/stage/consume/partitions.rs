@@ -154,6 +154,8 @@ impl Partitions {
         let Some(state) = self.0.get_mut(partition) else { return Arrival::Left };
         state.at_end = false;
         state.alive = now;
+        // librdkafka drops a pause like a seek: it delivers nothing of a partition that it knows to rest.
+        state.paused = state.paused.filter(|paused| !paused);
         if state.turned_away || state.leaving {
             return Arrival::Left;
         }

@@ -50,6 +50,19 @@ fn a_partition_assigned_while_everything_rests_is_paused() {
 }
 
 #[test]
+fn a_message_of_a_partition_that_rests_shows_that_the_pause_is_lost_and_it_is_paused_anew() {
+    let now = Instant::now();
+    let mut partitions = two_topics(now);
+    let a = partition("a", 0);
+    assert_eq!(partitions.change(true, now).pause.len(), 2);
+    assert_eq!(partitions.change(true, now), Change::default());
+    assert_eq!(partitions.received(&a, 0, now), Arrival::Taken);
+    assert_eq!(partitions.change(true, now).pause, std::slice::from_ref(&a));
+    assert_eq!(partitions.change(true, now), Change::default());
+    assert_eq!(partitions.change(false, now).resume.len(), 2);
+}
+
+#[test]
 fn a_full_span_rests_only_its_own_partition_until_it_is_under_half() {
     let now = Instant::now();
     let mut partitions = two_topics(now);

@@ -49,11 +49,20 @@ fn a_transaction_with_a_record_that_no_broker_has_confirmed_is_aborted_and_the_s
     let mut batch = Batch::new(Vec::new(), vec![flight(&ledger)]);
     assert!(transactor.initialise().is_ok());
     assert!(transactor.step(&mut batch, Producer::begin_transaction).is_ok());
+    // The report comes while the commit waits for it.
+    broker.round_trip_time(Duration::from_secs(2)).unwrap();
     assert!(transactor.send_all(&mut batch).is_ok());
-    assert!(transactor.flush() && transactor.reports.is_empty());
-    let failure = NotDelivered { class: Class::Unconfirmed, reason: "nobody has".into() };
-    transactor.reports.delivered(Box::new(0), Err(failure));
-    let Err(Stop::Again(trouble)) = transactor.commit(&mut batch) else { panic!("it is not committed") };
+    let reports = transactor.reports.clone();
+    let stopped = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            std::thread::sleep(Duration::from_millis(300));
+            let failure = NotDelivered { class: Class::Unconfirmed, reason: "nobody has".into() };
+            reports.delivered(Box::new(0), Err(failure));
+            broker.round_trip_time(Duration::ZERO).unwrap();
+        });
+        transactor.commit(&mut batch)
+    });
+    let Err(Stop::Again(trouble)) = stopped else { panic!("it is not committed") };
     assert!(trouble.mended && trouble.reason == "nobody has", "{}", trouble.reason);
     assert!(!batch.in_doubt);
     let counted = |name: &str| metrics.render().contains(name);
