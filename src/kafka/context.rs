@@ -174,9 +174,9 @@ impl ClientContext for ConsumerSide {
 }
 
 /// Whether the error is of a batch whose sum is wrong (with the option `check.crcs`), whose form is unknown, or which cannot be
-/// unpacked. librdkafka 2.12 goes on behind it in the first two cases, and stands before it for ever in the third
-/// (`rdkafka_msgset_reader.c`). The code alone does not tell: a connection over which something else than Kafka speaks, or
-/// an answer that is too long, is a bad message, too.
+/// unpacked. What librdkafka 2.12 does then is nothing to rely on: it stands before the batch for ever, or goes on somewhere
+/// behind its beginning (`rdkafka_msgset_reader.c`). The code alone does not tell: a connection over which something else than
+/// Kafka speaks, or an answer that is too long, is a bad message, too.
 fn is_unreadable(error: &KafkaError, reason: &str) -> bool {
     use RDKafkaErrorCode::{BadCompression, BadMessage, NotImplemented};
     let code = matches!(error.rdkafka_error_code(), Some(BadMessage | NotImplemented | BadCompression));

@@ -55,6 +55,8 @@ pub struct Evidence {
     pub touched: u64,
     /// The longest time without a result.
     pub stall: Duration,
+    /// The longest time without a caption.
+    pub caption_stall: Duration,
     /// The most lag, in seconds of the load.
     pub lag: f64,
 }
@@ -179,7 +181,9 @@ pub const ROWS: &[Row] = &[
     },
     Row {
         short: Modes::AtLeastOnce,
-        ..row("full-output", "the brokers refuse captions for 10 s and more", Fault::Output, 45, stalled)
+        ..row("full-output", "the brokers refuse captions for 10 s and more", Fault::Output, 45, |e| {
+            e.caption_stall > Duration::from_secs(8)
+        })
     },
     Row { orderly: true, ..row("pause", "a pause longer than max.poll.interval.ms", Fault::Pause, 40, lagged) },
 ];
@@ -334,6 +338,10 @@ impl std::fmt::Display for Evidence {
         for (count, name) in counts.iter().filter(|(count, _)| *count > 0) {
             write!(f, ", {count} {name}")?;
         }
-        write!(f, ", {:.1} s without a result", self.stall.as_secs_f64())
+        write!(f, ", {:.1} s without a result", self.stall.as_secs_f64())?;
+        if self.caption_stall > self.stall + Duration::from_secs(1) {
+            write!(f, ", {:.1} s without a caption", self.caption_stall.as_secs_f64())?;
+        }
+        Ok(())
     }
 }

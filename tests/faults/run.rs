@@ -362,6 +362,7 @@ impl<'a> Run<'a> {
             refusals: now.refusals - before.refusals,
             touched: now.touched - before.touched,
             stall: self.reader.longest_gap(*struck, healed),
+            caption_stall: self.reader.longest_gap_of_captions(*struck, healed),
             lag: self.watcher.most_lag(*struck, healed) as f64 / self.rate,
         }
     }
@@ -401,6 +402,8 @@ fn configure(settings: &mut Settings, mode: Delivery) {
     // Brokers on a small machine have better things to do than to say that nothing is new.
     kafka.options.insert("fetch.wait.max.ms".into(), "200".into());
     kafka.linger = Duration::from_millis(20);
+    // What librdkafka forgets to fetch is sought anew within the time that a run has to recover.
+    kafka.stuck_after = Duration::from_secs(10);
     settings.fetch.attempts = 1;
     // Most requests to the images' one host fail. Were it left alone for that, some flaky images would be asked for at their
     // last chance only, and those fail when they are asked for first.

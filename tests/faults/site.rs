@@ -17,6 +17,8 @@ pub const NODES: usize = 3;
 pub const SLOTS: usize = 4;
 /// How long an administrative request may take.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// How long a node that was down may take until it has copied what it missed.
+const COPYING: Duration = Duration::from_secs(120);
 
 /// The cluster and the ways to it.
 pub struct Site {
@@ -95,7 +97,7 @@ impl Site {
     /// Waits until every partition of a topic has so many copies in sync.
     pub async fn until_copied(&self, topic: &str, copies: usize) {
         let client: BaseConsumer = self.config().create().unwrap();
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + COPYING;
         loop {
             let metadata = client.fetch_metadata(Some(topic), PATIENCE).unwrap();
             if metadata.topics()[0].partitions().iter().all(|partition| partition.isr().len() >= copies) {

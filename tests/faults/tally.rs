@@ -144,8 +144,8 @@ pub struct Reader {
 #[derive(Default)]
 struct Seen {
     tally: Tally,
-    /// When results came, to tell where none did.
-    arrivals: Vec<Instant>,
+    /// When results came, to tell where none did, and whether they are captions.
+    arrivals: Vec<(Instant, bool)>,
 }
 
 impl Reader {
@@ -160,8 +160,9 @@ impl Reader {
             while !stopped.load(Ordering::Relaxed) {
                 if let Some(message) = follower.next(LOOK).expect("results can be read") {
                     let mut seen = shared.lock().unwrap();
-                    seen.tally.take(&message, *message.topic == *captions);
-                    seen.arrivals.push(Instant::now());
+                    let caption = *message.topic == *captions;
+                    seen.tally.take(&message, caption);
+                    seen.arrivals.push((Instant::now(), caption));
                 }
             }
         });
@@ -175,8 +176,17 @@ impl Reader {
 
     /// The longest time without a result that began after `from` and before `to`.
     pub fn longest_gap(&self, from: Instant, to: Instant) -> Duration {
+        self.gap(from, to, |_| true)
+    }
+
+    /// The same without a caption.
+    pub fn longest_gap_of_captions(&self, from: Instant, to: Instant) -> Duration {
+        self.gap(from, to, |caption| caption)
+    }
+
+    fn gap(&self, from: Instant, to: Instant, counts: impl Fn(bool) -> bool) -> Duration {
         let seen = self.seen.lock().unwrap();
-        let within = seen.arrivals.iter().copied().filter(|at| *at >= from);
+        let within = seen.arrivals.iter().filter(|(at, caption)| *at >= from && counts(*caption)).map(|(at, _)| *at);
         let mut longest = Duration::ZERO;
         let mut last = from;
         for at in within.chain([Instant::now()]) {

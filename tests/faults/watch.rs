@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use blipstream::settings::{Delivery, Kafka};
+use jiff::Timestamp;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use serde_json::Value;
@@ -18,8 +19,6 @@ use crate::worker::ask;
 const EVERY: Duration = Duration::from_millis(200);
 /// The longest that brokers may take to answer one look.
 const ASKING: Duration = Duration::from_secs(1);
-/// What `/status` tells is a tenth of a second old at most, and a busy machine takes its time.
-const STALE: Duration = Duration::from_millis(400);
 /// Breaches that are kept.
 const KEPT: usize = 5;
 
@@ -35,6 +34,8 @@ pub struct Watched {
 struct Look {
     /// Metrics without labels, and sums over labels.
     counters: BTreeMap<String, f64>,
+    /// Of when the partitions are.
+    as_of: Option<Timestamp>,
     /// Committed offset and watermark of each input partition it owns.
     partitions: BTreeMap<i32, (Option<i64>, Option<i64>)>,
 }
@@ -43,6 +44,8 @@ struct Look {
 #[derive(Debug, Clone)]
 struct Group {
     at: Instant,
+    /// The same by the clock that workers have, too.
+    time: Timestamp,
     /// Messages of the input behind the committed offsets.
     lag: i64,
     committed: BTreeMap<i32, i64>,
@@ -169,10 +172,12 @@ impl Seen {
         self.groups.push(group);
     }
 
-    /// Offsets that a group had before a worker was looked at are no further than that worker's watermarks, unless
-    /// another worker has the partition, too, as far as it knows. Offsets of a transaction are committed with the
-    /// results that they answer, and the worker learns of both afterwards.
-    fn take_look(&mut self, process: u32, look: Look, group_before: Option<Group>) {
+    /// Offsets that a group had before a worker looked at its watermarks are no further than these, unless another worker has
+    /// the partition, too, as far as it knows. Offsets of a transaction are committed with the results that they answer, and
+    /// the worker learns of both afterwards.
+    fn take_look(&mut self, process: u32, look: Look) {
+        let before = |group: &&Group| look.as_of.is_some_and(|as_of| group.time <= as_of);
+        let group_before = self.groups.iter().rev().find(before).cloned();
         for (partition, (committed, watermark)) in &look.partitions {
             let Some(watermark) = watermark else { continue };
             if committed.is_some_and(|committed| committed > *watermark) {
@@ -194,19 +199,14 @@ impl Seen {
 
 async fn watch_workers(seen: Arc<Mutex<Seen>>, topic: String) {
     loop {
-        let (watched, before) = {
-            let seen = seen.lock().unwrap();
-            let now = Instant::now();
-            let before = seen.groups.iter().rev().find(|group| now - group.at >= STALE).cloned();
-            (seen.watched.clone(), before)
-        };
+        let watched = seen.lock().unwrap().watched.clone();
         for Watched { process, admin } in watched {
             let memory = peak_memory(process).unwrap_or(0);
             let looks = tokio::join!(ask(admin, "GET", "/metrics"), ask(admin, "GET", "/status"));
             let mut seen = seen.lock().unwrap();
             seen.peak_memory = seen.peak_memory.max(memory);
             if let (Some(metrics), Some(status)) = looks {
-                seen.take_look(process, look(&metrics, &status, &topic), before.clone());
+                seen.take_look(process, look(&metrics, &status, &topic));
             }
         }
         tokio::time::sleep(EVERY).await;
@@ -222,6 +222,7 @@ fn look(metrics: &str, status: &str, topic: &str) -> Look {
         }
     }
     let status: Value = serde_json::from_str(status).expect("/status is JSON");
+    look.as_of = status["consumer"]["as_of"].as_str().and_then(|time| time.parse().ok());
     let partitions = status["consumer"]["partitions"].as_array().into_iter().flatten();
     look.partitions = partitions
         .filter(|partition| partition["topic"] == topic)
@@ -246,5 +247,5 @@ fn look_at_group(client: &BaseConsumer, topic: &str, partitions: i32) -> Option<
         };
         lag += high - offset;
     }
-    Some(Group { at: Instant::now(), lag, committed })
+    Some(Group { at: Instant::now(), time: Timestamp::now(), lag, committed })
 }

@@ -204,7 +204,7 @@ async fn a_batch_that_is_damaged_on_disk_stops_the_worker_before_it_and_is_read_
         let worker = flow.worker(FakeOptions::default());
         let ended = tokio::time::timeout(PATIENCE, worker.task).await.expect("it ends by itself").unwrap();
         let error = format!("{:#}", ended.expect_err("it says why"));
-        for said in [word, &place, "--reset-offsets"] {
+        for said in [word, &format!("It is of {place}."), "docs/runbook.md"] {
             assert!(error.contains(said), "it does not say {said}: {error}");
         }
         assert_eq!(flow.committed(), [Some(1)]);

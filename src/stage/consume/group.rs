@@ -70,23 +70,19 @@ pub(super) struct Leave {
     deadline: Instant,
 }
 
-/// Which of these partitions, each with the offset that is read next, is meant by an error that names an offset alone: the one
-/// that is read from there, or one of all.
-fn place_of<'a>(read: impl Iterator<Item = (&'a TopicPartition, Option<i64>)>, reason: &str) -> String {
+/// Which of these partitions, each with the offset that is read next, an error may be about that names an offset alone. Even
+/// one that is read from there need not be the one: a batch begins before the offset that is read next, where that lies
+/// within it, and behind it, where others are missing.
+fn place_of<'a>(read: impl Iterator<Item = (&'a TopicPartition, Option<i64>)>) -> String {
     let read: Vec<_> = read.collect();
-    let number = reason
-        .split_once(" at ")
-        .and_then(|(_, place)| place.split(|c: char| !c.is_ascii_digit()).find(|n| !n.is_empty()));
-    let offset = number.and_then(|number| number.parse::<i64>().ok());
-    let meant: Vec<_> = read.iter().filter(|(_, next)| next.is_some() && *next == offset).collect();
-    if let [(partition, _)] = &*meant {
+    if let [(partition, _)] = &*read {
         return partition.to_string();
     }
     let place = |(partition, next): &(&TopicPartition, Option<i64>)| match next {
-        Some(next) => format!("{partition} (read up to {next})"),
-        None => format!("{partition} (read from its beginning)"),
+        Some(next) => format!("{partition}, next {next}"),
+        None => format!("{partition}, next its first"),
     };
-    format!("one of {}", read.iter().map(place).collect::<Vec<_>>().join(", "))
+    format!("one of these partitions: {}", read.iter().map(place).collect::<Vec<_>>().join("; "))
 }
 
 impl Worker {
@@ -312,11 +308,10 @@ impl Worker {
     /// What to do about a batch that cannot be read, for a reason that tells its offset.
     pub(super) fn unreadable(&self, member: MemberId, reason: &str) -> Error {
         let read = self.partitions.iter().filter(|(partition, _)| self.setup.consumer.member_of(partition) == member);
-        let place = place_of(read.map(|(partition, state)| (partition, state.next())), reason);
+        let place = place_of(read.map(|(partition, state)| (partition, state.next())));
         let reason = format!(
-            "{reason}. It is of {place}. Nothing behind it is read, so that nothing is skipped silently. Mend the log of the \
-             brokers, or give the batch up: move the group's offset of this partition behind it, with \
-             `kafka-consumer-groups --reset-offsets`"
+            "{reason}. It is of {place}. Nothing behind it is read, and nothing of it is committed. Mend the log of the brokers, \
+             or give the batch up, as docs/runbook.md tells under \"A batch of messages that cannot be read\""
         );
         Error::Other { doing: "reading a batch of messages", reason }
     }
@@ -327,16 +322,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_batch_that_cannot_be_read_is_named_by_where_the_partitions_are_read_from() {
+    fn of_a_batch_that_cannot_be_read_every_partition_is_named_that_it_may_be_of() {
         let partition = |number| TopicPartition { topic: "in".into(), partition: number };
-        let (first, second, third) = (partition(0), partition(1), partition(2));
-        let reason = "MessageSet at offset 41 (600 bytes) failed CRC32C check (original 0xa7 != calculated 0xb8)";
-        let read = [(&first, Some(4)), (&second, Some(41)), (&third, None)];
-        assert_eq!(place_of(read.into_iter(), reason), "in/1");
-        let packed = "Decompression (codec 0x3) of message at 4 of 41 bytes failed: Local: Invalid compressed data";
-        assert_eq!(place_of(read.into_iter(), packed), "in/0");
-        let elsewhere = "Unsupported Message(Set) MagicByte 3 at offset 40";
-        let all = "one of in/0 (read up to 4), in/1 (read up to 41), in/2 (read from its beginning)";
-        assert_eq!(place_of(read.into_iter(), elsewhere), all);
+        let (first, second) = (partition(0), partition(1));
+        assert_eq!(place_of([(&first, Some(41))].into_iter()), "in/0");
+        let read = [(&first, Some(41)), (&second, None)];
+        assert_eq!(place_of(read.into_iter()), "one of these partitions: in/0, next 41; in/1, next its first");
     }
 }

@@ -79,6 +79,14 @@ impl State {
         }
     }
 
+    /// A message came, whatever becomes of it.
+    fn came(&mut self, now: Instant) {
+        self.at_end = false;
+        self.alive = now;
+        // A pause gets lost like a seek: librdkafka delivers nothing of a partition that it knows to rest.
+        self.paused = self.paused.filter(|paused| !paused);
+    }
+
     fn reads_on_at(&self) -> Start {
         self.position.map_or(self.start, Start::At)
     }
@@ -152,10 +160,7 @@ impl Partitions {
     /// A message came: what becomes of it.
     pub(super) fn received(&mut self, partition: &TopicPartition, offset: i64, now: Instant) -> Arrival {
         let Some(state) = self.0.get_mut(partition) else { return Arrival::Left };
-        state.at_end = false;
-        state.alive = now;
-        // librdkafka drops a pause like a seek: it delivers nothing of a partition that it knows to rest.
-        state.paused = state.paused.filter(|paused| !paused);
+        state.came(now);
         if state.turned_away || state.leaving {
             return Arrival::Left;
         }
@@ -186,6 +191,7 @@ impl Partitions {
     /// is to be taken.
     pub(super) fn defer(&mut self, partition: &TopicPartition, offset: i64, due: Instant, now: Instant) -> bool {
         let Some(state) = self.0.get_mut(partition) else { return false };
+        state.came(now);
         if state.waited.is_some_and(|(waited, until)| waited == offset && now >= until) {
             return false;
         }

@@ -1,5 +1,7 @@
 //! What the consumer's thread tells of itself.
 
+use jiff::Timestamp;
+
 use super::partitions::State;
 use super::{PartitionStatus, Worker};
 use crate::message::Message;
@@ -22,9 +24,11 @@ impl Worker {
 
     /// Brings the status up to date.
     pub(super) fn publish_status(&mut self) {
-        let ledger = &self.setup.ledger;
+        let (ledger, as_of) = (&self.setup.ledger, Timestamp::now());
         let suspects = ledger.suspects();
         let of = |(partition, state): (&TopicPartition, &State)| {
+            // First what is committed, which the watermark is never behind: transactions move both meanwhile.
+            let committed = ledger.committed_so_far(partition).map(|committed| committed.offset);
             let position = ledger.position(partition);
             PartitionStatus {
                 topic: partition.topic.to_string(),
@@ -32,7 +36,7 @@ impl Worker {
                 paused: state.paused == Some(true),
                 at_end: state.at_end,
                 lag: state.lag(position.map(|position| position.watermark)),
-                committed: ledger.committed_so_far(partition).map(|committed| committed.offset),
+                committed,
                 watermark: position.map(|position| position.watermark),
                 span: position.map_or(0, |position| position.span),
                 open: position.map_or(0, |position| position.open),
@@ -41,7 +45,7 @@ impl Worker {
         };
         let partitions = self.partitions.iter().map(of).collect();
         let mut status = self.signals.control.status();
-        status.partitions = partitions;
+        (status.as_of, status.partitions) = (Some(as_of), partitions);
         status.held_bytes = self.held.bytes();
         status.last_error = self.setup.consumer.last_error().map(|(_, reason)| reason);
     }

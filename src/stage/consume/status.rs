@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use jiff::Timestamp;
 use serde::Serialize;
 use tokio::sync::oneshot;
 use tokio::time::{Duration, Instant, timeout_at};
@@ -14,7 +15,7 @@ use crate::offsets::Ledger;
 /// Most time for the last commit and for leaving the group together; what is not done by then is left undone.
 pub const CLOSE: Duration = Duration::from_secs(6);
 
-/// What the consumer is doing, for `/status`, `/readyz` and metrics. At most a tenth of a second old.
+/// What the consumer is doing, for `/status`, `/readyz` and metrics.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct ConsumeStatus {
     /// Whether the group has settled with this worker in it, be it without a partition.
@@ -23,6 +24,8 @@ pub struct ConsumeStatus {
     pub brokers_up: usize,
     /// The newest error that librdkafka reported, if things have not been well again since.
     pub last_error: Option<String>,
+    /// When the partitions were looked at: a tenth of a second ago at most, unless the consumer waits for the brokers.
+    pub as_of: Option<Timestamp>,
     /// Partitions that are ours.
     pub partitions: Vec<PartitionStatus>,
     /// Messages taken from each topic, tombstones included.

@@ -60,6 +60,12 @@ fn a_message_of_a_partition_that_rests_shows_that_the_pause_is_lost_and_it_is_pa
     assert_eq!(partitions.change(true, now).pause, std::slice::from_ref(&a));
     assert_eq!(partitions.change(true, now), Change::default());
     assert_eq!(partitions.change(false, now).resume.len(), 2);
+    // One that is not due counts, too.
+    let due = now + Duration::from_secs(60);
+    for offset in [1, 2] {
+        assert!(partitions.defer(&a, offset, due, now));
+        assert_eq!(partitions.change(false, now).pause, std::slice::from_ref(&a));
+    }
 }
 
 #[test]
