@@ -41,13 +41,6 @@ pub struct NotDelivered {
     pub reason: String,
 }
 
-impl NotDelivered {
-    /// What became of the record: "not taken" or "not confirmed", by the brokers.
-    pub fn fate(&self) -> &'static str {
-        if self.class == Class::Unconfirmed { "not confirmed" } else { "not taken" }
-    }
-}
-
 /// Why a record was not taken on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NotSent {

@@ -6,7 +6,8 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use super::letter::Place;
-use crate::kafka::{Class, Deliver, Error, NotDelivered, NotSent, Producer, Record};
+use crate::command::submit::outbox::refusal;
+use crate::kafka::{Deliver, Error, NotDelivered, NotSent, Producer, Record};
 use crate::settings::Kafka;
 
 /// Records handed to librdkafka and not acknowledged; its own queue bounds their bytes.
@@ -145,19 +146,8 @@ impl Writer {
             return Err(fatal.into());
         }
         let Sent { place, topic } = sent;
-        let reason = format!("{topic}: {}", failure.reason);
-        match failure.class {
-            Class::UnknownTopic => {
-                let (topic, setting) = (topic.to_string(), "--topic or kafka.inputs".into());
-                Err(Error::UnknownTopic { topic, setting }.into())
-            }
-            Class::NotAuthorised => Err(anyhow::anyhow!("the brokers do not permit to write: {reason}")),
-            Class::Authentication => Err(Error::Authentication { reason }.into()),
-            _ => {
-                self.refused.push(Refused { place, reason: format!("{} by the brokers: {reason}", failure.fate()) });
-                Ok(())
-            }
-        }
+        self.refused.push(Refused { place, reason: refusal(&topic, &failure)? });
+        Ok(())
     }
 }
 

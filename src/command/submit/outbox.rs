@@ -111,19 +111,8 @@ impl<T: Send + Sync + 'static> Outbox<T> {
         if let Some(fatal) = self.producer.fatal() {
             return Err(fatal.into());
         }
-        let reason = format!("{}: {}", self.topic, failure.reason);
-        match failure.class {
-            Class::UnknownTopic => {
-                let setting = "--topic or kafka.inputs".into();
-                Err(Error::UnknownTopic { topic: self.topic.clone(), setting }.into())
-            }
-            Class::NotAuthorised => Err(anyhow::anyhow!("the brokers do not permit to write: {reason}")),
-            Class::Authentication => Err(Error::Authentication { reason }.into()),
-            class => {
-                let why = format!("{} by the brokers: {reason}", failure.fate());
-                Ok(NotTaken { too_long: class == Class::TooLarge, why })
-            }
-        }
+        let why = refusal(&self.topic, &failure)?;
+        Ok(NotTaken { too_long: failure.class == Class::TooLarge, why })
     }
 
     /// Records handed over without a report.
@@ -141,5 +130,23 @@ impl<T: Send + Sync + 'static> Outbox<T> {
         let time = humantime::format_duration(time);
         let reason = self.producer.last_error().map_or_else(String::new, |(_, reason)| format!(" ({reason})"));
         format!("the brokers acknowledged nothing for {time}{reason}; {} records are open", self.under_way)
+    }
+}
+
+/// What became of a record that is not in this topic for a reason of its own.
+///
+/// # Errors
+/// The reason holds for all records.
+pub fn refusal(topic: &str, failure: &NotDelivered) -> anyhow::Result<String> {
+    let reason = format!("{topic}: {}", failure.reason);
+    match failure.class {
+        Class::UnknownTopic => {
+            let setting = "--topic or kafka.inputs".into();
+            Err(Error::UnknownTopic { topic: topic.to_owned(), setting }.into())
+        }
+        Class::NotAuthorised => Err(anyhow::anyhow!("the brokers do not permit to write: {reason}")),
+        Class::Authentication => Err(Error::Authentication { reason }.into()),
+        Class::Unconfirmed => Ok(format!("not confirmed by the brokers: {reason}")),
+        _ => Ok(format!("not taken by the brokers: {reason}")),
     }
 }
