@@ -361,8 +361,8 @@ impl<'a> Run<'a> {
             fences: now.fences - before.fences,
             refusals: now.refusals - before.refusals,
             touched: now.touched - before.touched,
-            stall: self.reader.longest_gap(*struck, healed),
-            caption_stall: self.reader.longest_gap_of_captions(*struck, healed),
+            stall: self.reader.longest_gap(*struck, healed, false),
+            caption_stall: self.reader.longest_gap(*struck, healed, true),
             lag: self.watcher.most_lag(*struck, healed) as f64 / self.rate,
         }
     }

@@ -174,19 +174,11 @@ impl Reader {
         self.seen.lock().unwrap().tally.answered()
     }
 
-    /// The longest time without a result that began after `from` and before `to`.
-    pub fn longest_gap(&self, from: Instant, to: Instant) -> Duration {
-        self.gap(from, to, |_| true)
-    }
-
-    /// The same without a caption.
-    pub fn longest_gap_of_captions(&self, from: Instant, to: Instant) -> Duration {
-        self.gap(from, to, |caption| caption)
-    }
-
-    fn gap(&self, from: Instant, to: Instant, counts: impl Fn(bool) -> bool) -> Duration {
+    /// The longest time without a result, or without a caption, that began after `from` and before `to`.
+    pub fn longest_gap(&self, from: Instant, to: Instant, of_captions: bool) -> Duration {
         let seen = self.seen.lock().unwrap();
-        let within = seen.arrivals.iter().filter(|(at, caption)| *at >= from && counts(*caption)).map(|(at, _)| *at);
+        let counted = seen.arrivals.iter().filter(|(at, caption)| *at >= from && (*caption || !of_captions));
+        let within = counted.map(|(at, _)| *at);
         let mut longest = Duration::ZERO;
         let mut last = from;
         for at in within.chain([Instant::now()]) {

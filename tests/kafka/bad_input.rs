@@ -18,7 +18,7 @@ use serde_json::json;
 use crate::security::run;
 use crate::support::client::{PATIENCE, eventually};
 use crate::support::flow::{Answers, CAPTIONS, DEAD_LETTERS, Flow, REQUESTS, request, settings};
-use crate::support::kafka::{self, Cluster, Options};
+use crate::support::kafka::{Cluster, Options};
 use crate::support::promises::{assert_no_duplicate, inline};
 
 /// Runs the check and a worker, which end with an error that has all of these words.
@@ -189,13 +189,10 @@ fn write_at(log: &Path, place: u64, bytes: &[u8]) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_batch_that_is_damaged_on_disk_stops_the_worker_before_it_and_is_read_when_it_is_mended() {
     let Some(cluster) = Cluster::start(&Options::default()) else { return };
-    // librdkafka looks at sums only if it is told to; a batch of another length than it should have shows without.
+    // librdkafka looks at sums only if it is told to; what cannot be unpacked shows without.
     for (check_sums, word) in [("false", "Decompression"), ("true", "CRC32C")] {
-        let topics = kafka::new_topics(cluster.bootstrap(), [REQUESTS, CAPTIONS, DEAD_LETTERS], 1).await;
-        let log = cluster.segment(&topics[0], 0);
-        let place = format!("{}/0", topics[0]);
-        let settings = settings(cluster.bootstrap().to_owned(), topics[0].replace(REQUESTS, "fleet"), topics);
-        let mut flow = Flow { broker: None, settings };
+        let mut flow = Flow::on(cluster.bootstrap(), 1).await;
+        let (log, place) = (cluster.segment(flow.requests(), 0), format!("{}/0", flow.requests()));
         flow.settings.kafka.options.insert("check.crcs".into(), check_sums.into());
         for n in 0..3 {
             flow.write([request(n, inline(n))]);

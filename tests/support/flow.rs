@@ -57,10 +57,14 @@ impl Flow {
     /// The same on the broker of [`kafka::broker`], with topics and a group that nobody else uses; `None` where the
     /// test is to be skipped.
     pub async fn on_kafka(partitions: i32) -> Option<Self> {
-        let servers = kafka::broker()?;
+        Some(Self::on(kafka::broker()?, partitions).await)
+    }
+
+    /// The same on a broker of the test's own.
+    pub async fn on(servers: &str, partitions: i32) -> Self {
         let topics = kafka::new_topics(servers, [REQUESTS, CAPTIONS, DEAD_LETTERS], partitions).await;
         let group = topics[0].replace(REQUESTS, "fleet");
-        Some(Self { broker: None, settings: settings(servers.to_owned(), group, topics) })
+        Self { broker: None, settings: settings(servers.to_owned(), group, topics) }
     }
 
     /// The embedded broker.
